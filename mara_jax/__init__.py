@@ -1,0 +1,1 @@
+"""KL-regularised reinforcement learning that keeps every good answer."""
