@@ -1,0 +1,228 @@
+"""What a model is made of: its architecture, and the one table that names every parameter.
+
+Each row of the table is one tensor of a Hugging Face checkpoint: where it lives in our tree, its shape and logical
+axes there, what the checkpoint calls it and whether it is stored transposed. Initialisation, loading, exporting and
+sharding all read this table, so none of them can disagree with another about a name or a shape.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length a model was first trained on.
+
+    kind 'linear' divides every frequency by `factor`; 'llama3' does so only for wavelengths longer than
+    `original_max_positions / low_freq_factor`, leaves those shorter than `original_max_positions / high_freq_factor`
+    alone and blends in between.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The static description of a decoder: hashable, so that it can be a static argument of a jitted function.
+
+    `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators); otherwise
+    they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array). `remat` recomputes
+    each layer in the backward pass instead of keeping its activations.
+    """
+
+    family: str
+    vocab_size: int
+    embed: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_positions: int = 32768
+    scan_layers: bool = False
+    compute_dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"unknown model family {self.family!r}: this code knows {', '.join(FAMILIES)}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a checkpoint and its place in our tree.
+
+    path: keys of the nested dict; shape and axes: of that one tensor in our layout, without the stacked layer axis;
+    name: what a Hugging Face checkpoint calls it; transpose: whether it is stored there as [out, in] where we keep
+    [in, out]; std: of its initial normal draw (0: the constant `fill`); layer: its index on the stacked axis of a
+    scanned tree, None where nothing is stacked.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    name: str
+    transpose: bool
+    std: float
+    fill: float = 0.0
+    layer: int | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of this tensor in a Hugging Face checkpoint."""
+        return self.shape[::-1] if self.transpose else self.shape
+
+
+def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
+    """The rows of one decoder layer, in the order in which the layer uses them."""
+    d, f, h = arch.embed, arch.mlp, arch.head_dim
+    root = ("layers",) if arch.scan_layers else (f"layers_{index}",)
+    layer = index if arch.scan_layers else None
+    prefix = f"model.layers.{index}."
+
+    def norm(ours: str, theirs: str, size: int, axis: str | None) -> Row:
+        path, name = (*root, ours, "scale"), f"{prefix}{theirs}.weight"
+        return Row(path, (size,), (axis,), name, False, 0.0, 1.0, layer)
+
+    def linear(ours: str, theirs: str, shape: tuple[int, int], axes: tuple[str, str], bias: bool = False, gain=1.0):
+        # Kernels are kept [in, out]: the activations' matmul then reads them as they lie, on CPU and TPU alike.
+        path, name = (*root, ours), f"{prefix}{theirs}"
+        yield Row((*path, "kernel"), shape, axes, f"{name}.weight", True, gain * shape[0] ** -0.5, 0.0, layer)
+        if bias:
+            yield Row((*path, "bias"), shape[1:], axes[1:], f"{name}.bias", False, 0.0, 0.0, layer)
+
+    heads, kv, residual = arch.heads * h, arch.kv_heads * h, (2 * arch.layers) ** -0.5
+    yield norm("attn_norm", "input_layernorm", d, "embed")
+    yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), arch.qkv_bias)
+    yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
+    yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
+    if arch.qk_norm:
+        yield norm("q_norm", "self_attn.q_norm", h, None)
+        yield norm("k_norm", "self_attn.k_norm", h, None)
+    yield from linear("o", "self_attn.o_proj", (heads, d), ("heads", "embed"), gain=residual)
+    yield norm("mlp_norm", "post_attention_layernorm", d, "embed")
+    yield from linear("gate", "mlp.gate_proj", (d, f), ("embed", "mlp"))
+    yield from linear("up", "mlp.up_proj", (d, f), ("embed", "mlp"))
+    yield from linear("down", "mlp.down_proj", (f, d), ("mlp", "embed"), gain=residual)
+
+
+def table(arch: Architecture) -> tuple[Row, ...]:
+    """Every parameter of a model, one row for each tensor of its Hugging Face checkpoint.
+
+    args: arch.
+    returns: rows in the order of the forward pass; a tied head has no row of its own.
+    """
+    v, d = arch.vocab_size, arch.embed
+    rows = [Row(("embed", "embedding"), (v, d), ("vocab", "embed"), "model.embed_tokens.weight", False, 0.02)]
+    for index in range(arch.layers):
+        rows.extend(_layer_rows(arch, index))
+    rows.append(Row(("final_norm", "scale"), (d,), ("embed",), "model.norm.weight", False, 0.0, 1.0))
+    if not arch.tie_embeddings:
+        # Like the embedding, the head is kept [vocab, embed]: XLA:CPU multiplies by its transpose twice as fast.
+        rows.append(Row(("head", "embedding"), (v, d), ("vocab", "embed"), "lm_head.weight", False, 0.02))
+    return tuple(rows)
+
+
+def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """Shape and logical axes of each array of the parameter tree, by path (stacked layers have the axis 'layers')."""
+    out = {}
+    for row in table(arch):
+        stacked = row.layer is not None
+        shape = (arch.layers, *row.shape) if stacked else row.shape
+        out[row.path] = (shape, ("layers", *row.axes) if stacked else row.axes)
+    return out
+
+
+def count(arch: Architecture) -> int:
+    """Number of parameters (a tied head counts once)."""
+    total = 0
+    for row in table(arch):
+        size = 1
+        for dim in row.shape:
+            size *= dim
+        total += size
+    return total
+
+
+def at(params: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The array at a path of the nested dict."""
+    node: Any = params
+    for key in path:
+        node = node[key]
+    return node
+
+
+def put(params: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Set the array at a path of the nested dict, making the dicts on the way."""
+    for key in path[:-1]:
+        params = params.setdefault(key, {})
+    params[path[-1]] = value
+
+
+def read(params: Mapping[str, Any], row: Row) -> Any:
+    """The tensor of one row, in our layout, out of an unrolled or scanned tree."""
+    leaf = at(params, row.path)
+    return leaf if row.layer is None else leaf[row.layer]
+
+
+def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
+    """Random float32 parameters, the same numbers whether layers are scanned or unrolled.
+
+    Kernels are normal with variance 1 / fan_in (those that write to the residual stream also 1 / (2 layers)), embeddings
+    normal with deviation 0.02, biases zero, norms one.
+
+    args: arch; key: a jax random key.
+    returns: nested dict of float32 arrays.
+    """
+
+    def draw(number: int, row: Row) -> jax.Array:
+        if row.std == 0.0:
+            return jnp.full(row.shape, row.fill, jnp.float32)
+        return row.std * jax.random.normal(jax.random.fold_in(key, number), row.shape, jnp.float32)
+
+    found: dict[tuple[str, ...], list[jax.Array]] = {}
+    stacked = set()
+    for number, row in enumerate(table(arch)):
+        found.setdefault(row.path, []).append(draw(number, row))
+        if row.layer is not None:
+            stacked.add(row.path)
+    params: dict[str, Any] = {}
+    for path, arrays in found.items():
+        put(params, path, jnp.stack(arrays) if path in stacked else arrays[0])
+    return params
+
+
+def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Stack the unrolled layers 'layers_0', 'layers_1', ... of a tree into one 'layers' on a leading axis."""
+    rest = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
+    trees = [params[f"layers_{index}"] for index in range(layers)]
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}
+
+
+def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., each with arrays of its own."""
+    rest = {name: tree for name, tree in params.items() if name != "layers"}
+    split = {f"layers_{index}": jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(layers)}  # noqa: B023
+    return {**rest, **split}

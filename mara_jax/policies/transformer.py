@@ -1,0 +1,324 @@
+"""The decoder-only transformer of the Qwen2, Qwen3 and Llama families, in flax.linen.
+
+Attention runs over up to three segments of keys that are never joined in memory: a prefix that a prompt's samples
+share, a cache, and the tokens at hand. Only the scores are concatenated, and one softmax spans them.
+Norms, rotary embedding and softmax are in float32; matmuls in `Architecture.compute_dtype`.
+Masks come from lengths and slots, never from token values.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture, RopeScaling
+
+__all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
+
+# Finite, so that a masked score never makes a NaN in a gradient; exp of it is exactly zero beside any real score.
+MASKED = -1e30
+
+
+@flax.struct.dataclass
+class KV:
+    """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when scanned.
+
+    Heads come before time so that attention's batched matmuls read them as they lie.
+    """
+
+    k: Any
+    v: Any
+
+
+def inverse_frequencies(arch: Architecture) -> np.ndarray:
+    """Rotary frequencies, radians per position, [h / 2] in float32, after the architecture's scaling."""
+    exponent = np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim
+    frequency = (1.0 / np.float32(arch.rope_theta) ** exponent).astype(np.float32)
+    scaling = arch.rope_scaling
+    if scaling is None:
+        return frequency
+    if scaling.kind == "linear":
+        return frequency / np.float32(scaling.factor)
+    if scaling.kind != "llama3":
+        raise ValueError(f"unknown rope scaling {scaling.kind!r}: this code knows 'linear' and 'llama3'")
+    turns = scaling.original_max_positions * frequency / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - blend) * frequency / scaling.factor + blend * frequency).astype(np.float32)
+
+
+def rotary(arch: Architecture, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles, float32 [b, t, 1, h / 2]."""
+    angle = positions_bt[..., None].astype(jnp.float32) * inverse_frequencies(arch)
+    return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+
+
+def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn each pair (channel i, channel i + h/2) of every head by its angle, in float32."""
+    cos, sin = rope
+    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_btnh.dtype)
+
+
+def attend(q_bkxh, segments, prefix_kv=None):
+    """Grouped-query attention with one softmax over several key segments.
+
+    args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; segments: list of
+        (k_bksh, v_bksh, mask broadcastable to [b, k, m, t, s]) of the rows' own; prefix_kv: None, or such a triple with
+        p rows in place of b, whose rows each serve b / p consecutive query rows, and a mask [p, s].
+    returns: [b, k, x, h].
+    """
+    b, k, x, h = q_bkxh.shape
+    contract = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    scores, masks = [], []
+    if prefix_kv is not None:
+        prefix_k, prefix_v, seen_ps = prefix_kv
+        p, s = seen_ps.shape
+        g = b // p
+        # The g samples of a prompt become more rows of one matmul with the prompt's keys.
+        q = q_bkxh.reshape(p, g, k, x, h).swapaxes(1, 2).reshape(p, k, g * x, h)
+        score = contract(q, prefix_k, (((3,), (3,)), ((0, 1), (0, 1))))
+        scores.append(score.reshape(p, k, g, x, s).swapaxes(1, 2).reshape(b, k, x, s))
+        masks.append(jnp.repeat(seen_ps, g, axis=0)[:, None, None, :])
+    for key, _, mask in segments:
+        scores.append(contract(q_bkxh, key, (((3,), (3,)), ((0, 1), (0, 1)))))
+        masks.append(mask)
+    score = jnp.concatenate([jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1)
+    probs = jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype)
+    parts = jnp.split(probs, np.cumsum([part.shape[-1] for part in scores])[:-1], axis=-1)
+    out = jnp.zeros((b, k, x, h), jnp.float32)
+    if prefix_kv is not None:
+        part = parts.pop(0).reshape(p, g, k, x, s).swapaxes(1, 2).reshape(p, k, g * x, s)
+        mixed = contract(part, prefix_v, (((3,), (2,)), ((0, 1), (0, 1))))
+        out += mixed.reshape(p, k, g, x, h).swapaxes(1, 2).reshape(b, k, x, h)
+    for (_, value, _), part in zip(segments, parts, strict=True):
+        out += contract(part, value, (((3,), (2,)), ((0, 1), (0, 1))))
+    return out.astype(q_bkxh.dtype)
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """A matmul by a kernel [in, out] with an optional bias, in the input's dtype."""
+
+    features: int
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+        out = x @ kernel.astype(x.dtype)
+        if self.bias:
+            out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return out
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention and a gated feed-forward, each on the normed residual stream."""
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, x_btd, rope, masks, prefix, cache):
+        mixed, kv = self._attention(Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache)
+        x_btd = x_btd + mixed
+        y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
+        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
+        return x_btd + Linear(self.arch.embed, name="down")(gate_btf), kv
+
+    def _attention(self, x_btd, rope, masks, prefix, cache):
+        arch = self.arch
+        b, t, _ = x_btd.shape
+        n, k, h = arch.heads, arch.kv_heads, arch.head_dim
+        m = n // k
+        q_btnh = Linear(n * h, arch.qkv_bias, name="q")(x_btd).reshape(b, t, n, h)
+        k_btkh = Linear(k * h, arch.qkv_bias, name="k")(x_btd).reshape(b, t, k, h)
+        v_btkh = Linear(k * h, arch.qkv_bias, name="v")(x_btd).reshape(b, t, k, h)
+        if arch.qk_norm:
+            q_btnh = Norm(arch.norm_eps, name="q_norm")(q_btnh)
+            k_btkh = Norm(arch.norm_eps, name="k_norm")(k_btkh)
+        q_btnh, k_btkh = rotate(q_btnh, rope) * h**-0.5, rotate(k_btkh, rope)
+        q_bkxh = q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h)
+        own = KV(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
+        segments = [] if cache is None else [(cache.k, cache.v, masks["cache"])]
+        segments.append((own.k, own.v, masks["own"]))
+        shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
+        out = attend(q_bkxh, segments, shared)
+        out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
+        return Linear(arch.embed, name="o")(out_btx), own
+
+
+class Embedding(nn.Module):
+    """A table of token embeddings [v, d]."""
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, tokens_bt):
+        shape = (self.arch.vocab_size, self.arch.embed)
+        rows = self.param("embedding", nn.initializers.zeros, shape)
+        return rows[tokens_bt].astype(self.arch.compute_dtype)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and values.
+
+    The initialisers named in these modules are never used: `init` draws parameters from the parameter table.
+    """
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, tokens_bt, positions_bt, masks, prefix=None, cache=None):
+        arch = self.arch
+        x_btd = Embedding(arch, name="embed")(tokens_bt)
+        rope = rotary(arch, positions_bt)
+        block = nn.remat(Layer, prevent_cse=not arch.scan_layers) if arch.remat else Layer
+        if arch.scan_layers:
+            axes = (nn.broadcast, nn.broadcast, 0, 0)
+            scanned = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": False}, in_axes=axes, length=arch.layers
+            )
+            x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache)
+        else:
+            ks, vs = [], []
+            for i in range(arch.layers):
+                at_layer = [None if kv is None else KV(kv.k[i], kv.v[i]) for kv in (prefix, cache)]
+                x_btd, kv = block(arch, name=f"layers_{i}")(x_btd, rope, masks, *at_layer)
+                ks.append(kv.k)
+                vs.append(kv.v)
+            new = KV(tuple(ks), tuple(vs))
+        return Norm(arch.norm_eps, name="final_norm")(x_btd), new
+
+
+def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index) -> dict:
+    """Which keys a query sees, by segment: prefix slots below its length, cache slots below index, own up to itself."""
+    causal_ts = np.tril(np.ones((t, t), bool))
+    masks = {"own": jnp.asarray(np.tile(causal_ts, (arch.heads // arch.kv_heads, 1)))}
+    if prefix is not None:
+        slots = jnp.arange(jax.tree.leaves(prefix.k)[0].shape[-2])
+        masks["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
+    if cache is not None:
+        masks["cache"] = jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2]) < index
+    return masks
+
+
+def forward(
+    arch: Architecture,
+    params: Any,
+    tokens_bt: jax.Array,
+    positions_bt: jax.Array,
+    *,
+    prefix: KV | None = None,
+    prefix_lengths_p: jax.Array | None = None,
+    cache: KV | None = None,
+    index: jax.Array | int | None = None,
+) -> tuple[jax.Array, KV]:
+    """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
+
+    A query sees its prompt's prefix up to that prompt's length, the cache slots below `index`, and the tokens given up
+    to itself. Rows are (prompt, sample), row-major: row r belongs to prompt r // (b / p). The prefix is read where it
+    lies, never repeated per sample, and gradients flow into it.
+
+    args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the caller from
+        the start of the prompt; prefix: what a forward over the p prompts returned; prefix_lengths_p: tokens of each
+        prompt; cache: from `init_cache` with b rows; index: the slot where these tokens go, the same for all rows.
+    returns: hidden states after the final norm, [b, t, d] in the compute dtype, and either the cache with the new keys
+        and values written at `index`, or without a cache the new keys and values themselves.
+    errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of p.
+    """
+    if (prefix is None) != (prefix_lengths_p is None):
+        raise ValueError("prefix and prefix_lengths_p go together: give both or neither")
+    if (cache is None) != (index is None):
+        raise ValueError("cache and index go together: give both or neither")
+    if prefix_lengths_p is not None and tokens_bt.shape[0] % prefix_lengths_p.shape[0]:
+        raise ValueError(f"{tokens_bt.shape[0]} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
+    masks = _masks(arch, tokens_bt.shape[1], prefix, prefix_lengths_p, cache, index)
+    hidden_btd, new = Decoder(arch).apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache)  # pyright: ignore
+    if cache is None:
+        return hidden_btd, new
+
+    # Layers only read the cache; it is written here, once, so that a decoding loop can update it in place.
+    def write(old, fresh):
+        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), index, axis=old.ndim - 2)
+
+    return hidden_btd, jax.tree.map(write, cache, new)
+
+
+def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
+    """Next-token logits of hidden states.
+
+    args: arch: static; params: nested dict; hidden: [..., d].
+    returns: float32 [..., v].
+    """
+    rows = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(hidden.dtype)
+    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=jnp.float32)
+
+
+def init_cache(arch: Architecture, rows: int, length: int) -> KV:
+    """An empty cache: zeros in the compute dtype, with `length` slots for each of `rows` sequences."""
+    shape = (rows, arch.kv_heads, length, arch.head_dim)
+
+    def zeros():
+        if arch.scan_layers:
+            return jnp.zeros((arch.layers, *shape), arch.compute_dtype)
+        return tuple(jnp.zeros(shape, arch.compute_dtype) for _ in range(arch.layers))
+
+    return KV(zeros(), zeros())
+
+
+def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
+    """Random float32 parameters for an architecture (see `params.init`)."""
+    return table.init(arch, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _padded_logits(arch: Architecture, params: Any, tokens_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
+    positions_t = jnp.arange(tokens_bt.shape[1])
+    # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
+    tokens_bt = jnp.where(positions_t < lengths_b[:, None], tokens_bt, 0)
+    hidden_btd, _ = forward(arch, params, tokens_bt, jnp.broadcast_to(positions_t, tokens_bt.shape))
+    return logits(arch, params, hidden_btd)
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A language model apart from its parameters: its architecture, tokenizer, end tokens and where it came from.
+
+    tokenizer: a transformers fast tokenizer, or None; eos_ids: sorted ids any of which ends a completion;
+    config: Hugging Face's config.json as read, kept for export.
+    """
+
+    architecture: Architecture
+    tokenizer: Any
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    config: dict[str, Any]
+    source: str
+
+    def logits(self, params: Any, tokens_bt: Any, lengths_b: Any) -> jax.Array:
+        """Next-token logits of right-padded sequences.
+
+        args: params: nested dict; tokens_bt: ids; lengths_b: tokens of each row that count.
+        returns: float32 [b, t, v]; finite but unspecified at padded positions.
+        """
+        return _padded_logits(self.architecture, params, jnp.asarray(tokens_bt), jnp.asarray(lengths_b))
