@@ -1,0 +1,374 @@
+"""Fast tokenizers from a directory, a GGUF file, Qwen's rank file, or trained on the spot; none of it needs torch."""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+if TYPE_CHECKING:  # transformers takes two seconds to import; only the functions that build one pay for it
+    from transformers import PreTrainedTokenizerFast
+
+END_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+_QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Qwen2.5's ids follow the 151,643 ranks in this order. transformers counts only the control tokens as special;
+# the tool and fill-in-the-middle marks are kept when special tokens are dropped from decoded text.
+_QWEN_CONTROL = (
+    END_TEXT, IM_START, IM_END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
+_QWEN_MARKS = (
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>",
+)  # fmt: skip
+_QWEN_RANKS = 151_643
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}SYSTEM{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_QWEN_SYSTEM = "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}"
+
+
+def _byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+
+
+def _digits_then_words() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level(True)])
+
+
+def _qwen_pieces() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated"), _byte_level(False)]
+    )
+
+
+# tokenizer.ggml.pre -> (normaliser, pre-tokeniser)
+_PRE_TOKENIZERS = {
+    "smollm": (None, _digits_then_words),
+    "qwen2": (normalizers.NFC, _qwen_pieces),
+    "gpt-2": (None, lambda: _byte_level(True)),
+}
+
+
+def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
+    """Reads tokenizer.json and, beside it, tokenizer_config.json and chat_template.jinja.
+
+    `AutoTokenizer` is avoided on purpose: for a model type it knows it replaces the file's splitting rules by its
+    own class's, and can add a token whose id lies past the embedding.
+
+    Args:
+      path: a directory in the layout of the model hub.
+
+    Returns:
+      The tokenizer, splitting text exactly as the file says.
+
+    Raises:
+      FileNotFoundError: no such directory.
+      ValueError: no tokenizer.json in it, or a file that is not UTF-8, not JSON, or not a tokenizer.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a directory; give one that holds tokenizer.json")
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{path} has no tokenizer.json; copy it from the model's repository, or write it with transformers' "
+            "AutoTokenizer.save_pretrained"
+        )
+    _read_json(file)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (path / name).is_file():
+            _read_json(path / name)
+    if (path / "chat_template.jinja").is_file():
+        _read_text(path / "chat_template.jinja")
+    try:
+        return _fast_class().from_pretrained(str(path))
+    except Exception as error:  # the Rust reader raises a bare Exception on any malformed file
+        raise ValueError(f"{file} is not a tokenizer that can be read: {_one_line(error)}") from None
+
+
+def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokenizerFast":
+    """Builds a byte-level BPE tokenizer from the metadata of a GGUF file.
+
+    Args:
+      path: the .gguf file.
+      reader: the file's `gguf.GGUFReader` where one is open already (opening takes seconds).
+
+    Returns:
+      The tokenizer with the file's special tokens, bos, eos, pad, and chat template.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a GGUF file, another kind of tokenizer, or an unknown way to split text.
+    """
+    path = Path(path)
+    if reader is None:
+        reader = _open_gguf(path)
+    read = {name: item.contents() for name, item in reader.fields.items() if name.startswith("tokenizer.")}
+    kind, pre = read.get("tokenizer.ggml.model"), read.get("tokenizer.ggml.pre")
+    if kind != "gpt2":
+        raise ValueError(
+            f"{path} holds a tokenizer of kind {kind!r}; only byte-level BPE ('gpt2') can be read"
+        )
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        raise ValueError(f"{path} splits text by the rule {pre!r}; the known ones are {known}")
+    tokens, kinds = read["tokenizer.ggml.tokens"], read["tokenizer.ggml.token_type"]
+    merges = [tuple(line.split(" ")) for line in read["tokenizer.ggml.merges"]]
+    normalizer, pieces = _PRE_TOKENIZERS[pre]
+    tokenizer = _bpe({token: i for i, token in enumerate(tokens)}, merges, normalizer, pieces, path)
+    control, user_defined = 3, 4  # GGUF token types
+    tokenizer.add_special_tokens(
+        [_added(t, True) for t, k in zip(tokens, kinds, strict=True) if k == control]
+    )
+    tokenizer.add_tokens([_added(t, False) for t, k in zip(tokens, kinds, strict=True) if k == user_defined])
+    special = {
+        role: tokens[read[f"tokenizer.ggml.{field}_token_id"]]
+        for role, field in {
+            "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"
+        }.items()
+        if f"tokenizer.ggml.{field}_token_id" in read
+    }  # fmt: skip
+    if read.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
+        bos = special["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
+        )
+    return _fast(tokenizer, read.get("tokenizer.chat_template"), **special)
+
+
+def qwen(tiktoken_path: str | os.PathLike) -> "PreTrainedTokenizerFast":
+    """Builds Qwen2.5's tokenizer from the rank file that `dashscope` ships as resources/qwen.tiktoken.
+
+    The ids are Qwen2.5's: 0 to 151,642 from the ranks, then its special tokens to 151,664. The model's embedding
+    has 151,936 rows; the rest is padding that no text reaches.
+
+    Args:
+      tiktoken_path: lines of `base64(token) rank`, with all 151,643 ranks.
+
+    Returns:
+      The tokenizer; eos <|im_end|>, pad <|endoftext|>, chat template with Qwen's default system message.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a malformed line, or another number of ranks.
+    """
+    path = Path(tiktoken_path)
+    ranks = _read_ranks(path)
+    if len(ranks) != _QWEN_RANKS or set(ranks.values()) != set(range(_QWEN_RANKS)):
+        raise ValueError(
+            f"{path} has {len(ranks)} ranks; Qwen's has {_QWEN_RANKS}, numbered from 0 without gaps"
+        )
+    letters = _byte_letters()
+    vocab = {_spell(token, letters): rank for token, rank in ranks.items()}
+    merges = [
+        tuple(_spell(part, letters) for part in _merge_pair(token, rank, ranks))
+        for token, rank in ranks.items()
+        if len(token) > 1
+    ]
+    vocab |= {token: _QWEN_RANKS + i for i, token in enumerate(_QWEN_CONTROL + _QWEN_MARKS)}
+    tokenizer = _bpe(vocab, merges, normalizers.NFC, _qwen_pieces, path)
+    tokenizer.add_special_tokens([_added(token, True) for token in _QWEN_CONTROL])
+    tokenizer.add_tokens([_added(token, False) for token in _QWEN_MARKS])
+    return _fast(tokenizer, _CHATML.replace("SYSTEM", _QWEN_SYSTEM), eos_token=IM_END, pad_token=END_TEXT)
+
+
+def nano(texts: Iterable[str], vocab_size: int = 512) -> "PreTrainedTokenizerFast":
+    """Trains a small byte-level BPE tokenizer; every digit is a token of its own.
+
+    Args:
+      texts: what to train on; the result does not depend on their order.
+      vocab_size: the most tokens it may have: 3 special ones, 256 bytes, and merges. Texts with few distinct
+        words can end with fewer.
+
+    Returns:
+      The tokenizer; ids 0, 1, 2 are <|endoftext|>, <|im_start|>, <|im_end|>; eos <|im_end|>, pad <|endoftext|>;
+      chat template without a system message.
+
+    Raises:
+      ValueError: vocab_size under 259.
+    """
+    if vocab_size < 259:
+        raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and 3 special tokens need at least 259")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = _digits_then_words()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_added(token, True) for token in (END_TEXT, IM_START, IM_END)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _fast(tokenizer, _CHATML.replace("SYSTEM", ""), eos_token=IM_END, pad_token=END_TEXT)
+
+
+def end_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
+    """The ids that end a completion: <|im_end|> and <|endoftext|> where known, and the tokenizer's eos; sorted."""
+    known = tokenizer.get_vocab()
+    ids = {known[token] for token in (IM_END, END_TEXT) if token in known}
+    if tokenizer.eos_token in known:
+        ids.add(known[tokenizer.eos_token])
+    return tuple(sorted(ids))
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str], chat: bool
+) -> list[list[int]]:
+    """Turns prompts into token ids, up to where the model's own text starts.
+
+    Args:
+      tokenizer: any of this module's.
+      prompts: p texts.
+      chat: wrap each as the user's message of the chat template and open the assistant's turn; else the text as it is,
+        with whatever the tokenizer itself puts in front.
+
+    Returns:
+      p lists of ids.
+
+    Raises:
+      ValueError: chat without a chat template, or a prompt with no tokens.
+    """
+    if chat and tokenizer.chat_template is None:
+        raise ValueError(
+            "this tokenizer has no chat template; set chat to False, or add chat_template.jinja to it"
+        )
+    rows = []
+    for prompt in prompts:
+        if chat:
+            prompt = str(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+                )
+            )
+        row = list(tokenizer.encode(prompt, add_special_tokens=not chat))
+        if not row:
+            raise ValueError(f"the prompt {prompt!r} has no tokens; give at least one")
+        rows.append(row)
+    return rows
+
+
+def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens and every space kept; ids without a token add nothing."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _fast_class() -> "type[PreTrainedTokenizerFast]":
+    # Without torch, transformers warns at import that models are not available; only its tokenizers are used here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast
+
+
+def _fast(tokenizer: Tokenizer, chat_template: str | None, **special: str) -> "PreTrainedTokenizerFast":
+    fast = _fast_class()(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    fast.chat_template = chat_template
+    return fast
+
+
+def _bpe(vocab: dict[str, int], merges: list, normalizer: Any, pieces: Any, path: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # bare Exception from Rust, for example a merge whose result has no id
+        raise ValueError(f"{path} has a broken vocabulary: {_one_line(error)}") from None
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer()
+    tokenizer.pre_tokenizer = pieces()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _added(token: str, special: bool) -> AddedToken:
+    return AddedToken(token, special=special, normalized=False)
+
+
+def _open_gguf(path: Path) -> Any:
+    import gguf
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give a .gguf file")
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as error:  # the reader indexes past the end of a short file and raises many types
+        raise ValueError(f"{path} is not a GGUF file that can be read: {_one_line(error)}") from None
+
+
+def _merge_pair(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens whose merge makes `token`: what is left when its bytes are merged by all lower ranks."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
+        best = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[best] >= rank:
+            raise ValueError(
+                f"the token of rank {rank} is no merge of two tokens of lower rank; the file is damaged"
+            )
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise ValueError(f"{path}, line {number}: expected 'base64 rank', found {line[:60]!r}") from None
+    return ranks
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that byte-level BPE writes for each byte (GPT-2's table)."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte if byte in printable else 256 + hidden.index(byte)) for byte in range(256)]
+
+
+def _spell(token: bytes, letters: list[str]) -> str:
+    return "".join(letters[byte] for byte in token)
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); fetch the file again") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {_one_line(error)}; fetch the file again") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

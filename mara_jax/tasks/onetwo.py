@@ -1,0 +1,202 @@
+"""The 1-2 task of the paper (Figure 9): generate 1 or 2 at random, in a fixed format.
+
+The figure prints the prompt in a narrow table cell, wrapped over three lines; the breaks are the cell's, so the
+prompt here is one line with single spaces.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from mara_jax.tasks.base import Score
+
+PROMPT = (
+    "Uniformly randomly generate an integer that is either 1 or 2. "
+    "Respond strictly in this format: <think>Your internal reasoning</think><answer>1 or 2</answer>"
+)
+ANSWERS = ("1", "2")
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_SPLIT = re.compile("(" + "|".join(_TAGS) + ")")
+
+# The reasoning never names a number, not even as a word ("pick one"), so that it cannot lean towards an answer.
+# A thought is [state of mind] or [act] or both; every list multiplies the number of distinct texts.
+_STATES = tuple(
+    f"{subject} {verdict}."
+    for subject in (
+        "Either number", "Either choice", "Any choice here", "Each option", "Either answer", "Either value",
+    )
+    for verdict in ("is fine", "works", "would do", "is just as good", "is equally likely", "is acceptable", "is fair")
+) + (
+    "No preference here.", "I have no preference.", "I see no reason to favour any option.", "I must be unbiased.",
+    "The odds are even.", "The chances are equal.", "This should be pure chance.", "It is a fair draw.",
+    "Both are equally likely.", "Both options are open.", "It does not matter which.", "This needs to be random.",
+)  # fmt: skip
+_ACTS = (
+    tuple(
+        f"{opening} {act}."
+        for opening in ("Let me", "I will", "I can", "So I", "I should", "I'll")
+        for act in (
+            "pick at random", "choose at random", "choose blindly", "trust chance", "draw without looking",
+            "go with luck", "let chance decide", "follow a random impulse", "just guess", "pick freely",
+        )
+    )
+    + tuple(
+        f"{opening} a {coin} in my {place}."
+        for opening in ("I flip", "I toss", "Let me flip", "Let me toss", "I imagine flipping", "I picture tossing")
+        for coin in ("coin", "fair coin")
+        for place in ("head", "mind", "imagination")
+    )
+    + ("I roll a die in my head.", "I draw a card from a shuffled deck.", "I spin a wheel in my mind.",
+       "I close my eyes and point.", "I shake a hat and draw a slip.", "A random draw will settle it.")
+)  # fmt: skip
+_FIXED = ("I pick at random.", "I choose at random.", "Let me pick at random.")
+
+_MALFORMED = (
+    "<think>{thought}</think>{digit}",
+    "<think>{thought}<answer>{digit}</answer>",
+    "{thought}</think><answer>{digit}</answer>",
+    "<think>{thought}</think><answer>{digit}",
+    "<think>{thought}</think><answer>3</answer>",
+    "<think>{thought}</think><answer></answer>",
+    "<think>{thought}</think><answer>{digit}</answer> That is my answer.",
+)
+
+
+@dataclass(frozen=True)
+class OneTwo:
+    """The 1-2 task: reward 1 for a well-formed answer of 1 or 2, else 0 (Figure 9).
+
+    A completion is well formed if it ended by itself and reads `<think>`, any text without the four tags,
+    `</think>`, `<answer>`, an ASCII 1 or 2, `</answer>`, with nothing but white space around the tags and the digit.
+
+    Attributes:
+      lenient: also accept text without the tags before `<think>`, as in the figure's example.
+      share_of_ones: share of "1" among the well-formed demonstrations.
+      reasoning: "varied" (thousands of distinct thoughts) or "fixed" (three).
+      malformed: share of demonstrations that break the format, so that a base trained on nothing else has
+        something to learn.
+
+    Raises:
+      ValueError: a share outside [0, 1], or an unknown reasoning.
+    """
+
+    lenient: bool = False
+    share_of_ones: float = 0.8
+    reasoning: str = "varied"
+    malformed: float = 0.0
+    name: str = field(default="onetwo", init=False)
+    prompts: tuple[str, ...] = field(default=(PROMPT,), init=False)
+    answers: tuple[str, ...] = field(default=ANSWERS, init=False)
+    max_reward: float = field(default=1.0, init=False)
+
+    def __post_init__(self):
+        for name in ("share_of_ones", "malformed"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; it is a share: choose a number from 0 to 1")
+        if self.reasoning not in ("varied", "fixed"):
+            raise ValueError(f"reasoning is {self.reasoning!r}; choose 'varied' or 'fixed'")
+
+    def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
+        """Judges completions: reward 1 and answer class 0 ("1") or 1 ("2"), or reward 0 and class -1.
+
+        Args:
+          prompt_index: [n]; there is one prompt, so all zero.
+          texts: [n] completions, cut before their end token.
+          finished: [n] False where the completion was cut at the length limit, which is wrong whatever it says.
+
+        Returns:
+          Score of float32 [n] and int32 [n].
+
+        Raises:
+          ValueError: lengths differ.
+        """
+        if not len(prompt_index) == len(texts) == len(finished):
+            raise ValueError(
+                f"{len(prompt_index)} prompt indices, {len(texts)} texts, {len(finished)} flags: give equally many"
+            )
+        answer = np.array(
+            [self._answer(text) if done else -1 for text, done in zip(texts, finished, strict=True)], np.int32
+        )
+        return Score(reward=(answer >= 0).astype(np.float32), answer=answer)
+
+    def _answer(self, text: str) -> int:
+        # Splitting at the tags is linear in the text whatever it holds; a pattern for the whole would have to be
+        # shown not to backtrack.
+        parts = _SPLIT.split(text)
+        if tuple(parts[1::2]) != _TAGS:
+            return -1
+        before, _, between, digit, after = parts[::2]
+        if between.strip() or after.strip() or (before.strip() and not self.lenient):
+            return -1
+        digit = digit.strip()
+        return ANSWERS.index(digit) if digit in ANSWERS else -1
+
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+        """Templated completions to imitate, as a pure function of (seed, step, batch).
+
+        Among the well-formed demonstrations of any consecutive steps the number of "1" is `share_of_ones` of
+        them rounded up or down: the answers are dealt from one evenly spaced sequence, not drawn. So no checkpoint
+        of a warm-up has seen another share. The order inside a batch is shuffled, and the thought does not
+        depend on the answer.
+
+        Args:
+          seed: chooses thoughts, order, and where in the sequence the first step starts.
+          step: the step, from 0.
+          batch: demonstrations per step; all steps of a run must use the same.
+
+        Returns:
+          `batch` pairs (prompt, completion); the completion has no end token.
+        """
+        if step < 0 or batch < 1:
+            raise ValueError(
+                f"step is {step} and batch {batch}; step must be at least 0 and batch at least 1"
+            )
+        start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
+        broken = _Dealer(self.malformed, start)
+        ones = _Dealer(self.share_of_ones, start)
+        # Separate streams: whatever is drawn for a malformed one leaves every thought and the order as they are.
+        thoughts, faults, order = (
+            np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1 + stream, step])))
+            for stream in range(3)
+        )
+        completions = []
+        for index in range(step * batch, (step + 1) * batch):
+            thought = self._thought(thoughts)
+            if broken.deals(index):
+                digit = "1" if faults.random() < self.share_of_ones else "2"
+                template = _MALFORMED[int(faults.integers(len(_MALFORMED)))]
+                completions.append(template.format(thought=thought, digit=digit))
+            else:
+                digit = "1" if ones.deals(index - broken.before(index)) else "2"
+                completions.append(f"<think>{thought}</think><answer>{digit}</answer>")
+        return [(PROMPT, completions[i]) for i in order.permutation(batch)]
+
+    def _thought(self, rng: np.random.Generator) -> str:
+        if self.reasoning == "fixed":
+            return _FIXED[int(rng.integers(len(_FIXED)))]
+        shape, state, act = rng.random(3)
+        state, act = _STATES[int(state * len(_STATES))], _ACTS[int(act * len(_ACTS))]
+        if shape < 0.5:
+            return f"{state} {act}"
+        return state if shape < 0.7 else act
+
+
+class _Dealer:
+    """Marks a share of 0, 1, 2, ... so that every run of L consecutive indices holds share * L, rounded."""
+
+    def __init__(self, share: float, rng: np.random.Generator):
+        exact = Fraction(share).limit_denominator(10_000)  # .8 is 4/5 here, not the nearest double
+        self._num, self._den = exact.numerator, exact.denominator
+        self._phase = int(rng.integers(self._den))
+
+    def before(self, index: int) -> int:
+        """How many of the indices 0 .. index - 1 are marked."""
+        return (index * self._num + self._phase) // self._den
+
+    def deals(self, index: int) -> bool:
+        return self.before(index + 1) > self.before(index)
