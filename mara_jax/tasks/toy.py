@@ -1,0 +1,85 @@
+"""The didactic problems: 100 outcomes with a reference and rewards (figures 2, 4, 5 and 6 of the paper)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+OUTCOMES = 100
+
+
+class Problem(NamedTuple):
+    """One enumerated problem, in float64.
+
+    `ref_logp` holds the reference's log-probabilities (nats), `reward` the rewards, `threshold` the reward
+    from which an outcome counts as good where the method needs one.
+    """
+
+    name: str
+    ref_logp: np.ndarray
+    reward: np.ndarray
+    threshold: float
+
+
+def _log_normalised(logits: np.ndarray) -> np.ndarray:
+    return logits - np.logaddexp.reduce(logits)
+
+
+def _half_supported() -> np.ndarray:
+    """Logits 1.9 on the first half and 0 on the second: log-probabilities -4.0514 and -5.9514."""
+    return _log_normalised(np.where(np.arange(OUTCOMES) < OUTCOMES // 2, 1.9, 0.0))
+
+
+def _two_bumps(left: float, right: float) -> np.ndarray:
+    """Gaussian bumps of the given heights at .2 and .8, standard deviation .05, on the axis i / 99."""
+    x = np.arange(OUTCOMES) / (OUTCOMES - 1)
+    return left * np.exp(-(((x - 0.2) / 0.05) ** 2) / 2) + right * np.exp(-(((x - 0.8) / 0.05) ** 2) / 2)
+
+
+def figure2() -> Problem:
+    """The reference on the left half, rewards .75 (left) and 1 (right).
+
+    Returns:
+        The problem on which the optimum flips sides at beta = .25 / 1.9 under reverse KL.
+    """
+    return Problem("figure2", _half_supported(), _two_bumps(0.75, 1.0), 0.7)
+
+
+def figure4(left: float = 0.75) -> Problem:
+    """A uniform reference, bumps of `left` and 1.
+
+    Args:
+        left: height of the left bump; the figure shows .75, or .9.
+
+    Returns:
+        The problem on which small beta leaves only the best mode.
+    """
+    return Problem("figure4", np.full(OUTCOMES, -np.log(OUTCOMES)), _two_bumps(left, 1.0), left)
+
+
+def figure5() -> Problem:
+    """The reference of figure 2, both bumps 1.
+
+    Returns:
+        The problem on which the reference's ratio, exp(1.9), stays at every beta.
+    """
+    return Problem("figure5", _half_supported(), _two_bumps(1.0, 1.0), 0.8)
+
+
+def figure6() -> Problem:
+    """A reference falling as (1 - i/100)^4, reward 1 on outcomes 0-24 and 50-74.
+
+    Returns:
+        The problem on which MARA makes all fifty good outcomes equal.
+    """
+    index = np.arange(OUTCOMES)
+    reward = np.where((index < 25) | ((index >= 50) & (index < 75)), 1.0, 0.0)
+    return Problem("figure6", _log_normalised(4 * np.log1p(-index / OUTCOMES)), reward, 0.8)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "figure2": figure2,
+    "figure4": figure4,
+    "figure5": figure5,
+    "figure6": figure6,
+}
