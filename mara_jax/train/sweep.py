@@ -1,0 +1,254 @@
+"""One whole toy training as a pure function, and grids of them as one XLA program.
+
+It runs on the same core functions as a language model does: the batch is one prompt's group, a sample is a
+string of one token. Choices and counts are static; numbers one sweeps are traced, so `jax.vmap` needs no
+other code.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from mara_jax.core import advantages, augment, objectives, targets
+from mara_jax.policies import categorical
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is static in a run.
+
+    `gradients` "sampled" estimates from `batch` draws a step, "exact" sums over the outcomes.
+    `forward_estimator` says how the forward KL is estimated from samples: "samples" of the reference, the
+    "ratio" ref/pi on the policy's own, or "exact" for the KL alone. `anchor` takes MARA's anchor from the
+    "batch" (Algorithm 1) or from the whole good set, "all" (as exact gradients always do). `baseline` is a
+    name in `core.advantages`.
+    """
+
+    method: Literal["vanilla", "mara"] = "vanilla"
+    direction: targets.Direction = "reverse"
+    gradients: Literal["sampled", "exact"] = "sampled"
+    forward_estimator: Literal["samples", "ratio", "exact"] = "samples"
+    anchor: Literal["batch", "all"] = "batch"
+    baseline: str = "none"
+    steps: int = 1000
+    batch: int = 32
+
+
+@struct.dataclass
+class Swept:
+    """What is traced in a run: regularisation strength, reward from which good, Adam's step size, seed."""
+
+    beta: Float[Array, "*sweep"]
+    threshold: Float[Array, "*sweep"]
+    learning_rate: Float[Array, "*sweep"]
+    seed: Int[Array, "*sweep"]
+
+
+class Run(NamedTuple):
+    """Where a run ended and how it went there.
+
+    `logp_a` final log-probabilities (nats); `target_logp_a` those of the objective's own optimum;
+    `distance_to_target` and `distance_to_uniform` the total variation from `logp_a` to that optimum and to
+    the uniform distribution over good outcomes; `reward_s` and `distance_s` the expected reward and the
+    distance to the optimum before each step, exact whatever the gradients.
+    """
+
+    logp_a: Float[Array, "*sweep a"]
+    target_logp_a: Float[Array, "*sweep a"]
+    distance_to_target: Float[Array, "*sweep"]
+    distance_to_uniform: Float[Array, "*sweep"]
+    reward_s: Float[Array, "*sweep s"]
+    distance_s: Float[Array, "*sweep s"]
+
+
+def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n a"]) -> Float[Array, "*n"]:
+    """Half the summed absolute difference of two distributions.
+
+    Args:
+        logp_a: log-probabilities of one (nats).
+        other_logp_a: log-probabilities of the other (nats).
+
+    Returns:
+        Between 0 (equal) and 1 (disjoint).
+    """
+    return jnp.sum(jnp.abs(jnp.exp(logp_a) - jnp.exp(other_logp_a)), axis=-1) / 2
+
+
+def train(
+    ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: Swept, choices: Choices
+) -> Run:
+    """Train a free categorical policy from uniform with Adam; pure, and jittable with `choices` static.
+
+    Args:
+        ref_logp_a: log-probabilities of the reference (nats).
+        reward_a: reward of each outcome.
+        swept: scalars of this run; batches of runs by `jax.vmap`.
+        choices: method, direction, estimators, steps and batch.
+
+    Returns:
+        The run's end and its course.
+
+    Raises:
+        ValueError: for a choice that is not known.
+    """
+    check(choices)
+    # One working precision, whatever that of the problem's arrays: float64 only where jax has it switched on.
+    dtype = jnp.result_type(float)
+    ref_logp_a, reward_a = jnp.asarray(ref_logp_a, dtype), jnp.asarray(reward_a, dtype)
+    target_logp_a = _target(ref_logp_a, reward_a, swept, choices)
+    good_a = reward_a >= swept.threshold
+    uniform_a = jnp.where(good_a, -jnp.log(jnp.maximum(jnp.sum(good_a), 1)), -jnp.inf)
+    tx = optax.adam(swept.learning_rate)
+    key = jax.random.key(swept.seed)
+
+    def step(carry, index):
+        logits_a, opt_state = carry
+        logp_a = categorical.log_probs(logits_a)
+        gradient_a = _gradient(logits_a, ref_logp_a, reward_a, swept, choices, jax.random.fold_in(key, index))
+        updates_a, opt_state = tx.update(gradient_a, opt_state)
+        course = (jnp.sum(jnp.exp(logp_a) * reward_a), total_variation(logp_a, target_logp_a))
+        return (logits_a + updates_a, opt_state), course
+
+    logits_a = jnp.zeros_like(ref_logp_a)
+    steps = jnp.arange(choices.steps)
+    (logits_a, _), (reward_s, distance_s) = jax.lax.scan(step, (logits_a, tx.init(logits_a)), steps)
+    logp_a = categorical.log_probs(logits_a)
+    return Run(
+        logp_a,
+        target_logp_a,
+        total_variation(logp_a, target_logp_a),
+        total_variation(logp_a, uniform_a),
+        reward_s,
+        distance_s,
+    )
+
+
+def _grid(ref_logp_a, reward_a, beta_b, seed_n, threshold, learning_rate, choices):
+    def one(beta, seed):
+        return train(ref_logp_a, reward_a, Swept(beta, threshold, learning_rate, seed), choices)
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(beta_b, seed_n)
+
+
+_grid_jit = jax.jit(_grid, static_argnames="choices")
+
+
+def grid(
+    ref_logp_a: Float[Array, " a"],
+    reward_a: Float[Array, " a"],
+    *,
+    betas: Float[Array, " b"],
+    seeds: Int[Array, " n"],
+    threshold: float,
+    learning_rate: float,
+    choices: Choices,
+) -> Run:
+    """Every beta with every seed, as one compiled program.
+
+    Args:
+        ref_logp_a: log-probabilities of the reference (nats).
+        reward_a: reward of each outcome.
+        betas: regularisation strengths.
+        seeds: random seeds.
+        threshold: reward from which an outcome is good.
+        learning_rate: Adam's step size.
+        choices: what all runs share.
+
+    Returns:
+        A `Run` whose arrays have two leading axes, betas and seeds.
+
+    Raises:
+        ValueError: for a choice that is not known.
+    """
+    check(choices)
+    dtype = jnp.result_type(float)
+    return _grid_jit(
+        jnp.asarray(ref_logp_a, dtype),
+        jnp.asarray(reward_a, dtype),
+        jnp.asarray(betas, dtype),
+        jnp.asarray(seeds),
+        jnp.asarray(threshold, dtype),
+        jnp.asarray(learning_rate, dtype),
+        choices=choices,
+    )
+
+
+_KNOWN = {
+    "method": ("vanilla", "mara"),
+    "direction": ("reverse", "forward"),
+    "gradients": ("sampled", "exact"),
+    "forward_estimator": ("samples", "ratio", "exact"),
+    "anchor": ("batch", "all"),
+    "baseline": tuple(advantages.BY_NAME),
+}
+
+
+def check(choices: Choices) -> None:
+    """Refuse a choice that is not known.
+
+    Args:
+        choices: the run's choices.
+
+    Raises:
+        ValueError: naming the field, its value and the known ones.
+    """
+    for field, known in _KNOWN.items():
+        if getattr(choices, field) not in known:
+            raise ValueError(
+                f"{field} {getattr(choices, field)!r} is not known: use one of {', '.join(known)}"
+            )
+
+
+def _target(ref_logp_a, reward_a, swept, choices):
+    if choices.method == "mara":
+        return targets.mara(ref_logp_a, reward_a, swept.beta, swept.threshold, choices.direction)
+    optimum = targets.reverse_kl if choices.direction == "reverse" else targets.forward_kl
+    return optimum(ref_logp_a, reward_a, swept.beta)
+
+
+def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
+    """Gradient of the loss at the logits: minus that of the objective, or an estimate of it."""
+    # Over all outcomes at once the group is the whole set, so its anchor is the anchor over the good set.
+    settings = {"beta": swept.beta, "threshold": swept.threshold, "direction": choices.direction}
+    all_reward_1a, all_ref_1a = reward_a[None], ref_logp_a[None]
+    if choices.method == "mara":
+        all_reward_1a, all_ref_1a = augment.mara(all_reward_1a, all_ref_1a, **settings)
+    if choices.gradients == "exact":
+        return -categorical.exact_gradient(
+            logits_a, all_ref_1a[0], all_reward_1a[0], swept.beta, choices.direction
+        )
+
+    draw_key, ref_key = jax.random.split(key)
+    drawn_g = categorical.sample(draw_key, categorical.log_probs(logits_a), choices.batch)
+    reward_1g, ref_logp_1g = reward_a[drawn_g][None], ref_logp_a[drawn_g][None]
+    if choices.method == "mara" and choices.anchor == "batch":
+        reward_1g, ref_logp_1g = augment.mara(reward_1g, ref_logp_1g, **settings)
+    elif choices.method == "mara":
+        reward_1g, ref_logp_1g = all_reward_1a[:, drawn_g], all_ref_1a[:, drawn_g]
+    mask_1g1 = jnp.ones((1, choices.batch, 1))
+    common = {"beta": swept.beta, "advantage": advantages.BY_NAME[choices.baseline]}
+
+    def loss(logits_a):
+        logp_a = categorical.log_probs(logits_a)
+        logp_1g1 = logp_a[drawn_g][None, :, None]
+        if choices.direction == "reverse":
+            return objectives.reverse_kl(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
+        if choices.forward_estimator == "ratio":
+            return objectives.forward_kl_ratio(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
+        if choices.forward_estimator == "samples":
+            read_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
+            weight_1r = jnp.exp(all_ref_1a - ref_logp_a)[:, read_r]
+        else:  # every outcome once, weighted so that the mean over outcomes is the sum over the reference
+            read_r = jnp.arange(ref_logp_a.shape[-1])
+            weight_1r = jnp.exp(all_ref_1a) * ref_logp_a.shape[-1]
+        read_1r1 = logp_a[read_r][None, :, None]
+        return objectives.forward_kl_samples(
+            logp_1g1, mask_1g1, reward_1g, read_1r1, jnp.ones_like(read_1r1), weight_1r, **common
+        )[0]
+
+    return jax.grad(loss)(logits_a)
