@@ -1,8 +1,8 @@
 """What a model is made of: its architecture, and the one table that names every parameter.
 
-Each row of the table is one tensor of a Hugging Face checkpoint: where it lives in our tree, its shape and logical
-axes there, what the checkpoint calls it and whether it is stored transposed. Initialisation, loading, exporting and
-sharding all read this table, so none of them can disagree with another about a name or a shape.
+Each row of the table is one tensor of a Hugging Face checkpoint: where it lives in our tree, its shape and
+logical axes there, what the checkpoint calls it and whether it is stored transposed. Initialisation, loading,
+exporting and sharding all read this table, so none of them can disagree with another about a name or a shape.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +20,8 @@ class RopeScaling:
     """How rotary frequencies are stretched beyond the length a model was first trained on.
 
     kind 'linear' divides every frequency by `factor`; 'llama3' does so only for wavelengths longer than
-    `original_max_positions / low_freq_factor`, leaves those shorter than `original_max_positions / high_freq_factor`
-    alone and blends in between.
+    `original_max_positions / low_freq_factor`, leaves those shorter than `original_max_positions /
+    high_freq_factor` alone and blends in between.
     """
 
     kind: str
@@ -33,11 +33,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The static description of a decoder: hashable, so that it can be a static argument of a jitted function.
+    """The static description of a decoder: hashable, so that it can be a static argument of a jitted
+    function.
 
-    `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators); otherwise
-    they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array). `remat` recomputes
-    each layer in the backward pass instead of keeping its activations.
+    `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
+    otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
+    `remat` recomputes each layer in the backward pass instead of keeping its activations.
     """
 
     family: str
@@ -63,9 +64,13 @@ class Architecture:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown model family {self.family!r}: this code knows {', '.join(FAMILIES)}")
         if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
+            raise ValueError(
+                f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
+            raise ValueError(
+                f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even"
+            )
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
 
@@ -74,10 +79,10 @@ class Architecture:
 class Row:
     """One tensor of a checkpoint and its place in our tree.
 
-    path: keys of the nested dict; shape and axes: of that one tensor in our layout, without the stacked layer axis;
-    name: what a Hugging Face checkpoint calls it; transpose: whether it is stored there as [out, in] where we keep
-    [in, out]; std: of its initial normal draw (0: the constant `fill`); layer: its index on the stacked axis of a
-    scanned tree, None where nothing is stacked.
+    path: keys of the nested dict; shape and axes: of that one tensor in our layout, without the stacked layer
+    axis; name: what a Hugging Face checkpoint calls it; transpose: whether it is stored there as [out, in]
+    where we keep [in, out]; std: of its initial normal draw (0: the constant `fill`); layer: its index on the
+    stacked axis of a scanned tree, None where nothing is stacked.
     """
 
     path: tuple[str, ...]
@@ -106,8 +111,11 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
         path, name = (*root, ours, "scale"), f"{prefix}{theirs}.weight"
         return Row(path, (size,), (axis,), name, False, 0.0, 1.0, layer)
 
-    def linear(ours: str, theirs: str, shape: tuple[int, int], axes: tuple[str, str], bias: bool = False, gain=1.0):
-        # Kernels are kept [in, out]: the activations' matmul then reads them as they lie, on CPU and TPU alike.
+    def linear(
+        ours: str, theirs: str, shape: tuple[int, int], axes: tuple[str, str], bias: bool = False, gain=1.0
+    ):
+        # Kernels are kept [in, out]: the activations' matmul then reads them as they lie, on CPU and TPU
+        # alike.
         path, name = (*root, ours), f"{prefix}{theirs}"
         yield Row((*path, "kernel"), shape, axes, f"{name}.weight", True, gain * shape[0] ** -0.5, 0.0, layer)
         if bias:
@@ -140,7 +148,8 @@ def table(arch: Architecture) -> tuple[Row, ...]:
         rows.extend(_layer_rows(arch, index))
     rows.append(Row(("final_norm", "scale"), (d,), ("embed",), "model.norm.weight", False, 0.0, 1.0))
     if not arch.tie_embeddings:
-        # Like the embedding, the head is kept [vocab, embed]: XLA:CPU multiplies by its transpose twice as fast.
+        # Like the embedding, the head is kept [vocab, embed]: XLA:CPU multiplies by its transpose twice as
+        # fast.
         rows.append(Row(("head", "embedding"), (v, d), ("vocab", "embed"), "lm_head.weight", False, 0.02))
     return tuple(rows)
 
@@ -190,8 +199,8 @@ def read(params: Mapping[str, Any], row: Row) -> Any:
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters, the same numbers whether layers are scanned or unrolled.
 
-    Kernels are normal with variance 1 / fan_in (those that write to the residual stream also 1 / (2 layers)), embeddings
-    normal with deviation 0.02, biases zero, norms one.
+    Kernels are normal with variance 1 / fan_in (those that write to the residual stream also 1 / (2 layers)),
+    embeddings normal with deviation 0.02, biases zero, norms one.
 
     args: arch; key: a jax random key.
     returns: nested dict of float32 arrays.
@@ -224,5 +233,7 @@ def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., each with arrays of its own."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
-    split = {f"layers_{index}": jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(layers)}  # noqa: B023
+    split = {
+        f"layers_{index}": jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(layers)
+    }  # noqa: B023
     return {**rest, **split}

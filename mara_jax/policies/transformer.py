@@ -1,7 +1,7 @@
 """The decoder-only transformer of the Qwen2, Qwen3 and Llama families, in flax.linen.
 
-Attention runs over up to three segments of keys that are never joined in memory: a prefix that a prompt's samples
-share, a cache, and the tokens at hand. Only the scores are concatenated, and one softmax spans them.
+Attention runs over up to three segments of keys that are never joined in memory: a prefix that a prompt's
+samples share, a cache, and the tokens at hand. Only the scores are concatenated, and one softmax spans them.
 Norms, rotary embedding and softmax are in float32; matmuls in `Architecture.compute_dtype`.
 Masks come from lengths and slots, never from token values.
 """
@@ -21,13 +21,15 @@ from mara_jax.policies.params import Architecture, RopeScaling
 
 __all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
 
-# Finite, so that a masked score never makes a NaN in a gradient; exp of it is exactly zero beside any real score.
+# Finite, so that a masked score never makes a NaN in a gradient; exp of it is exactly zero beside any real
+# score.
 MASKED = -1e30
 
 
 @flax.struct.dataclass
 class KV:
-    """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when scanned.
+    """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when
+    scanned.
 
     Heads come before time so that attention's batched matmuls read them as they lie.
     """
@@ -71,8 +73,9 @@ def attend(q_bkxh, segments, prefix_kv=None):
     """Grouped-query attention with one softmax over several key segments.
 
     args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; segments: list of
-        (k_bksh, v_bksh, mask broadcastable to [b, k, m, t, s]) of the rows' own; prefix_kv: None, or such a triple with
-        p rows in place of b, whose rows each serve b / p consecutive query rows, and a mask [p, s].
+        (k_bksh, v_bksh, mask broadcastable to [b, k, m, t, s]) of the rows' own; prefix_kv: None, or such a
+        triple with p rows in place of b, whose rows each serve b / p consecutive query rows, and a mask [p,
+        s].
     returns: [b, k, x, h].
     """
     b, k, x, h = q_bkxh.shape
@@ -90,7 +93,9 @@ def attend(q_bkxh, segments, prefix_kv=None):
     for key, _, mask in segments:
         scores.append(contract(q_bkxh, key, (((3,), (3,)), ((0, 1), (0, 1)))))
         masks.append(mask)
-    score = jnp.concatenate([jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1)
+    score = jnp.concatenate(
+        [jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1
+    )
     probs = jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype)
     parts = jnp.split(probs, np.cumsum([part.shape[-1] for part in scores])[:-1], axis=-1)
     out = jnp.zeros((b, k, x, h), jnp.float32)
@@ -138,10 +143,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_btd, rope, masks, prefix, cache):
-        mixed, kv = self._attention(Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache)
+        mixed, kv = self._attention(
+            Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache
+        )
         x_btd = x_btd + mixed
         y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
-        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
+        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(
+            y_btd
+        )
         return x_btd + Linear(self.arch.embed, name="down")(gate_btf), kv
 
     def _attention(self, x_btd, rope, masks, prefix, cache):
@@ -179,7 +188,8 @@ class Embedding(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and values.
+    """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and
+    values.
 
     The initialisers named in these modules are never used: `init` draws parameters from the parameter table.
     """
@@ -195,7 +205,11 @@ class Decoder(nn.Module):
         if arch.scan_layers:
             axes = (nn.broadcast, nn.broadcast, 0, 0)
             scanned = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": False}, in_axes=axes, length=arch.layers
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": False},
+                in_axes=axes,
+                length=arch.layers,
             )
             x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache)
         else:
@@ -234,16 +248,18 @@ def forward(
 ) -> tuple[jax.Array, KV]:
     """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
 
-    A query sees its prompt's prefix up to that prompt's length, the cache slots below `index`, and the tokens given up
-    to itself. Rows are (prompt, sample), row-major: row r belongs to prompt r // (b / p). The prefix is read where it
-    lies, never repeated per sample, and gradients flow into it.
+    A query sees its prompt's prefix up to that prompt's length, the cache slots below `index`, and the tokens
+    given up to itself. Rows are (prompt, sample), row-major: row r belongs to prompt r // (b / p). The prefix
+    is read where it lies, never repeated per sample, and gradients flow into it.
 
-    args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the caller from
-        the start of the prompt; prefix: what a forward over the p prompts returned; prefix_lengths_p: tokens of each
-        prompt; cache: from `init_cache` with b rows; index: the slot where these tokens go, the same for all rows.
-    returns: hidden states after the final norm, [b, t, d] in the compute dtype, and either the cache with the new keys
-        and values written at `index`, or without a cache the new keys and values themselves.
-    errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of p.
+    args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the
+        caller from the start of the prompt; prefix: what a forward over the p prompts returned;
+        prefix_lengths_p: tokens of each prompt; cache: from `init_cache` with b rows; index: the slot where
+        these tokens go, the same for all rows.
+    returns: hidden states after the final norm, [b, t, d] in the compute dtype, and either the cache with the
+        new keys and values written at `index`, or without a cache the new keys and values themselves.
+    errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
+        p.
     """
     if (prefix is None) != (prefix_lengths_p is None):
         raise ValueError("prefix and prefix_lengths_p go together: give both or neither")
@@ -294,7 +310,8 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
 @partial(jax.jit, static_argnums=0)
 def _padded_logits(arch: Architecture, params: Any, tokens_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
     positions_t = jnp.arange(tokens_bt.shape[1])
-    # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
+    # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the
+    # embedding.
     tokens_bt = jnp.where(positions_t < lengths_b[:, None], tokens_bt, 0)
     hidden_btd, _ = forward(arch, params, tokens_bt, jnp.broadcast_to(positions_t, tokens_bt.shape))
     return logits(arch, params, hidden_btd)
@@ -302,7 +319,8 @@ def _padded_logits(arch: Architecture, params: Any, tokens_bt: jax.Array, length
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A language model apart from its parameters: its architecture, tokenizer, end tokens and where it came from.
+    """A language model apart from its parameters: its architecture, tokenizer, end tokens and where it came
+    from.
 
     tokenizer: a transformers fast tokenizer, or None; eos_ids: sorted ids any of which ends a completion;
     config: Hugging Face's config.json as read, kept for export.

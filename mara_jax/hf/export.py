@@ -1,0 +1,185 @@
+"""Write a model as a directory that Hugging Face transformers loads."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mara_jax.hf.load import DTYPES
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture, Row
+from mara_jax.policies.transformer import Policy
+
+_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CLASS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def config_of(arch: Architecture) -> dict[str, Any]:
+    """The config.json of an architecture, for a model that did not come with one."""
+    rope: dict[str, Any] = {"rope_theta": arch.rope_theta, "rope_type": "default"}
+    if arch.rope_scaling is not None:
+        scaling = arch.rope_scaling
+        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            rope |= {
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_positions,
+            }
+    return {
+        "architectures": [_CLASS[arch.family]],
+        "model_type": arch.family,
+        "vocab_size": arch.vocab_size,
+        "hidden_size": arch.embed,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "intermediate_size": arch.mlp,
+        "hidden_act": "silu",
+        "rms_norm_eps": arch.norm_eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": arch.tie_embeddings,
+        "max_position_embeddings": arch.max_positions,
+    }
+
+
+def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
+    """The rows of the table with the dtype each is written in, after checking that params are exactly these."""
+    shapes = table.leaf_shapes(arch)
+    found: dict[tuple[str, ...], Any] = {}
+
+    def walk(tree: Any, path: tuple[str, ...]) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, (*path, key))
+            else:
+                found[(*path, key)] = value
+
+    walk(params, ())
+    for path in sorted(found.keys() ^ shapes.keys()):
+        state = "lack" if path in shapes else "have the unexpected"
+        raise ValueError(
+            f"the parameters {state} {'/'.join(path)}: they must be those of the policy's architecture"
+        )
+    for path, (shape, _) in shapes.items():
+        if tuple(found[path].shape) != shape:
+            raise ValueError(
+                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the parameters must be those "
+                "of the policy's architecture"
+            )
+    dtypes = {path: dtype or str(leaf.dtype) for path, leaf in found.items()}
+    for path, name in dtypes.items():
+        if name not in _STORED:
+            raise ValueError(f"{'/'.join(path)} would be written in {name}: use one of {', '.join(_STORED)}")
+    return [(row, dtypes[row.path]) for row in table.table(arch)]
+
+
+def _size(row: Row, dtype: str) -> int:
+    return int(np.prod(row.shape)) * DTYPES[dtype].itemsize
+
+
+def _shards(rows: list[tuple[Row, str]], limit: int) -> list[list[tuple[Row, str]]]:
+    """Cut the rows, in order, into files of at most `limit` bytes (a single tensor may be larger)."""
+    shards: list[list[tuple[Row, str]]] = [[]]
+    room = limit
+    for row, dtype in rows:
+        size = _size(row, dtype)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append((row, dtype))
+        room -= size
+    return shards
+
+
+def _write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> None:
+    """One safetensors file, a tensor in host memory at a time (the package's own writer wants them all at once)."""
+    rows = list(rows)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for row, dtype in rows:
+        end = offset + _size(row, dtype)
+        header[row.name] = {
+            "dtype": _STORED[dtype],
+            "shape": list(row.stored_shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for row, dtype in rows:
+            array = np.asarray(table.read(params, row))
+            array = array.T if row.transpose else array
+            stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes())
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_weights(directory: Path, rows: list[tuple[Row, str]], params: Any, limit: int) -> None:
+    shards = _shards(rows, limit)
+    if len(shards) == 1:
+        return _write_safetensors(directory / "model.safetensors", shards[0], params)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_safetensors(directory / name, shard, params)
+        weight_map |= {row.name: name for row, _ in shard}
+    total = sum(_size(row, dtype) for row, dtype in rows)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return _write_json(directory / "model.safetensors.index.json", index)
+
+
+def export(
+    policy: Policy,
+    params: Any,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Write config, weights and tokenizer so that transformers' AutoModelForCausalLM and AutoTokenizer load
+    them.
+
+    Everything is written to a temporary directory beside `out` and renamed at the end, so that `out` is never
+    half there.
+
+    args: policy; params: of the policy's architecture, unrolled or scanned; out: a path that does not exist,
+        or an empty directory; dtype: 'float32', 'bfloat16' or 'float16', by default each parameter's own;
+        max_shard_bytes: of one file.
+    returns: the path written.
+    errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
+    """
+    arch, out = policy.architecture, Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already: choose another name or remove it")
+    rows = _checked(arch, params, dtype)
+    config = dict(policy.config) or config_of(arch)
+    config.pop("torch_dtype", None)  # the older name of the same key
+    config["dtype"] = rows[0][1]
+    generation: dict[str, Any] = {"eos_token_id": list(policy.eos_ids), "pad_token_id": policy.pad_id}
+    if not policy.eos_ids:
+        del generation["eos_token_id"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _write_json(building / "config.json", config)
+        _write_json(building / "generation_config.json", generation)
+        _write_weights(building, rows, params, max_shard_bytes)
+        if policy.tokenizer is not None:
+            policy.tokenizer.save_pretrained(building)
+        building.chmod(0o755)  # mkdtemp makes it private
+        os.replace(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return out

