@@ -1,4 +1,4 @@
-"""Fast tokenizers from a directory, a GGUF file, Qwen's rank file, or trained on the spot; none of it needs torch."""
+"""Fast tokenizers from a directory, a GGUF file, Qwen's rank file, or trained here, all without torch."""
 
 import base64
 import binascii
@@ -29,8 +29,8 @@ _QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Qwen2.5's ids follow the 151,643 ranks in this order. transformers counts only the control tokens as special;
-# the tool and fill-in-the-middle marks are kept when special tokens are dropped from decoded text.
+# Qwen2.5's ids follow the 151,643 ranks in this order. Only the control tokens count as special; the tool and
+# fill-in-the-middle marks are kept when special tokens are dropped from decoded text.
 _QWEN_CONTROL = (
     END_TEXT, IM_START, IM_END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
@@ -49,7 +49,10 @@ _CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_QWEN_SYSTEM = "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}"
+_QWEN_SYSTEM = (
+    "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. "  # one expression over two lines
+    "You are a helpful assistant.<|im_end|>\n' }}"
+)
 
 
 def _byte_level(use_regex: bool) -> pre_tokenizers.PreTokenizer:
@@ -77,8 +80,8 @@ _PRE_TOKENIZERS = {
 def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """Reads tokenizer.json and, beside it, tokenizer_config.json and chat_template.jinja.
 
-    `AutoTokenizer` is avoided on purpose: for a model type it knows it replaces the file's splitting rules by its
-    own class's, and can add a token whose id lies past the embedding.
+    `AutoTokenizer` is avoided on purpose: for a model type it knows, it replaces the file's splitting rules
+    by its own class's, and can add a token whose id lies past the embedding.
 
     Args:
       path: a directory in the layout of the model hub.
@@ -96,8 +99,8 @@ def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     file = path / "tokenizer.json"
     if not file.is_file():
         raise ValueError(
-            f"{path} has no tokenizer.json; copy it from the model's repository, or write it with transformers' "
-            "AutoTokenizer.save_pretrained"
+            f"{path} has no tokenizer.json; copy it from the model's repository, or write it with "
+            "transformers' AutoTokenizer.save_pretrained"
         )
     _read_json(file)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
@@ -131,9 +134,7 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokeniz
     read = {name: item.contents() for name, item in reader.fields.items() if name.startswith("tokenizer.")}
     kind, pre = read.get("tokenizer.ggml.model"), read.get("tokenizer.ggml.pre")
     if kind != "gpt2":
-        raise ValueError(
-            f"{path} holds a tokenizer of kind {kind!r}; only byte-level BPE ('gpt2') can be read"
-        )
+        raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is known")
     if pre not in _PRE_TOKENIZERS:
         known = ", ".join(sorted(_PRE_TOKENIZERS))
         raise ValueError(f"{path} splits text by the rule {pre!r}; the known ones are {known}")
@@ -164,8 +165,8 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokeniz
 def qwen(tiktoken_path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """Builds Qwen2.5's tokenizer from the rank file that `dashscope` ships as resources/qwen.tiktoken.
 
-    The ids are Qwen2.5's: 0 to 151,642 from the ranks, then its special tokens to 151,664. The model's embedding
-    has 151,936 rows; the rest is padding that no text reaches.
+    The ids are Qwen2.5's: 0 to 151,642 from the ranks, then its special tokens to 151,664. The model's
+    embedding has 151,936 rows; the rest is padding that no text reaches.
 
     Args:
       tiktoken_path: lines of `base64(token) rank`, with all 151,643 ranks.
@@ -181,7 +182,7 @@ def qwen(tiktoken_path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     ranks = _read_ranks(path)
     if len(ranks) != _QWEN_RANKS or set(ranks.values()) != set(range(_QWEN_RANKS)):
         raise ValueError(
-            f"{path} has {len(ranks)} ranks; Qwen's has {_QWEN_RANKS}, numbered from 0 without gaps"
+            f"{path} has {len(ranks)} ranks; Qwen has {_QWEN_RANKS}, numbered from 0 without gaps"
         )
     letters = _byte_letters()
     vocab = {_spell(token, letters): rank for token, rank in ranks.items()}
@@ -206,8 +207,8 @@ def nano(texts: Iterable[str], vocab_size: int = 512) -> "PreTrainedTokenizerFas
         words can end with fewer.
 
     Returns:
-      The tokenizer; ids 0, 1, 2 are <|endoftext|>, <|im_start|>, <|im_end|>; eos <|im_end|>, pad <|endoftext|>;
-      chat template without a system message.
+      The tokenizer; ids 0, 1, 2 are <|endoftext|> (pad), <|im_start|>, <|im_end|> (eos); its chat template
+      has no system message.
 
     Raises:
       ValueError: vocab_size under 259.
@@ -228,7 +229,7 @@ def nano(texts: Iterable[str], vocab_size: int = 512) -> "PreTrainedTokenizerFas
 
 
 def end_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
-    """The ids that end a completion: <|im_end|> and <|endoftext|> where known, and the tokenizer's eos; sorted."""
+    """The ids that end a completion, sorted: <|im_end|> and <|endoftext|> where known, and the eos."""
     known = tokenizer.get_vocab()
     ids = {known[token] for token in (IM_END, END_TEXT) if token in known}
     if tokenizer.eos_token in known:
@@ -244,8 +245,8 @@ def encode_prompts(
     Args:
       tokenizer: any of this module's.
       prompts: p texts.
-      chat: wrap each as the user's message of the chat template and open the assistant's turn; else the text as it is,
-        with whatever the tokenizer itself puts in front.
+      chat: wrap each as the user's message of the chat template and open the assistant's turn; else the text
+        as it is, with whatever the tokenizer itself puts in front.
 
     Returns:
       p lists of ids.
@@ -255,7 +256,7 @@ def encode_prompts(
     """
     if chat and tokenizer.chat_template is None:
         raise ValueError(
-            "this tokenizer has no chat template; set chat to False, or add chat_template.jinja to it"
+            "the tokenizer has no chat template; turn chat off, or give it a chat_template.jinja"
         )
     rows = []
     for prompt in prompts:
@@ -278,7 +279,7 @@ def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
 
 
 def _fast_class() -> "type[PreTrainedTokenizerFast]":
-    # Without torch, transformers warns at import that models are not available; only its tokenizers are used here.
+    # Without torch, transformers warns at import that it has no models; only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast
 

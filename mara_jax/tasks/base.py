@@ -1,4 +1,4 @@
-"""What a task is: prompts, a reward, the answer class of each completion, and demonstrations of the format."""
+"""What a task is: prompts, a reward, the answer class of each completion, and demonstrations to imitate."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -46,7 +46,7 @@ class Task(Protocol):
         Args:
           prompt_index: [n] index into `prompts` of the prompt that each completion answers.
           texts: [n] completions, cut before their end token.
-          finished: [n] whether an end token was drawn; False means the completion was cut at the length limit.
+          finished: [n] whether an end token was drawn; False means cut at the length limit.
 
         Returns:
           Score of n rewards and n answer classes.

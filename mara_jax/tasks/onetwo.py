@@ -1,7 +1,7 @@
 """The 1-2 task of the paper (Figure 9): generate 1 or 2 at random, in a fixed format.
 
-The figure prints the prompt in a narrow table cell, wrapped over three lines; the breaks are the cell's, so the
-prompt here is one line with single spaces.
+The figure prints the prompt in a narrow table cell, wrapped over three lines; the breaks are the cell's, so
+the prompt here is one line with single spaces.
 """
 
 import re
@@ -22,18 +22,24 @@ ANSWERS = ("1", "2")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _SPLIT = re.compile("(" + "|".join(_TAGS) + ")")
 
-# The reasoning never names a number, not even as a word ("pick one"), so that it cannot lean towards an answer.
+# No thought names a number, not even as a word ("pick one"), so that none can lean towards an answer.
 # A thought is [state of mind] or [act] or both; every list multiplies the number of distinct texts.
-_STATES = tuple(
-    f"{subject} {verdict}."
-    for subject in (
-        "Either number", "Either choice", "Any choice here", "Each option", "Either answer", "Either value",
-    )
-    for verdict in ("is fine", "works", "would do", "is just as good", "is equally likely", "is acceptable", "is fair")
-) + (
-    "No preference here.", "I have no preference.", "I see no reason to favour any option.", "I must be unbiased.",
-    "The odds are even.", "The chances are equal.", "This should be pure chance.", "It is a fair draw.",
-    "Both are equally likely.", "Both options are open.", "It does not matter which.", "This needs to be random.",
+_STATES = (
+    *(
+        f"{subject} {verdict}."
+        for subject in (
+            "Either number", "Either choice", "Any choice here", "Each option", "Either answer",
+            "Either value",
+        )
+        for verdict in (
+            "is fine", "works", "would do", "is just as good", "is equally likely", "is acceptable",
+            "is fair",
+        )
+    ),
+    "No preference here.", "I have no preference.", "I see no reason to favour any option.",
+    "I must be unbiased.", "The odds are even.", "The chances are equal.", "This should be pure chance.",
+    "It is a fair draw.", "Both are equally likely.", "Both options are open.", "It does not matter which.",
+    "This needs to be random.",
 )  # fmt: skip
 _ACTS = (
     tuple(
@@ -46,7 +52,9 @@ _ACTS = (
     )
     + tuple(
         f"{opening} a {coin} in my {place}."
-        for opening in ("I flip", "I toss", "Let me flip", "Let me toss", "I imagine flipping", "I picture tossing")
+        for opening in (
+            "I flip", "I toss", "Let me flip", "Let me toss", "I imagine flipping", "I picture tossing",
+        )
         for coin in ("coin", "fair coin")
         for place in ("head", "mind", "imagination")
     )
@@ -71,7 +79,8 @@ class OneTwo:
     """The 1-2 task: reward 1 for a well-formed answer of 1 or 2, else 0 (Figure 9).
 
     A completion is well formed if it ended by itself and reads `<think>`, any text without the four tags,
-    `</think>`, `<answer>`, an ASCII 1 or 2, `</answer>`, with nothing but white space around the tags and the digit.
+    `</think>`, `<answer>`, an ASCII 1 or 2, `</answer>`, with nothing but white space around the tags and the
+    digit.
 
     Attributes:
       lenient: also accept text without the tags before `<think>`, as in the figure's example.
@@ -107,7 +116,7 @@ class OneTwo:
         Args:
           prompt_index: [n]; there is one prompt, so all zero.
           texts: [n] completions, cut before their end token.
-          finished: [n] False where the completion was cut at the length limit, which is wrong whatever it says.
+          finished: [n] False where the completion was cut at the length limit: wrong whatever it says.
 
         Returns:
           Score of float32 [n] and int32 [n].
@@ -116,17 +125,16 @@ class OneTwo:
           ValueError: lengths differ.
         """
         if not len(prompt_index) == len(texts) == len(finished):
-            raise ValueError(
-                f"{len(prompt_index)} prompt indices, {len(texts)} texts, {len(finished)} flags: give equally many"
-            )
+            counts = f"{len(prompt_index)} prompt indices, {len(texts)} texts, {len(finished)} flags"
+            raise ValueError(f"{counts}; give equally many of each")
         answer = np.array(
             [self._answer(text) if done else -1 for text, done in zip(texts, finished, strict=True)], np.int32
         )
         return Score(reward=(answer >= 0).astype(np.float32), answer=answer)
 
     def _answer(self, text: str) -> int:
-        # Splitting at the tags is linear in the text whatever it holds; a pattern for the whole would have to be
-        # shown not to backtrack.
+        # Splitting at the tags is linear in the text whatever it holds; a pattern for the whole would have to
+        # be shown not to backtrack.
         parts = _SPLIT.split(text)
         if tuple(parts[1::2]) != _TAGS:
             return -1
@@ -140,9 +148,9 @@ class OneTwo:
         """Templated completions to imitate, as a pure function of (seed, step, batch).
 
         Among the well-formed demonstrations of any consecutive steps the number of "1" is `share_of_ones` of
-        them rounded up or down: the answers are dealt from one evenly spaced sequence, not drawn. So no checkpoint
-        of a warm-up has seen another share. The order inside a batch is shuffled, and the thought does not
-        depend on the answer.
+        them rounded up or down: the answers are dealt from one evenly spaced sequence, not drawn. So no
+        checkpoint of a warm-up has seen another share. The order inside a batch is shuffled, and the thought
+        does not depend on the answer.
 
         Args:
           seed: chooses thoughts, order, and where in the sequence the first step starts.
@@ -154,12 +162,12 @@ class OneTwo:
         """
         if step < 0 or batch < 1:
             raise ValueError(
-                f"step is {step} and batch {batch}; step must be at least 0 and batch at least 1"
+                f"step is {step} and batch {batch}; give a step of at least 0 and a batch of at least 1"
             )
         start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
         broken = _Dealer(self.malformed, start)
         ones = _Dealer(self.share_of_ones, start)
-        # Separate streams: whatever is drawn for a malformed one leaves every thought and the order as they are.
+        # Separate streams: what is drawn for a malformed demonstration moves neither thoughts nor order.
         thoughts, faults, order = (
             np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1 + stream, step])))
             for stream in range(3)

@@ -1,0 +1,193 @@
+"""The 1-2 task: a verdict for each written case, exact shares, and the size of demonstrations."""
+
+import re
+import time
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from mara_jax.tasks import onetwo
+from mara_jax.tasks.onetwo import PROMPT, OneTwo
+
+
+def _verdict(text: str, task: OneTwo | None = None, finished: bool = True) -> tuple[float, int]:
+    score = (task or OneTwo()).score([0], [text], [finished])
+    assert score.reward.dtype == np.float32 and score.answer.dtype == np.int32
+    assert score.reward.shape == score.answer.shape == (1,)
+    return float(score.reward[0]), int(score.answer[0])
+
+
+def test_the_prompt_is_figure_9_word_for_word():
+    assert OneTwo().prompts == (
+        "Uniformly randomly generate an integer that is either 1 or 2. Respond strictly in this format: "
+        "<think>Your internal reasoning</think><answer>1 or 2</answer>",
+    )
+
+
+RIGHT = [
+    ("<think>x</think><answer>1</answer>", 0),
+    ("<think>x</think><answer>2</answer>", 1),
+    ("<think></think><answer>1</answer>", 0),
+    (" \n<think>a\nb\n</think>\n\n<answer>\t2 \n</answer>\n ", 1),
+    ("<think>1 or 2? < > <thinking> answer></think><answer>2</answer>", 1),
+    ("<think>\u4f60\u597d <|im_start|> \ufffd</think><answer> 1</answer>", 0),
+]
+WRONG = [
+    "", "1", "<answer>1</answer>", "<think>x</think>1", "<think>x</think>",
+    "x<think>y</think><answer>1</answer>",                # text before
+    "<think>x</think>y<answer>1</answer>",                # between
+    "<think>x</think><answer>1</answer>.",                # after
+    "<think>x</think><answer>1</answer><answer>1</answer>",
+    "<think>x</think><answer>1</answer></answer>",
+    "<think><think>x</think><answer>1</answer>",          # a tag inside the reasoning
+    "<think>x</think></think><answer>1</answer>",
+    "<think>x<answer>1</answer></think><answer>1</answer>",
+    "<answer>1</answer><think>x</think>",                 # order
+    "<think>x</think><answer>1",                          # a tag missing
+    "<think>x<answer>1</answer>", "x</think><answer>1</answer>", "<think>x</think>1</answer>",
+    "<think>x</think><answer></answer>", "<think>x</think><answer>3</answer>",
+    "<think>x</think><answer>12</answer>", "<think>x</think><answer>1 2</answer>",
+    "<think>x</think><answer>1 or 2</answer>", "<think>x</think><answer>1.</answer>",
+    "<think>x</think><answer>one</answer>", "<think>x</think><answer>01</answer>",
+    "<think>x</think><answer>\uff11</answer>",            # full-width 1
+    "<think>x</think><answer>\u0661</answer>",            # Arabic-Indic 1
+    "<think>x</think><answer>\u00b9</answer>",            # superscript 1
+    "<THINK>x</THINK><ANSWER>1</ANSWER>", "<think >x</think><answer>1</answer>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "answer"), RIGHT)
+def test_well_formed(text, answer):
+    assert _verdict(text) == _verdict(text, OneTwo(lenient=True)) == (1.0, answer)
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_malformed(text):
+    assert _verdict(text) == (0.0, -1)
+
+
+def test_a_completion_cut_at_the_limit_is_wrong_whatever_it_says():
+    assert _verdict("<think>x</think><answer>1</answer>", finished=False) == (0.0, -1)
+
+
+def test_figure_9_s_example_needs_lenient():
+    example = "Let me decide randomly. <think></think><answer>1 </answer>"
+    assert _verdict(example) == (0.0, -1)
+    assert _verdict(example, OneTwo(lenient=True)) == (1.0, 0)
+    for text in WRONG:
+        if text != "x<think>y</think><answer>1</answer>":
+            assert _verdict(text, OneTwo(lenient=True)) == (0.0, -1), text
+
+
+def test_a_batch_is_judged_one_by_one():
+    texts = [RIGHT[0][0], WRONG[5], RIGHT[1][0], RIGHT[1][0]]
+    score = OneTwo().score([0] * 4, texts, [True, True, True, False])
+    assert score.reward.tolist() == [1, 0, 1, 0] and score.answer.tolist() == [0, -1, 1, -1]
+    with pytest.raises(ValueError, match="2 texts"):
+        OneTwo().score([0], ["a", "b"], [True])
+
+
+@pytest.mark.parametrize(
+    "unit", ["<think>", "</think> ", "<", " ", "<think", "a</thin", "<answer>1 ", "1</answer>\n"]
+)
+def test_judging_takes_linear_time(unit):
+    """A 100,000-character text of repeated near-tags is judged in well under a second."""
+    text = "<think>" + unit * (100_000 // len(unit)) + "</think><answer>1</answer>x"
+    start = time.perf_counter()
+    assert _verdict(text) == _verdict(text, OneTwo(lenient=True)) == (0.0, -1)
+    assert time.perf_counter() - start < 0.5
+
+
+def _texts(task: OneTwo, seed: int, steps: int, batch: int) -> list[list[str]]:
+    return [[text for _, text in task.demonstrations(seed, step, batch)] for step in range(steps)]
+
+
+def _answers(task: OneTwo, texts: list[str]) -> list[int]:
+    return task.score([0] * len(texts), texts, [True] * len(texts)).answer.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 0.9, 0.92, 1.0])
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_ones_are_the_share_of_every_window_rounded(share, seed):
+    """In any consecutive steps the count of "1" differs from share * demonstrations by less than one."""
+    task = OneTwo(share_of_ones=share)
+    ones = [_answers(task, texts).count(0) for texts in _texts(task, seed, steps=30, batch=8)]
+    exact = Fraction(str(share))
+    for first in range(30):
+        for last in range(first + 1, 31):
+            assert abs(sum(ones[first:last]) - exact * 8 * (last - first)) < 1
+    assert sum(ones[3:28]) == exact * 8 * 25  # a window that divides evenly holds exactly the share
+
+
+def test_every_demonstration_is_valid_unless_asked_otherwise():
+    for reasoning in ("varied", "fixed"):
+        for texts in _texts(OneTwo(reasoning=reasoning), seed=3, steps=40, batch=8):
+            assert min(_answers(OneTwo(), texts)) >= 0
+
+
+def test_malformed_demonstrations_are_their_share_and_leave_the_share_of_ones():
+    task = OneTwo(malformed=0.25)
+    texts = sum(_texts(task, seed=5, steps=50, batch=16), [])
+    counts = Counter(_answers(task, texts))
+    assert counts == {-1: 200, 0: 480, 1: 120}
+    broken = [text for text in texts if _verdict(text)[1] < 0]
+    shapes = {re.sub(r">[^<>]*(</think>|<answer>)", r">...\1", text, count=1) for text in broken}
+    assert len(shapes) >= 6  # several ways to be wrong
+    assert all(_verdict(text, OneTwo(lenient=True))[1] < 0 for text in broken)
+
+
+def test_demonstrations_are_a_pure_function_of_seed_and_step():
+    task = OneTwo(malformed=0.2)
+    assert task.demonstrations(1, 9, 8) == OneTwo(malformed=0.2).demonstrations(1, 9, 8)
+    assert task.demonstrations(1, 9, 8) != task.demonstrations(1, 10, 8)
+    assert task.demonstrations(1, 9, 8) != task.demonstrations(2, 9, 8)
+    assert {prompt for prompt, _ in task.demonstrations(1, 9, 8)} == {PROMPT}
+    with pytest.raises(ValueError, match="batch 0"):
+        task.demonstrations(0, 0, 0)
+
+
+def _thoughts(task: OneTwo, steps: int) -> list[str]:
+    return [text.split("</think>")[0] for texts in _texts(task, 0, steps, 16) for text in texts]
+
+
+def test_the_thought_does_not_depend_on_the_answer():
+    # The same stream with other answers: every thought stays, so none can carry the answer.
+    assert _thoughts(OneTwo(share_of_ones=0.8), 20) == _thoughts(OneTwo(share_of_ones=0.2), 20)
+
+
+def test_no_thought_names_a_number():
+    words = set(re.findall(r"\w+", " ".join(onetwo._STATES + onetwo._ACTS + onetwo._FIXED).lower()))
+    assert not words & {
+        "1",
+        "2",
+        "one",
+        "two",
+        "first",
+        "second",
+        "once",
+        "twice",
+        "single",
+        "double",
+        "none",
+    }
+
+
+def test_varied_thoughts_are_many_and_fixed_ones_few():
+    assert len(set(_thoughts(OneTwo(), 32))) > 330  # of 512
+    assert len(set(_thoughts(OneTwo(reasoning="fixed"), 32))) == 3
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"share_of_ones": 1.2}, "share_of_ones is 1.2"),
+        ({"malformed": -0.1}, "malformed is -0.1"),
+        ({"share_of_ones": float("nan")}, "share_of_ones is nan"),
+        ({"reasoning": "long"}, "'varied' or 'fixed'"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        OneTwo(**kwargs)
