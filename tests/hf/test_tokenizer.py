@@ -30,7 +30,8 @@ CORPUS = [
     "na\u00efve caf\u00e9, cafe\u0301, A\u030angstr\u00f6m, \ufb01ne",
     "\u4f60\u597d\uff0c\u4e16\u754c\uff01\u65e5\u672c\u8a9e\u3068\ud55c\uad6d\uc5b4",
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7 \u2764\ufe0f \U0001d54f",
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea \u0939\u093f\u0928\u094d\u0926\u0940",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea",
+    "\u0939\u093f\u0928\u094d\u0926\u0940",
     "\u00a0\u2003\u3000wide\u200bspace\u0000nul\u007f",
     "<think>Your internal reasoning</think><answer>1 or 2</answer>",
     "<think>\n\n</think>\n<answer> 2 </answer> \n",
@@ -69,12 +70,8 @@ def _ids(tokenizer, text: str) -> list[int]:
 def test_smollm2_ids_are_those_of_transformers_up_to_its_missing_digit_rule(smol, smol_reference):
     # transformers drops the file's rule `smollm` (digits apart, then words); with it put back, all must agree.
     own_rule = smol_reference.backend_tokenizer.pre_tokenizer
-    without_runs = [
-        "It's 2 o'clock, x1 y22.",
-        *(t for t in CORPUS if not any(c.isnumeric() for c in t)),
-        PROMPT,
-    ]
-    for text in without_runs:
+    no_digits = [text for text in CORPUS if not any(letter.isnumeric() for letter in text)]
+    for text in [*no_digits, "It's 2 o'clock, x1 y22.", PROMPT]:
         assert _ids(smol, text) == _ids(smol_reference, text), text
     smol_reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), own_rule]
@@ -124,19 +121,24 @@ def test_a_saved_tokenizer_comes_back_the_same(smol, qwen, tmp_path):
 
 
 def test_every_demonstration_fits_the_sampler_s_limit(smol):
-    """All 5,664 varied texts fit 40 of SmolLM2's tokens and the fixed ones 24, end token and both answers included."""
+    """Every varied text fits 40 of SmolLM2's tokens and every fixed one 24, end token included."""
     both = [f"{state} {act}" for state in onetwo._STATES for act in onetwo._ACTS]
     for thoughts, limit in {(*both, *onetwo._STATES, *onetwo._ACTS): 40, onetwo._FIXED: 24}.items():
         texts = [f"<think>{t}</think><answer>{d}</answer><|im_end|>" for t in thoughts for d in "12"]
         assert max(len(ids) for ids in smol(texts).input_ids) <= limit
-    assert len(_ids(smol, "<think></think><answer>1</answer><|im_end|>")) == 13
+    assert len(_ids(smol, "<think></think><answer>1</answer><|im_end|>")) == 12
 
 
 @pytest.fixture(scope="module")
 def qwen_reference():
     """tiktoken on the same ranks; the split rule and ids are Qwen2.5's, written out again."""
     lines = _package_file("dashscope", "qwen.tiktoken").read_bytes().split(b"\n")
-    names = [
+    names = (
+        "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+        "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+        "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> "
+        "<|file_sep|>"
+    )
         "<|endoftext|>",
         "<|im_start|>",
         "<|im_end|>",
@@ -165,7 +167,7 @@ def qwen_reference():
         pat_str=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         mergeable_ranks={base64.b64decode(t): int(r) for t, r in (line.split() for line in lines if line)},
-        special_tokens={name: 151_643 + i for i, name in enumerate(names)},
+        special_tokens={name: 151_643 + i for i, name in enumerate(names.split())},
     )
 
 

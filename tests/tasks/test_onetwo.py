@@ -129,7 +129,7 @@ def test_every_demonstration_is_valid_unless_asked_otherwise():
 
 def test_malformed_demonstrations_are_their_share_and_leave_the_share_of_ones():
     task = OneTwo(malformed=0.25)
-    texts = sum(_texts(task, seed=5, steps=50, batch=16), [])
+    texts = [text for texts in _texts(task, seed=5, steps=50, batch=16) for text in texts]
     counts = Counter(_answers(task, texts))
     assert counts == {-1: 200, 0: 480, 1: 120}
     broken = [text for text in texts if _verdict(text)[1] < 0]
