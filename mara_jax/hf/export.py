@@ -50,7 +50,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
 
 
 def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
-    """The rows of the table with the dtype each is written in, after checking that params are exactly these."""
+    """The rows of the table with the dtype each is written in, once params are seen to be exactly these."""
     shapes = table.leaf_shapes(arch)
     found: dict[tuple[str, ...], Any] = {}
 
@@ -70,8 +70,8 @@ def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[R
     for path, (shape, _) in shapes.items():
         if tuple(found[path].shape) != shape:
             raise ValueError(
-                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the parameters must be those "
-                "of the policy's architecture"
+                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the parameters must "
+                "be those of the policy's architecture"
             )
     dtypes = {path: dtype or str(leaf.dtype) for path, leaf in found.items()}
     for path, name in dtypes.items():
@@ -99,7 +99,7 @@ def _shards(rows: list[tuple[Row, str]], limit: int) -> list[list[tuple[Row, str
 
 
 def _write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> None:
-    """One safetensors file, a tensor in host memory at a time (the package's own writer wants them all at once)."""
+    """One safetensors file, a tensor in host memory at a time (the package's writer wants them all)."""
     rows = list(rows)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

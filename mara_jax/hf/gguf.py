@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format) seen as Hugging Face checkpoints: names, shapes, configuration, dequantised tensors."""
+"""GGUF files (llama.cpp's format) seen as Hugging Face checkpoints: names, configuration, dequantised tensors."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ _IN_LAYER = {
 
 
 def hf_name(name: str) -> str:
-    """The Hugging Face name of a GGUF tensor; a name that is not known stays as it is, and is then unexpected."""
+    """The Hugging Face name of a GGUF tensor; an unknown name stays as it is, and is then unexpected."""
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if found and found[2] in _IN_LAYER:
         return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}"

@@ -163,24 +163,35 @@ def _check_names(arch: Architecture, tensors: Tensors) -> None:
     missing = sorted(rows.keys() - names)
     if missing:
         raise ValueError(
-            f"{tensors.source} lacks {missing[0]}, one of {len(missing)} missing tensors: the weights must hold all "
-            f"{len(rows)} that config.json implies"
+            f"{tensors.source} lacks {missing[0]}, one of {len(missing)} missing tensors: the weights must "
+            f"hold all {len(rows)} that config.json implies"
         )
     unexpected = sorted(name for name in names - rows.keys() if not _DERIVED.match(name))
     if arch.tie_embeddings and _HEAD in unexpected:
         unexpected.remove(_HEAD)
     if unexpected:
         raise ValueError(
-            f"{tensors.source} holds {unexpected[0]}, one of {len(unexpected)} unexpected tensors: config.json does not "
-            "describe these weights"
+            f"{tensors.source} holds {unexpected[0]}, one of {len(unexpected)} unexpected tensors: config.json does "
+            "not describe these weights"
         )
     for name, row in rows.items():
         shape = tensors.shape(name)
         if shape != row.stored_shape:
             raise ValueError(
-                f"{tensors.source} holds {name} of shape {list(shape)}, expected {list(row.stored_shape)}: config.json "
-                "does not describe these weights"
+                f"{tensors.source} holds {name} of shape {list(shape)}, expected {list(row.stored_shape)}: "
+                "config.json does not describe these weights"
             )
+
+
+def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
+    """A head that a tied model stores all the same must be the embedding."""
+    if not arch.tie_embeddings or _HEAD not in set(tensors.names()):
+        return
+    if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
+        raise ValueError(
+            f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings "
+            "to false"
+        )
 
 
 def _read(tensors: Tensors, name: str) -> np.ndarray:
@@ -203,11 +214,7 @@ def fill(arch: Architecture, tensors: Tensors, param_dtype: str) -> dict[str, An
     if param_dtype not in DTYPES:
         raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
     _check_names(arch, tensors)
-    if arch.tie_embeddings and _HEAD in set(tensors.names()):
-        if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
-            raise ValueError(
-                f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings to false"
-            )
+    _check_tied_head(arch, tensors)
     leaves: dict[tuple[str, ...], list[Row]] = {}
     for row in table.table(arch):
         leaves.setdefault(row.path, []).append(row)
@@ -254,13 +261,14 @@ def make_policy(
     largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
     if largest >= limit:
         raise ValueError(
-            f"{source}: the tokenizer has the id {largest}, the embedding rows 0 to {limit - 1}: use the tokenizer these "
-            "weights were trained with"
+            f"{source}: the tokenizer has the id {largest}, the embedding rows 0 to {limit - 1}: use the tokenizer "
+            "these weights were trained with"
         )
     if eos and (eos[-1] >= limit or eos[0] < 0):
         wrong = eos[-1] if eos[-1] >= limit else eos[0]
         raise ValueError(
-            f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct eos_token_id"
+            f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct "
+            "eos_token_id"
         )
     pads = [
         None if tokenizer is None else tokenizer.pad_token_id,
@@ -340,8 +348,8 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{name!r} is no directory, no .gguf file and none of {', '.join(EMBEDDED)}, and the hub did not give it "
-            f"({reason}): check the name or the connection"
+            f"{name!r} is no directory, no .gguf file and none of {', '.join(EMBEDDED)}, and the hub did not "
+            f"give it ({reason}): check the name or the connection"
         ) from None
 
 
@@ -374,5 +382,6 @@ def load(
     if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
         return _load_directory(_from_hub(where), tokenizer, param_dtype, choices)
     raise FileNotFoundError(
-        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
+        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of "
+        f"{', '.join(EMBEDDED)}"
     )

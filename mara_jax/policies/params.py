@@ -5,6 +5,7 @@ logical axes there, what the checkpoint calls it and whether it is stored transp
 exporting and sharding all read this table, so none of them can disagree with another about a name or a shape.
 """
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -155,7 +156,7 @@ def table(arch: Architecture) -> tuple[Row, ...]:
 
 
 def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Shape and logical axes of each array of the parameter tree, by path (stacked layers have the axis 'layers')."""
+    """Shape and logical axes of each array of the parameter tree, by path (a stacked axis is 'layers')."""
     out = {}
     for row in table(arch):
         stacked = row.layer is not None
@@ -231,9 +232,8 @@ def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., each with arrays of its own."""
+    """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., with arrays of their own."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
-    split = {
-        f"layers_{index}": jax.tree.map(lambda leaf: leaf[index], params["layers"]) for index in range(layers)
-    }  # noqa: B023
-    return {**rest, **split}
+    for index in range(layers):
+        rest[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])
+    return rest

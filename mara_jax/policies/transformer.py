@@ -208,7 +208,7 @@ class Decoder(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": False},
-                in_axes=axes,
+                in_axes=axes,  # pyright: ignore[reportArgumentType]
                 length=arch.layers,
             )
             x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache)
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
 
 
 def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index) -> dict:
-    """Which keys a query sees, by segment: prefix slots below its length, cache slots below index, own up to itself."""
+    """Which keys a query sees: prefix slots below its length, cache slots below index, its own up to itself."""
     causal_ts = np.tril(np.ones((t, t), bool))
     masks = {"own": jnp.asarray(np.tile(causal_ts, (arch.heads // arch.kv_heads, 1)))}
     if prefix is not None:
@@ -268,13 +268,16 @@ def forward(
     if prefix_lengths_p is not None and tokens_bt.shape[0] % prefix_lengths_p.shape[0]:
         raise ValueError(f"{tokens_bt.shape[0]} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
     masks = _masks(arch, tokens_bt.shape[1], prefix, prefix_lengths_p, cache, index)
-    hidden_btd, new = Decoder(arch).apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache)  # pyright: ignore
-    if cache is None:
+    decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
+    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache)
+    if cache is None or index is None:
         return hidden_btd, new
+
+    slot = index
 
     # Layers only read the cache; it is written here, once, so that a decoding loop can update it in place.
     def write(old, fresh):
-        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), index, axis=old.ndim - 2)
+        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), slot, axis=old.ndim - 2)
 
     return hidden_btd, jax.tree.map(write, cache, new)
 
