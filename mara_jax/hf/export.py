@@ -70,8 +70,8 @@ def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[R
     for path, (shape, _) in shapes.items():
         if tuple(found[path].shape) != shape:
             raise ValueError(
-                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the parameters must "
-                "be those of the policy's architecture"
+                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the "
+                "parameters must be those of the policy's architecture"
             )
     dtypes = {path: dtype or str(leaf.dtype) for path, leaf in found.items()}
     for path, name in dtypes.items():

@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp's format) seen as Hugging Face checkpoints: names, configuration, dequantised tensors."""
+"""GGUF files (llama.cpp's format) seen as Hugging Face checkpoints: configuration and dequantised tensors."""
 
 import re
 from pathlib import Path

@@ -171,15 +171,15 @@ def _check_names(arch: Architecture, tensors: Tensors) -> None:
         unexpected.remove(_HEAD)
     if unexpected:
         raise ValueError(
-            f"{tensors.source} holds {unexpected[0]}, one of {len(unexpected)} unexpected tensors: config.json does "
-            "not describe these weights"
+            f"{tensors.source} holds {unexpected[0]}, one of {len(unexpected)} unexpected tensors: "
+            "config.json does not describe these weights"
         )
     for name, row in rows.items():
         shape = tensors.shape(name)
         if shape != row.stored_shape:
             raise ValueError(
-                f"{tensors.source} holds {name} of shape {list(shape)}, expected {list(row.stored_shape)}: "
-                "config.json does not describe these weights"
+                f"{tensors.source} holds {name} of shape {list(shape)}, expected "
+                f"{list(row.stored_shape)}: config.json does not describe these weights"
             )
 
 
@@ -189,8 +189,8 @@ def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
         return
     if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
         raise ValueError(
-            f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings "
-            "to false"
+            f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set "
+            "tie_word_embeddings to false"
         )
 
 
@@ -261,8 +261,8 @@ def make_policy(
     largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
     if largest >= limit:
         raise ValueError(
-            f"{source}: the tokenizer has the id {largest}, the embedding rows 0 to {limit - 1}: use the tokenizer "
-            "these weights were trained with"
+            f"{source}: the tokenizer has the id {largest}, the embedding rows 0 to {limit - 1}: use the "
+            "tokenizer these weights were trained with"
         )
     if eos and (eos[-1] >= limit or eos[0] < 0):
         wrong = eos[-1] if eos[-1] >= limit else eos[0]

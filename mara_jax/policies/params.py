@@ -232,7 +232,7 @@ def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
 
 
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., with arrays of their own."""
+    """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., each in its own arrays."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
     for index in range(layers):
         rest[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])

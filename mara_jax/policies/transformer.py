@@ -224,7 +224,7 @@ class Decoder(nn.Module):
 
 
 def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index) -> dict:
-    """Which keys a query sees: prefix slots below its length, cache slots below index, its own up to itself."""
+    """Which keys a query sees: prefix slots below its length, cache slots below index, own up to itself."""
     causal_ts = np.tril(np.ones((t, t), bool))
     masks = {"own": jnp.asarray(np.tile(causal_ts, (arch.heads // arch.kv_heads, 1)))}
     if prefix is not None:
