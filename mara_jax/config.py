@@ -1,0 +1,338 @@
+"""The schema of a run: frozen dataclasses, their checks, and the way from a config file to them.
+
+A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun(...)`` turned into a
+``ConfigDict`` by ``to_config_dict``, so that every field can be overridden from the command line;
+``resolve`` turns it back and refuses what cannot work, with one line that names the cure.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from mara_jax.core import kl
+
+METHODS = ("vanilla", "mara")
+ANCHORS = ("string", "answer")
+BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
+# How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
+# forms that are exact for the forward KL by construction.
+ESTIMATORS: dict[str, tuple[str, str] | None] = {
+    "auto": None,
+    "k1_in_reward": ("k1", "reward"),
+    "k3_in_reward": ("k3", "reward"),
+    "k1_in_loss": ("k1", "loss"),
+    "k2_in_loss": ("k2", "loss"),
+    "k3_in_loss": ("k3", "loss"),
+    "reference_samples": None,
+    "ratio": None,
+}
+# What the training step implements; other rows of the table are for audits.
+TRAINABLE = {
+    "reverse": ("k1_in_reward", "k2_in_loss"),
+    "forward": ("reference_samples", "ratio", "k3_in_loss"),
+}
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Which objective is optimised: E[R] - beta KL, its reward augmentation and its estimator."""
+
+    method: str = "mara"
+    anchor: str = "answer"  # what MARA equalises: each good string (the papers' form) or each answer
+    kl: str = "reverse"  # KL(pi || ref), or "forward": KL(ref || pi)
+    beta: float = 0.1  # weight of the KL, in reward units per nat
+    threshold: float = 0.8  # tau: a completion is good where its reward reaches this
+    estimator: str = "auto"  # reverse: k1_in_reward; forward: reference_samples
+    level: str = "sequence"  # log-ratios of whole completions, or of single tokens
+    baseline: str = "leave_one_out"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which weights are trained."""
+
+    weights: str = "nano"  # a directory, a .gguf file, a hub id, "smollm2-135m-instruct" or "nano"
+    chat: bool = True  # wrap prompts in the tokenizer's chat template
+    compute_dtype: str = "float32"  # "bfloat16" on accelerators
+    scan_layers: bool = False  # one compiled layer (fast to compile) or all of them (fast on a CPU)
+    layers: int = 2  # nano only: its depth and width
+    embed: int = 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """The 1-2 task (Figure 9) and the demonstrations of its warm-up."""
+
+    lenient: bool = False  # accept a sentence before <think>
+    share_of_ones: float = 0.8  # of the warm-up's demonstrations
+    reasoning: str = "varied"
+    malformed: float = 0.0  # share of demonstrations that break the format
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """Supervised steps that teach the format; their result is saved and frozen as the reference."""
+
+    steps: int = 0  # 0: the weights are the reference as they are
+    batch: int = 8
+    learning_rate: float = 5e-5
+    check_every: int = 1  # from `steps` on, samples are drawn this often until both ranges are met
+    check_samples: int = 64
+    max_steps: int = 0  # 0: never look, stop after `steps`
+    valid_range: tuple[float, float] = (0.6, 1.0)
+    ones_range: tuple[float, float] = (0.78, 0.89)
+    measure_samples: int = 256  # samples of the finished reference: validity, answer masses
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How completions are drawn."""
+
+    prompts_per_step: int = 1
+    group_size: int = 32
+    max_new_tokens: int = 40
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Adam."""
+
+    learning_rate: float = 3e-5
+    warmup_steps: int = 0  # linear increase of the learning rate
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: no clipping
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int = 20
+    keep: int = 1
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """One training run of a language model."""
+
+    steps: int = 40
+    seed: int = 0
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    policy: Policy = field(default_factory=Policy)
+    task: Task = field(default_factory=Task)
+    warmup: Warmup = field(default_factory=Warmup)
+    rollout: Rollout = field(default_factory=Rollout)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    show_samples: int = 2  # printed after each step
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The problem of 100 outcomes: which figure's rewards and reference."""
+
+    figure: int = 6
+    batch: int = 32
+    learning_rate: float = 5e-3
+    exact: bool = False  # exact gradients instead of sampled ones
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """One training run of a free categorical over 100 outcomes."""
+
+    steps: int = 1000
+    seed: int = 0
+    algorithm: Algorithm = field(default_factory=lambda: Algorithm(anchor="string", baseline="none"))
+    toy: Toy = field(default_factory=Toy)
+
+
+Run = LanguageRun | ToyRun
+
+
+def to_config_dict(run: Run) -> ml_collections.ConfigDict:
+    """The run as a locked ConfigDict, for the command line's overrides."""
+    return ml_collections.ConfigDict(dataclasses.asdict(run)).lock()
+
+
+def resolve(config: Any) -> Run:
+    """The frozen, checked run behind a ConfigDict (or a plain dict, as read from config.json).
+
+    Raises:
+      ValueError: an unknown field (the known ones are named), or values that cannot work together.
+    """
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    run = _build(ToyRun if "toy" in values else LanguageRun, values, "")
+    check(run)
+    return run
+
+
+def _build(kind: type, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(unknown_field(kind, where + name))
+    built = {}
+    defaults = kind()
+    for name, value in values.items():
+        default = getattr(defaults, name)
+        if dataclasses.is_dataclass(default):
+            built[name] = _build(type(default), dict(value), where + name + ".")
+        else:
+            built[name] = _typed(value, default, where + name)
+    return kind(**built)
+
+
+def _typed(value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) == len(default):
+        return tuple(float(v) for v in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{where}={value!r} must be a {type(default).__name__}, as in {default!r}")
+    return value
+
+
+def unknown_field(kind: type, path: str) -> str:
+    """One line saying that a dotted field does not exist, and which ones do."""
+    node: Any = kind()
+    *sections, last = path.split(".")
+    for at, section in enumerate(sections):
+        if not dataclasses.is_dataclass(getattr(node, section, None)):
+            last, sections = section, sections[:at]
+            break
+        node = getattr(node, section)
+    known = ", ".join(f.name for f in dataclasses.fields(node))
+    place = ".".join(sections) or "the config"
+    return f"unknown config field {path!r}: {place} has no {last!r}; it has {known}"
+
+
+def estimator_of(algorithm: Algorithm) -> str:
+    """The estimator that "auto" stands for: the first trainable one of the chosen KL."""
+    return TRAINABLE[algorithm.kl][0] if algorithm.estimator == "auto" else algorithm.estimator
+
+
+def check(run: Run) -> None:
+    """Refuses values that cannot work, alone or together.
+
+    Raises:
+      ValueError: one line with the value, the limit and the cure.
+    """
+    _check_algorithm(run.algorithm)
+    _positive(run, "steps")
+    if isinstance(run, ToyRun):
+        _check_toy(run)
+        return
+    for section, names in (
+        ("rollout", ("prompts_per_step", "group_size", "max_new_tokens", "temperature")),
+        ("optimiser", ("learning_rate",)),
+        ("checkpoint", ("every", "keep")),
+    ):
+        _positive(getattr(run, section), *names, where=section + ".")
+    _check_rollout(run)
+    if run.policy.weights == "nano" and run.warmup.steps < 1:
+        raise ValueError(
+            "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
+            "set warmup.steps (the nano variant uses 400)"
+        )
+    if run.task.reasoning not in ("varied", "fixed"):
+        raise ValueError(f"task.reasoning={run.task.reasoning!r} is unknown: choose varied or fixed")
+    for name in ("share_of_ones", "malformed"):
+        value = getattr(run.task, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"task.{name}={value} is not a share: it lies between 0 and 1")
+
+
+def _check_toy(run: ToyRun) -> None:
+    _positive(run.toy, "batch", "learning_rate", where="toy.")
+    if run.toy.figure not in (2, 4, 5, 6):
+        raise ValueError(f"toy.figure={run.toy.figure} has no 100-outcome problem: choose 2, 4, 5 or 6")
+    if run.algorithm.method == "mara" and run.algorithm.anchor == "answer":
+        raise ValueError(
+            "algorithm.anchor='answer' means nothing where each outcome is its own answer: "
+            "use algorithm.anchor=string"
+        )
+    if run.algorithm.beta <= 0:
+        raise ValueError(f"algorithm.beta={run.algorithm.beta} must be positive: the toy's optimum needs it")
+    if run.algorithm.level != "sequence":
+        raise ValueError("algorithm.level='token' means nothing for single outcomes: use sequence")
+    if run.algorithm.threshold > 1.0:
+        raise ValueError(
+            f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward (1.0): lower it"
+        )
+
+
+def _check_algorithm(algorithm: Algorithm) -> None:
+    choices = {
+        "method": METHODS,
+        "anchor": ANCHORS,
+        "kl": tuple(TRAINABLE),
+        "estimator": tuple(ESTIMATORS),
+        "level": ("sequence", "token"),
+        "baseline": BASELINES,
+    }
+    for name, known in choices.items():
+        value = getattr(algorithm, name)
+        if value not in known:
+            raise ValueError(f"algorithm.{name}={value!r} is unknown: choose one of {', '.join(known)}")
+    if not algorithm.beta >= 0:
+        raise ValueError(f"algorithm.beta={algorithm.beta} must not be negative: try 0.1")
+    if algorithm.method == "mara" and algorithm.beta == 0:
+        raise ValueError(
+            "algorithm.beta=0.0 with algorithm.method='mara': the augmentation is beta times a log-ratio and "
+            "does nothing at 0; use a positive beta (0.1), or algorithm.method=vanilla"
+        )
+    if algorithm.baseline == "group_normalised" and algorithm.beta > 0:
+        raise ValueError(
+            "algorithm.baseline='group_normalised' divides each group by its own standard deviation, so reward "
+            "and KL no longer keep the ratio beta and the optimum is not the stated one: use leave_one_out"
+        )
+    _check_placement(algorithm)
+
+
+def _check_placement(algorithm: Algorithm) -> None:
+    """Refuses an estimator whose expected gradient is not that of the KL asked for."""
+    name = estimator_of(algorithm)
+    cure = f"use algorithm.estimator={TRAINABLE[algorithm.kl][0]} with algorithm.level=sequence"
+    pair = ESTIMATORS[name]
+    if pair is not None:
+        effective = kl.effective(*pair, algorithm.level)
+        if effective.name != algorithm.kl:
+            raise ValueError(
+                f"algorithm.estimator={name} at level={algorithm.level} does not optimise the "
+                f"{algorithm.kl} KL: {effective.sentence}. {cure[0].upper() + cure[1:]}"
+            )
+    elif algorithm.level == "token":
+        raise ValueError(f"algorithm.level='token' has no meaning for algorithm.estimator={name}: {cure}")
+    if name not in TRAINABLE[algorithm.kl]:
+        exact = "forward" if algorithm.kl == "reverse" else "reverse"
+        raise ValueError(f"algorithm.estimator={name} optimises the {exact} KL, not the {algorithm.kl} one: {cure}")
+
+
+def _check_rollout(run: LanguageRun) -> None:
+    rollout, beta = run.rollout, run.algorithm.beta
+    if not 0 < rollout.top_p <= 1:
+        raise ValueError(f"rollout.top_p={rollout.top_p} must lie in (0, 1]")
+    for name in ("top_p", "temperature"):
+        value = getattr(rollout, name)
+        if value != 1 and beta > 0:
+            raise ValueError(
+                f"rollout.{name}={value} with algorithm.beta={beta}: samples would not come from the policy whose "
+                f"KL is measured, so the objective would not be the stated one; use rollout.{name}=1.0"
+            )
+    if run.algorithm.baseline != "none" and rollout.group_size < 2:
+        raise ValueError(
+            f"rollout.group_size={rollout.group_size} leaves algorithm.baseline={run.algorithm.baseline!r} nothing "
+            "to compare with: use at least 2, or algorithm.baseline=none"
+        )
+
+
+def _positive(section: Any, *names: str, where: str = "") -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not value > 0:
+            raise ValueError(f"{where}{name}={value} must be positive")

@@ -1,0 +1,94 @@
+"""The command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR [--config.x.y=VALUE]``."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from mara_jax import config
+from mara_jax.train import workdir as workdir_of_run
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; an existing run there is resumed.")
+
+
+def main(argv: list[str]) -> int:
+    """Parses flags, prepares the workdir and runs; returns the exit status."""
+    try:
+        run = parse(argv)
+        workdir = pathlib.Path(_WORKDIR.value)
+        workdir_of_run.check(workdir, run)
+        train(run, workdir)
+    except (ValueError, OSError, flags.Error) as error:
+        message = " ".join(str(error).split())
+        print(f"mara_jax: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mara_jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: list[str]) -> config.Run:
+    """The checked run that the command line asks for.
+
+    Raises:
+      ValueError: a flag is missing or unknown, a field is unknown or of the wrong type, or the run cannot work.
+    """
+    _known_fields(argv)
+    try:
+        rest = FLAGS(argv)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}: --config must name a config file") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    if rest[1:]:
+        raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise ValueError(
+                f"--{flag.name} is missing: python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano"
+            )
+    return config.resolve(_CONFIG.value)
+
+
+def _known_fields(argv: list[str]) -> None:
+    """Refuses --config.FIELD overrides that the schema lacks, naming what it has."""
+    names = [arg[2:].split("=")[0].removeprefix("config.") for arg in argv if arg.startswith("--config.")]
+    file = next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), "")
+    kind = config.ToyRun if pathlib.Path(file.split(":")[0]).name == "toy.py" else config.LanguageRun
+    for name in names:
+        node = kind()
+        for part in name.split("."):
+            if not dataclasses.is_dataclass(node) or not hasattr(node, part):
+                raise ValueError(config.unknown_field(kind, name))
+            node = getattr(node, part)
+
+
+def train(run: config.Run, workdir: pathlib.Path) -> None:
+    """Hands the run to the loop of its kind; imports wait until the config is known to be good."""
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every write
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if isinstance(run, config.ToyRun):
+        from mara_jax.train import toy
+
+        toy.run(run, workdir)
+        return
+    from mara_jax.tasks import onetwo
+    from mara_jax.train import loop
+
+    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
+    if run.algorithm.threshold > task.max_reward:
+        raise ValueError(
+            f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward ({task.max_reward}): "
+            f"no completion would ever be good; use at most {task.max_reward}"
+        )
+    loop.run(run, task, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Training: state, the pure update, the loop, warm-up and reference, checkpoints, metrics."""

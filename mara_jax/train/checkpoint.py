@@ -1,0 +1,54 @@
+"""Checkpoints by Orbax: saved every so many steps, the newest restored."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mara_jax.config import Checkpoint
+from mara_jax.train.state import State
+
+
+class Checkpoints:
+    """The checkpoints of one run, under WORKDIR/checkpoints/STEP."""
+
+    def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
+        # On a CPU a device array and its host copy may share memory, which the next update reuses: write at once.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=cfg.keep, enable_async_checkpointing=jax.default_backend() != "cpu"
+        )
+        self.directory = (workdir / "checkpoints").absolute()
+        self.every = cfg.every
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: State, last: bool = False) -> None:
+        """Writes the state reached after `step` steps, if the step is due or the last."""
+        if (last or step % self.every == 0) and step not in self.manager.all_steps():
+            self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+
+    def latest(self) -> int | None:
+        """Steps done at the newest complete checkpoint, or None."""
+        return self.manager.latest_step()
+
+    def restore(self, state: Any) -> State:
+        """The newest checkpoint, in the shapes and placement of `state`.
+
+        Raises:
+          ValueError: it is there but cannot be read.
+        """
+        step = self.latest()
+        try:
+            return self.manager.restore(step, args=ocp.args.StandardRestore(state))
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+            others = [s for s in self.manager.all_steps() if s != step]
+            then = f"resume from step {max(others)}" if others else "start again"
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"checkpoint {self.directory / str(step)} cannot be read ({reason}): delete that folder to {then}"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for writes under way."""
+        self.manager.wait_until_finished()
+        self.manager.close()

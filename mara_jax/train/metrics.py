@@ -1,0 +1,132 @@
+"""Metrics of a run: one JSON object a step in metrics.jsonl, and what the terminal shows meanwhile."""
+
+import collections
+import json
+import pathlib
+import sys
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = {
+    "reward/mean": "reward",
+    "valid/fraction": "valid",
+    "answers/entropy_bits": "entropy (bits)",
+    "kl/reverse": "KL (nats)",
+    "length/mean": "length",
+    "time/step_s": "s/step",
+}
+
+
+class Log:
+    """metrics.jsonl: appended line by line, cut back to the restored step on resume."""
+
+    def __init__(self, path: pathlib.Path, steps_done: int):
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = _parsed(line)
+                if row is not None and row["step"] <= steps_done:
+                    kept.append(row)
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(path)
+        self.rows = kept
+        self.file = path.open("a")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A metrics row, or None for a line that a kill cut short."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+class Display:
+    """What a person sees: a live panel on a terminal, plain lines elsewhere."""
+
+    def __init__(self, steps: int, stream: Any = None):
+        self.console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self.steps = steps
+        self.live: Live | None = None
+        self.texts: collections.deque[tuple[str, bool]] = collections.deque(maxlen=4)
+        self.latest: dict[str, Any] = {}
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.bar = None
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.live = Live(self._panel(), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live:
+            self.live.stop()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def warm_up(self, step: int, steps: int, loss: float) -> None:
+        if self.live:
+            self._advance("warm-up", step, steps)
+            self.latest = {}
+        elif step == steps or step <= 10 or step % 50 == 0:
+            self.note(f"warm-up step {step}/{steps}  loss {loss:.3f} nats a token")
+
+    def step(self, row: dict[str, Any], texts: list[tuple[str, bool]]) -> None:
+        """Shows a step's metrics and some of its completions, each with whether it was rewarded."""
+        self.latest = row
+        self.texts.extend(texts)
+        if self.live:
+            self._advance("training", row["step"], self.steps)
+            return
+        parts = [f"{name} {_number(row[key])}" for key, name in SHOWN.items() if key in row]
+        self.note(f"step {row['step']}/{self.steps}  " + "  ".join(parts))
+        for text, good in texts:
+            self.note(f"    {'+' if good else '-'} {text!r}")
+
+    def _advance(self, name: str, step: int, steps: int) -> None:
+        if self.bar is None or self.progress.tasks[self.bar].description != name:
+            for task in self.progress.task_ids:
+                self.progress.update(task, visible=False)
+            self.bar = self.progress.add_task(name, total=steps)
+        self.progress.update(self.bar, completed=step)
+        if self.live:
+            self.live.update(self._panel())
+
+    def _panel(self) -> Group:
+        table = Table.grid(padding=(0, 3))
+        shown = [(name, self.latest[key]) for key, name in SHOWN.items() if key in self.latest]
+        table.add_row(*(Text(name, style="dim") for name, _ in shown))
+        table.add_row(*(Text(_number(value), style="bold") for _, value in shown))
+        lines = [
+            Text.assemble(("✓ " if good else "✗ ", "green" if good else "red"), text.replace("\n", "⏎"), overflow="ellipsis", no_wrap=True)
+            for text, good in self.texts
+        ]
+        return Group(table, *lines, self.progress)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"

@@ -1,0 +1,246 @@
+"""The reference of a run: base weights, the warm-up that teaches them the format, and what is measured of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax import hf
+from mara_jax.config import LanguageRun
+from mara_jax.core import augment, targets
+from mara_jax.hf import tokenizer as tokenizers
+from mara_jax.policies import transformer
+from mara_jax.sampling import rollout
+from mara_jax.tasks.base import Score, Task
+from mara_jax.train import optim, warmup
+from mara_jax.train.metrics import Display
+from mara_jax.train.state import State
+
+# Streams of random numbers: each has its own key, folded from the run's seed.
+STREAMS = {name: number for number, name in enumerate(("rollout", "reference", "measure", "init", "check"))}
+NANO = "nano"
+NANO_VOCABULARY = 512
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The key of one stream of random numbers of a run."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
+
+
+def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
+    """The policy that `policy.weights` names, before any warm-up.
+
+    "nano" is a Qwen2-shaped model with random weights and a tokenizer of its own, made from the task's
+    demonstrations; everything else goes to hf.load.
+    """
+    cfg = run.policy
+    if cfg.weights != NANO:
+        return hf.load(cfg.weights, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype)
+    demonstrations = task.demonstrations(run.seed, 0, 2000)
+    texts = [text for pair in demonstrations for text in pair]
+    tokenizer = tokenizers.nano(texts, NANO_VOCABULARY)
+    heads = max(2, cfg.embed // 32)
+    arch = transformer.Architecture(
+        family="qwen2",
+        vocab_size=NANO_VOCABULARY,
+        embed=cfg.embed,
+        layers=cfg.layers,
+        heads=heads,
+        kv_heads=heads // 2,
+        head_dim=32,
+        mlp=4 * cfg.embed,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        tie_embeddings=True,
+        qkv_bias=True,
+        qk_norm=False,
+        max_positions=512,
+        scan_layers=cfg.scan_layers,
+        compute_dtype=cfg.compute_dtype,
+    )
+    policy = transformer.Policy(arch, tokenizer, (tokenizer.eos_token_id,), tokenizer.pad_token_id, {}, NANO)
+    return policy, transformer.init(arch, stream(run.seed, "init"))
+
+
+def prompt_tokens(policy: transformer.Policy, task: Task, chat: bool) -> list[list[int]]:
+    """Each prompt of the task as token ids, in the tokenizer's chat template where `chat` is set."""
+    return tokenizers.encode_prompts(policy.tokenizer, task.prompts, chat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """n scored completions of each of p prompts: reward, answer [p, n]; text, nested list."""
+
+    reward: np.ndarray
+    answer: np.ndarray
+    text: list[list[str]]
+
+    @property
+    def valid(self) -> float:
+        """Share of completions with an answer."""
+        return float(np.mean(self.answer >= 0))
+
+    def counts(self, answers: int) -> list[int]:
+        """How many completions gave each answer."""
+        return [int(np.sum(self.answer == a)) for a in range(answers)]
+
+
+def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
+    """The task's verdict on a rollout, reward and answer as [p, g]."""
+    shape = np.asarray(drawn.lengths).shape
+    flat = task.score(
+        np.repeat(prompt_ids, shape[1]).tolist(),
+        [text for group in drawn.text for text in group],
+        np.asarray(drawn.finished).ravel().tolist(),
+    )
+    return Score(flat.reward.reshape(shape), flat.answer.reshape(shape))
+
+
+def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> Samples:
+    """`count` scored completions of each prompt from one stream, in calls of the run's own group size."""
+    size = min(run.rollout.group_size, count)
+    parts, texts = [], [[] for _ in prompts]
+    for first in range(0, count, size):
+        drawn = rollout.sample(
+            policy,
+            params,
+            prompts,
+            key=stream(run.seed, name),
+            group_size=size,
+            max_new_tokens=run.rollout.max_new_tokens,
+            first_sample=first,
+        )
+        parts.append(score(task, np.arange(len(prompts)), drawn))
+        for group, more in zip(texts, drawn.text, strict=True):
+            group.extend(more)
+    reward = np.concatenate([part.reward for part in parts], axis=1)[:, :count]
+    return Samples(reward, np.concatenate([part.answer for part in parts], axis=1)[:, :count], texts)
+
+
+def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]], display: Display) -> Any:
+    """Supervised steps on demonstrations until the format holds; returns the new params.
+
+    At least `warmup.steps` steps. With `warmup.max_steps` above that, samples are drawn every
+    `check_every` steps, and training ends at the first check whose valid share and share of the first
+    answer both lie in their ranges.
+
+    Raises:
+      ValueError: max_steps passed without such a check.
+    """
+    cfg = run.warmup
+    tx = optim.make(dataclasses.replace(run.optimiser, learning_rate=cfg.learning_rate, warmup_steps=0))
+    params = jax.tree.map(jnp.array, params)  # the update donates its input; the caller's copy stays whole
+    state = State(jnp.int32(0), params, tx.init(params))
+    ids = dict(zip(task.prompts, prompts, strict=True))
+    most = max(cfg.steps, cfg.max_steps)
+    valid, ones = 0.0, 0.0
+    for step in range(most):
+        pairs = [(ids[prompt], text) for prompt, text in task.demonstrations(run.seed, step, cfg.batch)]
+        batch = warmup.demonstration_batch(policy, pairs, run.rollout.max_new_tokens)
+        state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
+        display.warm_up(step + 1, most, float(loss))
+        if step + 1 < cfg.steps or not cfg.max_steps or (step + 1 - cfg.steps) % cfg.check_every:
+            continue
+        samples = draw_samples(run, policy, state.params, task, prompts, "check", cfg.check_samples)
+        counts = samples.counts(len(task.answers))
+        valid, ones = samples.valid, counts[0] / max(sum(counts), 1)
+        display.note(f"warm-up step {step + 1}: {valid:.0%} valid, {ones:.0%} of them {task.answers[0]!r}")
+        if _inside(valid, cfg.valid_range) and _inside(ones, cfg.ones_range):
+            return state.params
+    if cfg.max_steps:
+        raise ValueError(
+            f"warmup.max_steps={cfg.max_steps} passed with {valid:.0%} valid and {ones:.0%} {task.answers[0]!r} at the "
+            f"last check, outside warmup.valid_range={cfg.valid_range} or ones_range={cfg.ones_range}: raise "
+            "max_steps, widen the ranges, or change the seed"
+        )
+    return state.params
+
+
+def _inside(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
+def measure(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]]) -> dict[str, Any]:
+    """What is known of the reference before training, as written to reference.json.
+
+    Samples of it give the share of valid completions, the count of each answer with Wilson's 95 %
+    interval, and log Z (log M for the forward KL) of each answer per prompt, which MARA over answers uses.
+    """
+    samples = draw_samples(run, policy, params, task, prompts, "measure", run.warmup.measure_samples)
+    counts = samples.counts(len(task.answers))
+    reward_pn, answer_pn = jnp.asarray(samples.reward), jnp.asarray(samples.answer)
+    algorithm, answers = run.algorithm, len(task.answers)
+    beta = max(algorithm.beta, TINY_BETA)
+    log_mass_pa = augment.answer_log_mass(reward_pn, answer_pn, answers, beta, algorithm.threshold, algorithm.kl)
+    total = samples.answer.size
+    return {
+        "samples": total,
+        "valid": samples.valid,
+        "answers": list(task.answers),
+        "counts": counts,
+        "interval": [[float(end) for end in augment.wilson_interval(jnp.float32(n), total)] for n in counts],
+        "log_mass": np.asarray(log_mass_pa, np.float64).tolist(),
+        "optimum": optima(run, task, samples),
+        "text": [group[:8] for group in samples.text],
+    }
+
+
+TINY_BETA = 1e-6  # stands for 0, where the optimum is the limit: the best answers, in the reference's ratio
+
+
+def optima(run: LanguageRun, task: Task, samples: Samples) -> dict[str, list[float]]:
+    """Where vanilla, and the run's own objective, would end: the share of each answer, then of no answer.
+
+    The reference's samples stand for the reference: one outcome a sample, each of equal mass, so graded
+    rewards are kept; the optimum of the paper's Eq. 3, 6 and 13 on them is exact for these samples.
+    For MARA over strings the optimum is spread over all good strings, of which samples show a vanishing part;
+    it is given where the task knows that its answers have equally many.
+    """
+    algorithm = run.algorithm
+    beta = max(algorithm.beta, TINY_BETA)
+    reward_pn = jnp.asarray(samples.reward)
+    ref_logp_pn = jnp.full(reward_pn.shape, -np.log(reward_pn.shape[1]))
+    vanilla = targets.reverse_kl if algorithm.kl == "reverse" else targets.forward_kl
+    rows = {"vanilla": _answer_shares(vanilla(ref_logp_pn, reward_pn, beta), samples, task)}
+    if algorithm.method == "mara" and algorithm.anchor == "answer":
+        logp_pn = jax.vmap(
+            lambda ref_logp, reward, answer: targets.mara_answers(
+                ref_logp, reward, answer, beta, algorithm.threshold, direction=algorithm.kl
+            )
+        )(ref_logp_pn, reward_pn, jnp.asarray(samples.answer))
+        rows["mara"] = _answer_shares(logp_pn, samples, task)
+    elif algorithm.method == "mara" and getattr(task, "answers_have_equally_many_strings", False):
+        rows["mara"] = [1 / len(task.answers)] * len(task.answers) + [0.0]
+    return rows
+
+
+def _answer_shares(logp_pn, samples: Samples, task: Task) -> list[float]:
+    mass_pn = np.exp(np.asarray(logp_pn, np.float64))
+    shares = [float(np.mean(np.sum(mass_pn * (samples.answer == a), axis=1))) for a in range(len(task.answers))]
+    return [*shares, max(0.0, 1.0 - sum(shares))]
+
+
+def describe(run: LanguageRun) -> str:
+    """In words, what the run optimises and what its optimum is."""
+    algorithm = run.algorithm
+    divergence = "KL(pi || ref)" if algorithm.kl == "reverse" else "KL(ref || pi)"
+    text = f"maximise E[R] - {algorithm.beta:g} {divergence} over whole completions"
+    if algorithm.beta == 0:
+        return "maximise E[R] without a KL: every policy on best-rewarded completions is an optimum"
+    if algorithm.method == "vanilla":
+        shape = (
+            f"ref(y) exp(R(y) / {algorithm.beta:g})"
+            if algorithm.kl == "reverse"
+            else f"{algorithm.beta:g} ref(y) / (Lambda - R(y))"
+        )
+        return f"{text}; its optimum is proportional to {shape}: equal rewards keep the reference's own ratio"
+    good = f"R >= {algorithm.threshold:g}"
+    if algorithm.anchor == "string":
+        return f"{text}, R augmented by MARA over strings: at its optimum every completion with {good} is equally likely"
+    return (
+        f"{text}, R augmented by MARA over answers: at its optimum every answer reached with {good} is equally "
+        "likely, and completions of one answer keep the reference's ratio"
+    )

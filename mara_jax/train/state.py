@@ -1,0 +1,34 @@
+"""What a step reads and writes, as pytrees."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class State:
+    """Everything an update changes. step: int32 scalar; params and opt_state: pytrees."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+@struct.dataclass
+class Batch:
+    """Scored completions of p prompts, g each, right-padded to t tokens.
+
+    prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, t], lengths [p, g] (end token included),
+    reward [p, g] (reward units), answer [p, g] (class index, -1 for none), ref_logp [p, g]
+    (nats, whole completions), log_mass [p, a] (log Z or log M of each answer under the reference).
+    """
+
+    prompt_tokens: jax.Array
+    prompt_lengths: jax.Array
+    tokens: jax.Array
+    lengths: jax.Array
+    reward: jax.Array
+    answer: jax.Array
+    ref_logp: jax.Array
+    log_mass: jax.Array

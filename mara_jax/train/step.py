@@ -1,0 +1,102 @@
+"""The pure update: reward augmentation, objective, gradient, optimiser."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mara_jax import config
+from mara_jax.core import advantages, augment, objectives
+from mara_jax.policies import transformer
+from mara_jax.sampling import logprobs
+from mara_jax.train.state import Batch, State
+
+
+def augmented(algorithm: config.Algorithm, batch: Batch, beta, threshold) -> tuple[jax.Array, jax.Array]:
+    """The reward-transform stage: (reward, ref_logp), both [p, g], as the objective sees them.
+
+    Args:
+      algorithm: chooses the method, its anchor and the direction; static.
+      beta, threshold: traced, so that they can be swept.
+    """
+    if algorithm.method == "vanilla":
+        return batch.reward, batch.ref_logp
+    settings = {"beta": beta, "threshold": threshold, "direction": algorithm.kl}
+    if algorithm.anchor == "string":
+        return augment.mara(batch.reward, batch.ref_logp, **settings)
+    return augment.mara_answers(batch.reward, batch.ref_logp, batch.answer, batch.log_mass, **settings)
+
+
+def loss(
+    params: Any,
+    arch: transformer.Architecture,
+    algorithm: config.Algorithm,
+    batch: Batch,
+    reference: Batch | None,
+    beta,
+    threshold,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The scalar to minimise, and metrics of the batch.
+
+    Args:
+      batch: completions of the policy itself.
+      reference: completions of the reference; needed by the estimator "reference_samples" alone.
+    """
+    logp_pgt, mask_pgt = _logps(params, arch, batch)
+    reward_pg, ref_logp_pg = augmented(algorithm, batch, beta, threshold)
+    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline]}
+    estimator = config.estimator_of(algorithm)
+    if estimator == "reference_samples":
+        assert reference is not None, "the estimator reference_samples needs completions of the reference"
+        ref_logp_prt, ref_mask_prt = _logps(params, arch, reference)
+        _, ref_hat_pr = augmented(algorithm, reference, beta, threshold)
+        weight_pr = jnp.exp(ref_hat_pr - reference.ref_logp)
+        value, metrics = objectives.forward_kl_samples(
+            logp_pgt, mask_pgt, reward_pg, ref_logp_prt, ref_mask_prt, weight_pr, **shared
+        )
+    elif estimator in ("k2_in_loss", "k3_in_loss"):
+        value, metrics = objectives.placed(
+            logp_pgt, mask_pgt, ref_logp_pg[..., None], reward_pg,
+            estimator=estimator[:2], placement="loss", level="sequence", **shared,
+        )  # fmt: skip
+    else:
+        objective = {"k1_in_reward": objectives.reverse_kl, "ratio": objectives.forward_kl_ratio}[estimator]
+        value, metrics = objective(logp_pgt, mask_pgt, ref_logp_pg, reward_pg, **shared)
+    logp_pg = jax.lax.stop_gradient(jnp.sum(logp_pgt * mask_pgt, axis=-1))
+    changed_pg = (reward_pg != batch.reward) | (ref_logp_pg != batch.ref_logp)
+    metrics = {f"objective/{name}": scalar for name, scalar in metrics.items()} | {
+        "loss": value,
+        "reward/mean": jnp.mean(batch.reward),
+        "reward/augmented_mean": jnp.mean(reward_pg),
+        "mara/augmented_fraction": jnp.mean(changed_pg.astype(jnp.float32)),
+        "kl/reverse": jnp.mean(logp_pg - batch.ref_logp),
+        "length/mean": jnp.mean(batch.lengths.astype(jnp.float32)),
+        "logp/mean": jnp.mean(logp_pg),
+    }
+    return value, metrics
+
+
+def _logps(params, arch, batch: Batch):
+    logp_pgt = logprobs.completion_logps(arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens)
+    return logp_pgt, logprobs.mask(batch.lengths, batch.tokens.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx"), donate_argnames=("state",))
+def update(
+    state: State,
+    batch: Batch,
+    reference: Batch | None,
+    beta: jax.Array,
+    threshold: jax.Array,
+    *,
+    arch: transformer.Architecture,
+    algorithm: config.Algorithm,
+    tx: optax.GradientTransformation,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One optimiser step on one batch; the old state's buffers are given up."""
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, arch, algorithm, batch, reference, beta, threshold)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    metrics["grad/norm"] = optax.global_norm(grads)
+    return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

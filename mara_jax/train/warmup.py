@@ -1,0 +1,61 @@
+"""Supervised steps on a task's demonstrations: how a base policy learns the format before the run."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mara_jax.policies import transformer
+from mara_jax.sampling import logprobs, rollout
+from mara_jax.train.state import State
+
+
+def demonstration_batch(
+    policy: transformer.Policy, pairs: Sequence[tuple[list[int], str]], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of (prompt ids, completion text) pairs, each completion closed by the tokenizer's end token.
+
+    Equal prompts share one row, so that the prompt is computed once.
+
+    Returns:
+      prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, width], lengths [p, g].
+
+    Raises:
+      ValueError: a completion does not fit into `width` tokens.
+    """
+    rows = []
+    for _, text in pairs:
+        ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
+        if len(ids) > width:
+            raise ValueError(
+                f"a demonstration has {len(ids)} tokens, more than rollout.max_new_tokens={width}: raise that"
+            )
+        rows.append(ids)
+    prompts = [prompt for prompt, _ in pairs]
+    shared = all(prompt == prompts[0] for prompt in prompts)
+    prompt_tokens_ps, prompt_lengths_p = rollout.pad_prompts(prompts[:1] if shared else prompts, policy.pad_id)
+    tokens_bt = np.full((len(rows), width), policy.pad_id, np.int32)
+    for row, ids in zip(tokens_bt, rows, strict=True):
+        row[: len(ids)] = ids
+    p = len(prompt_lengths_p)
+    lengths_b = np.array([len(ids) for ids in rows], np.int32)
+    return prompt_tokens_ps, prompt_lengths_p, tokens_bt.reshape(p, -1, width), lengths_b.reshape(p, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("arch", "tx"), donate_argnames=("state",))
+def supervised_update(
+    state: State, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg, *, arch, tx: optax.GradientTransformation
+) -> tuple[State, jax.Array]:
+    """One step of maximum likelihood on given completions; returns the loss too (nats per token)."""
+
+    def mean_nll(params: Any) -> jax.Array:
+        logp_pgt = logprobs.completion_logps(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt)
+        return -jnp.sum(logp_pgt * logprobs.mask(lengths_pg, tokens_pgt.shape[-1])) / jnp.sum(lengths_pg)
+
+    value, grads = jax.value_and_grad(mean_nll)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value

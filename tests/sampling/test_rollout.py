@@ -1,0 +1,176 @@
+"""Sampling against exact enumeration, the trainer's log-probs, and splits of the batch."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from mara_jax.policies import transformer
+from mara_jax.sampling import logprobs, sample
+
+END = 3
+
+
+def tiny(vocab=16, eos=(END,), scan=False, **changes):
+    """A two-layer policy with weights large enough that its distribution is far from uniform."""
+    arch = transformer.Architecture(
+        family="qwen2", vocab_size=vocab, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32,
+        rope_theta=1e4, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
+        max_positions=64, scan_layers=scan, **changes,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, transformer.init(arch, jax.random.key(5)))
+    return transformer.Policy(arch, None, eos, 0, {}, "tiny"), params
+
+
+PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    policy, params = tiny()
+    return policy, params, sample(policy, params, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
+
+
+def test_returned_logp_is_the_trainers(drawn):
+    policy, params, rollout = drawn
+    logp = logprobs.completion_logps(
+        policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens
+    )
+    mask = logprobs.mask(rollout.lengths, 8)
+    np.testing.assert_allclose(rollout.logp, logp * mask, atol=1e-4)
+
+
+def test_returned_logp_is_that_of_the_plain_forward(drawn):
+    policy, params, rollout = drawn
+    for p, prompt in enumerate(PROMPTS):
+        for g in range(4):
+            length = int(rollout.lengths[p, g])
+            text = [*prompt, *np.asarray(rollout.tokens[p, g, :length]).tolist()]
+            padded = np.array([text + [0] * (16 - len(text))])  # one shape, one compilation
+            logits = policy.logits(params, padded, np.array([len(text)]))
+            logp = jax.nn.log_softmax(logits[0])[np.arange(len(prompt) - 1, len(text) - 1), text[len(prompt) :]]
+            np.testing.assert_allclose(rollout.logp[p, g, :length], logp, atol=1e-4)
+
+
+def test_lengths_and_padding_come_from_the_first_end_token(drawn):
+    _, _, rollout = drawn
+    tokens, lengths = np.asarray(rollout.tokens), np.asarray(rollout.lengths)
+    assert 0 < np.asarray(rollout.finished).sum() < rollout.finished.size  # both kinds occur
+    for index in np.ndindex(lengths.shape):
+        row, length, finished = tokens[index], lengths[index], bool(rollout.finished[index])
+        assert (END in row[:length]) == finished
+        assert (not finished) or row[length - 1] == END
+        assert END not in row[: length - 1]
+        assert (row[length:] == 0).all() and finished or length == 8
+
+
+def test_any_split_of_the_batch_gives_the_same_text(drawn):
+    policy, params, whole = drawn
+    settings = {"key": jax.random.key(1), "max_new_tokens": 8}
+    for p in range(3):
+        for first in (0, 8):
+            part = sample(
+                policy, params, PROMPTS[p : p + 1], group_size=8, prompt_ids=[p], first_sample=first, **settings
+            )
+            np.testing.assert_array_equal(part.tokens[0], whole.tokens[p, first : first + 8])
+
+
+def test_rows_differ_between_samples_prompts_and_keys(drawn):
+    policy, params, whole = drawn
+    assert len({tuple(row) for row in np.asarray(whole.tokens[0]).tolist()}) > 8
+    other = sample(policy, params, PROMPTS, key=jax.random.key(2), group_size=16, max_new_tokens=8)
+    assert (np.asarray(other.tokens) != np.asarray(whole.tokens)).any(axis=-1).mean() > 0.5
+    same = sample(policy, params, [PROMPTS[0]] * 2, key=jax.random.key(1), group_size=16, max_new_tokens=8)
+    assert (np.asarray(same.tokens[0]) != np.asarray(same.tokens[1])).any(axis=-1).mean() > 0.5
+
+
+def test_scanned_layers_draw_the_same_text(drawn):
+    from mara_jax.policies import params as table
+
+    policy, params, whole = drawn
+    scanned, _ = tiny(scan=True)
+    stacked = table.to_scanned(params, 2)
+    again = sample(scanned, stacked, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
+    np.testing.assert_array_equal(again.tokens, whole.tokens)
+
+
+def test_every_end_token_of_the_set_ends():
+    policy, params = tiny(eos=(3, 8, 12, 14))
+    rollout = sample(policy, params, PROMPTS, key=jax.random.key(1), group_size=32, max_new_tokens=12)
+    last = np.asarray(rollout.tokens)[np.asarray(rollout.finished), np.asarray(rollout.lengths)[rollout.finished] - 1]
+    assert {3, 8, 12, 14} >= set(last.tolist()) and len(set(last.tolist())) >= 3
+
+
+def test_samples_follow_the_exact_distribution_of_strings():
+    policy, params = tiny(vocab=4, eos=(END,))
+    prompt, width, n = [1, 2], 3, 20_000
+    strings = [
+        s
+        for length in range(1, width + 1)
+        for s in itertools.product(range(4), repeat=length)
+        if END not in s[:-1] and (s[-1] == END or length == width)
+    ]
+    padded = np.array([[*s, *[0] * (width - len(s))] for s in strings], np.int32)
+    lengths = np.array([[len(s) for s in strings]])
+    logp = logprobs.reference_logps(
+        policy.architecture, params, jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]), jnp.asarray(lengths)
+    )  # fmt: skip
+    exact = np.exp(np.asarray(logp[0], np.float64))
+    assert abs(exact.sum() - 1) < 1e-5
+    rollout = sample(policy, params, [prompt], key=jax.random.key(7), group_size=n, max_new_tokens=width)
+    code = lambda tokens: np.asarray(tokens) @ [1, 4, 16]  # noqa: E731 - END is 3, so padding by 0 stays unique
+    at = {(int(code(row)), len(s)): i for i, (row, s) in enumerate(zip(padded, strings, strict=True))}
+    counts = np.zeros(len(strings))
+    for row, length in zip(code(rollout.tokens[0]), np.asarray(rollout.lengths[0]), strict=True):
+        counts[at[int(row), int(length)]] += 1
+    rare = exact * n < 5
+    observed, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, exact / exact.sum() * n))
+    keep = expected > 0
+    assert stats.chisquare(observed[keep], expected[keep]).pvalue > 1e-3
+
+
+def test_zero_temperature_takes_the_likeliest_token(drawn):
+    policy, params, _ = drawn
+    rollout = sample(policy, params, PROMPTS[:1], key=jax.random.key(0), group_size=2, max_new_tokens=5, temperature=0)
+    text = list(PROMPTS[0])
+    for _ in range(int(rollout.lengths[0, 0])):
+        logits = policy.logits(params, np.array([text + [0] * (16 - len(text))]), np.array([len(text)]))
+        text.append(int(jnp.argmax(logits[0, len(text) - 1])))
+    np.testing.assert_array_equal(rollout.tokens[0, 0, : rollout.lengths[0, 0]], text[len(PROMPTS[0]) :])
+    np.testing.assert_array_equal(rollout.tokens[0, 0], rollout.tokens[0, 1])
+
+
+def test_chunked_head_equals_the_whole_one_with_its_gradient(monkeypatch):
+    policy, params = tiny()
+    hidden = jax.random.normal(jax.random.key(3), (23, 16))
+    tokens = jax.random.randint(jax.random.key(4), (23,), 0, 16)
+
+    def total(params, hidden):
+        return jnp.sum(jnp.sin(logprobs.token_logps(policy.architecture, params, hidden, tokens)))
+
+    whole = jax.value_and_grad(total, argnums=(0, 1))(params, hidden)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 100)
+    chunked = jax.value_and_grad(total, argnums=(0, 1))(params, hidden)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, chunked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"group_size": 0}, "group_size=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": [[1], []]}, "prompt 1 has no token"),
+        ({"prompts": ["text"]}, "no tokenizer"),
+    ],
+)
+def test_bad_input_is_one_clear_line(settings, words):
+    policy, params = tiny()
+    prompts = settings.pop("prompts", PROMPTS)
+    with pytest.raises(ValueError, match=words) as caught:
+        sample(policy, params, prompts, key=jax.random.key(0), **settings)
+    assert "\n" not in str(caught.value)
