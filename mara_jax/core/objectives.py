@@ -2,7 +2,8 @@
 
 Samples come from the policy itself, unclipped, at temperature 1. Only `logp` carries a gradient. Rewards and
 reference log-probabilities are those that `core.augment` returns, one a string; a loss is the mean over
-strings and is not divided by their lengths, so that the KL is that of whole strings.
+strings and is not divided by their lengths, so that the KL is that of whole strings. Arrays that do not have one value a
+string raise a ValueError.
 """
 
 import jax
@@ -31,10 +32,17 @@ def sequence_logp(logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t
     return jnp.sum(jnp.where(mask_pgt > 0, logp_pgt, 0.0), axis=-1)
 
 
+def _check_shapes(logp_pg, **per_string) -> None:
+    """Refuse arrays that are not one value a string: broadcasting would mix prompts without a word."""
+    for name, array in per_string.items():
+        if jnp.shape(array) != logp_pg.shape:
+            raise ValueError(
+                f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}"
+            )
+
+
 def _policy_gradient(logp_pg, signal_pg, advantage: Advantage):
-    """-mean of advantage x log-probability; both inputs must have one value a string."""
-    if logp_pg.shape != signal_pg.shape:
-        raise ValueError(f"rewards of shape {signal_pg.shape} do not fit strings of shape {logp_pg.shape}")
+    """-mean of advantage x log-probability: its gradient is that of -E[signal], estimated."""
     return -jnp.mean(jax.lax.stop_gradient(advantage(signal_pg)) * logp_pg)
 
 
@@ -68,6 +76,7 @@ def reverse_kl(
         reward - beta k1.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
+    _check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     k1_pg = kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return_pg = reward_pg - beta * k1_pg
     loss = _policy_gradient(logp_pg, return_pg, advantage)
@@ -106,14 +115,13 @@ def forward_kl_samples(
         The loss, and metrics: "loss"; "reference/nll", the weighted mean negative log-likelihood of the
         reference's strings (nats a string); "weights/effective_samples", out of r.
     """
-    policy_loss = _policy_gradient(sequence_logp(logp_pgt, mask_pgt), reward_pg, advantage)
+    logp_pg = sequence_logp(logp_pgt, mask_pgt)
     ref_sample_logp_pr = sequence_logp(ref_sample_logp_prt, ref_sample_mask_prt)
+    _check_shapes(logp_pg, reward=reward_pg)
+    _check_shapes(ref_sample_logp_pr, weight=ref_weight_pr)
     weight_pr = jax.lax.stop_gradient(ref_weight_pr)
-    if weight_pr.shape != ref_sample_logp_pr.shape:
-        shape = ref_sample_logp_pr.shape
-        raise ValueError(f"weights of shape {weight_pr.shape} do not fit strings of shape {shape}")
     nll = -jnp.mean(weight_pr * ref_sample_logp_pr)
-    loss = policy_loss + beta * nll
+    loss = _policy_gradient(logp_pg, reward_pg, advantage) + beta * nll
     effective = _effective_samples(jnp.log(weight_pr))
     return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective}
 
@@ -144,6 +152,7 @@ def forward_kl_ratio(
         The loss, and metrics: "loss"; "weights/effective_samples", out of g; "weights/largest_log" (nats).
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
+    _check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     log_weight_pg = ref_logp_pg - jax.lax.stop_gradient(logp_pg)
     loss = _policy_gradient(logp_pg, reward_pg + beta * jnp.exp(log_weight_pg), advantage)
     return loss, {
@@ -187,6 +196,7 @@ def placed(
     """
     kl.effective(estimator, placement, level)
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
+    _check_shapes(logp_pg, reward=reward_pg)
     if level == "sequence":
         ref_mask = mask_pgt if ref_logp_pgt.shape == logp_pgt.shape else jnp.ones_like(ref_logp_pgt)
         live, ref = logp_pg[..., None], sequence_logp(ref_logp_pgt, ref_mask)[..., None]

@@ -4,6 +4,7 @@ References may be unnormalised and may be zero (log-probability -inf) on some ou
 are in reward units, log-probabilities in nats. Equation numbers are those of the MARA paper's first version.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -30,6 +31,7 @@ def check_direction(direction: str) -> None:
         raise ValueError(f"direction {direction!r} is not known: use 'reverse' or 'forward'")
 
 
+@jax.jit
 def reverse_kl(
     ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], beta: Scalar
 ) -> Float[Array, "*batch a"]:
@@ -68,6 +70,7 @@ def _log_gap_jvp(primals, tangents):
     return out, jnp.exp(log_x - out) * tangents[0] + jnp.exp(-out) * tangents[1]
 
 
+@jax.jit
 def forward_kl(
     ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], beta: Scalar
 ) -> Float[Array, "*batch a"]:
@@ -133,6 +136,7 @@ def _optimum(ref_logp, reward, beta, direction):
     return (reverse_kl if direction == "reverse" else forward_kl)(ref_logp, reward, beta)
 
 
+@functools.partial(jax.jit, static_argnames="direction")
 def mara(
     ref_logp: Float[Array, "*batch a"],
     reward: Float[Array, "*batch a"],
@@ -171,6 +175,7 @@ def mara(
     return _optimum(ref_logp, reward, beta, direction)
 
 
+@functools.partial(jax.jit, static_argnames="direction")
 def mara_answers(
     ref_logp: Float[Array, "*batch a"],
     reward: Float[Array, "*batch a"],
