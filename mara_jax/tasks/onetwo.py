@@ -101,6 +101,8 @@ class OneTwo:
     prompts: tuple[str, ...] = field(default=(PROMPT,), init=False)
     answers: tuple[str, ...] = field(default=ANSWERS, init=False)
     max_reward: float = field(default=1.0, init=False)
+    # Exchanging the digit turns each well-formed "1" into a well-formed "2" and back.
+    answers_have_equally_many_strings: bool = field(default=True, init=False)
 
     def __post_init__(self):
         for name in ("share_of_ones", "malformed"):

@@ -68,7 +68,7 @@ def _ids(tokenizer, text: str) -> list[int]:
 
 
 def test_smollm2_ids_are_those_of_transformers_up_to_its_missing_digit_rule(smol, smol_reference):
-    # transformers drops the file's rule `smollm` (digits apart, then words); with it put back, all must agree.
+    # transformers drops the rule `smollm` (digits apart, then words); with it put back, all must agree.
     own_rule = smol_reference.backend_tokenizer.pre_tokenizer
     no_digits = [text for text in CORPUS if not any(letter.isnumeric() for letter in text)]
     for text in [*no_digits, "It's 2 o'clock, x1 y22.", PROMPT]:

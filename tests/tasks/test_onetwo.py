@@ -63,6 +63,14 @@ def test_well_formed(text, answer):
     assert _verdict(text) == _verdict(text, OneTwo(lenient=True)) == (1.0, answer)
 
 
+@pytest.mark.parametrize(("text", "answer"), RIGHT)
+def test_exchanging_the_digit_exchanges_the_answer(text, answer):
+    head, tail = text.rsplit("<answer>", 1)
+    other = f"{head}<answer>{tail.translate({ord('1'): '2', ord('2'): '1'})}"
+    assert _verdict(other) == (1.0, 1 - answer)
+    assert OneTwo().answers_have_equally_many_strings
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_malformed(text):
     assert _verdict(text) == (0.0, -1)

@@ -1,0 +1,96 @@
+"""How diverse a policy's answers are: entropy, shares with intervals, distances, trends; pure functions."""
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mara_jax.core import augment
+
+WINDOW = 8  # batches whose answer counts are pooled (Figure 7)
+
+
+def entropy_bits(counts: ArrayLike) -> float:
+    """Entropy of the empirical distribution that counts define.
+
+    Args:
+      counts: [a] count (or mass) of each answer class.
+
+    Returns:
+      Bits, from 0 to log2(a); 0 where nothing was counted: no diversity was seen.
+
+    Source:
+      The diversity measure of the 1-2 task (Figure 7, right), for any number of answers.
+    """
+    counts = np.asarray(counts, np.float64)
+    seen = counts[counts > 0]
+    if seen.size == 0:
+        return 0.0
+    share = seen / seen.sum()
+    return float(abs(np.sum(share * np.log2(share))))  # the sum is never positive; abs also turns -0 into 0
+
+
+def pooled_counts(counts_ta: ArrayLike, window: int = WINDOW) -> np.ndarray:
+    """Counts summed over each step and those before it.
+
+    Args:
+      counts_ta: [t, a] counts of a batch's answers, step by step.
+      window: how many consecutive batches are summed; the first steps have fewer.
+
+    Returns:
+      [t, a].
+    """
+    total_ta = np.cumsum(np.asarray(counts_ta, np.float64), axis=0)
+    before_ta = np.zeros_like(total_ta)
+    before_ta[window:] = total_ta[:-window] if len(total_ta) > window else 0
+    return total_ta - before_ta
+
+
+def pooled_entropy_bits(counts_ta: ArrayLike, window: int = WINDOW) -> np.ndarray:
+    """Entropy of the answers of each step pooled with those before it, in bits, [t]; see `pooled_counts`."""
+    return np.array([entropy_bits(counts) for counts in pooled_counts(counts_ta, window)])
+
+
+def shares(counts: ArrayLike, total: float | None = None) -> np.ndarray:
+    """Each class's share of `total` (by default of the counts' own sum), [a]; nan where the total is 0."""
+    counts = np.asarray(counts, np.float64)
+    total = counts.sum() if total is None else total
+    return counts / total if total else np.full(counts.shape, np.nan)
+
+
+def interval(count: float, total: float) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share seen `count` times in `total` draws; (0, 1) for no draws."""
+    if not total:
+        return 0.0, 1.0
+    low, high = augment.wilson_interval(jnp.float32(count), int(total))
+    return float(low), float(high)
+
+
+def total_variation(share_p: ArrayLike, share_q: ArrayLike) -> float:
+    """Half the summed absolute difference of two distributions over the same classes: 0 equal, 1 disjoint.
+
+    Args:
+      share_p: [a] probabilities.
+      share_q: [a] probabilities.
+
+    Returns:
+      A number from 0 to 1, or nan where a share is unknown.
+    """
+    return float(np.abs(np.asarray(share_p, np.float64) - np.asarray(share_q, np.float64)).sum() / 2)
+
+
+def slope(series: ArrayLike) -> float:
+    """Slope of the least-squares line through a series, per step; nan for fewer than two finite values.
+
+    Args:
+      series: [t] one value a step; values that are not finite are left out, their steps still count.
+
+    Returns:
+      The series' unit per step.
+    """
+    value = np.asarray(series, np.float64)
+    step = np.arange(value.size)[np.isfinite(value)]
+    value = value[np.isfinite(value)]
+    if len(value) < 2:
+        return float("nan")
+    centred = step - step.mean()
+    return float(centred @ value / (centred @ centred))

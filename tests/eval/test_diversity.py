@@ -1,0 +1,69 @@
+"""Measures of diversity against hand arithmetic."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from mara_jax.eval import diversity
+
+
+@pytest.mark.parametrize(
+    ("counts", "bits"),
+    [
+        ([1, 1], 1.0),
+        ([5, 0], 0.0),
+        ([0, 0], 0.0),
+        ([3, 1], 2 - 0.75 * np.log2(3)),
+        ([1, 1, 1, 1], 2.0),
+        ([0.25, 0.25, 0.5], 1.5),
+        ([10**9, 10**9], 1.0),
+    ],
+)
+def test_entropy(counts, bits):
+    value = diversity.entropy_bits(counts)
+    assert isinstance(value, float) and np.isclose(value, bits, atol=1e-12) and np.signbit(value) == np.False_
+
+
+def test_counts_are_pooled_over_the_window_and_not_beyond():
+    counts_ta = np.stack([np.arange(1, 12), np.zeros(11)], axis=1)
+    pooled = diversity.pooled_counts(counts_ta, window=3)[:, 0]
+    assert pooled.tolist() == [1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
+    assert diversity.pooled_counts(counts_ta[:2], window=8)[:, 0].tolist() == [1, 3]
+    assert diversity.pooled_counts(np.zeros((0, 2))).shape == (0, 2)
+
+
+def test_pooled_entropy_is_of_the_sum_not_the_mean_of_entropies():
+    # Eight batches that each give one answer only: no entropy in any, a full bit together.
+    counts_ta = [[4, 0], [0, 4]] * 4 + [[4, 0]] * 8
+    bits = diversity.pooled_entropy_bits(counts_ta)
+    assert bits[0] == 0 and bits[7] == 1.0
+    assert np.isclose(bits[11], diversity.entropy_bits([6, 2])) and bits[-1] == 0
+
+
+def test_shares():
+    assert diversity.shares([3, 1]).tolist() == [0.75, 0.25]
+    assert diversity.shares([3, 1], total=8).tolist() == [0.375, 0.125]
+    assert np.isnan(diversity.shares([0, 0])).all()
+
+
+@pytest.mark.parametrize(("count", "total"), [(84, 100), (0, 256), (256, 256), (1, 3), (61, 80)])
+def test_interval_is_scipy_s_wilson_interval(count, total):
+    expected = binomtest(count, total).proportion_ci(0.95, method="wilson")
+    assert np.allclose(diversity.interval(count, total), expected, atol=2e-6)
+    assert diversity.interval(0, 0) == (0.0, 1.0)
+
+
+def test_total_variation():
+    assert diversity.total_variation([1, 0], [0, 1]) == 1
+    assert diversity.total_variation([0.2, 0.8], [0.2, 0.8]) == 0
+    assert np.isclose(diversity.total_variation([0.7, 0.2, 0.1], [0.5, 0.5, 0.0]), 0.3)
+    assert np.isnan(diversity.total_variation([np.nan, np.nan], [0.5, 0.5]))
+
+
+def test_slope():
+    assert np.isclose(diversity.slope([1.0, 1.5, 2.0, 2.5]), 0.5)
+    assert np.isclose(diversity.slope([0.0, 1.0, 0.0]), 0.0)
+    assert np.isclose(diversity.slope([3.0, np.nan, 1.0]), -1.0)  # a gap keeps its place
+    assert np.isnan(diversity.slope([2.0])) and np.isnan(diversity.slope([]))
+    noisy = np.random.default_rng(0).normal(size=20)
+    assert np.isclose(diversity.slope(noisy), np.polyfit(np.arange(20), noisy, 1)[0])

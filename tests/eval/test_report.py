@@ -1,0 +1,249 @@
+"""Tables and figures from folders whose every number was chosen by hand."""
+
+import hashlib
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from mara_jax.eval import plots, report
+
+OBJECTIVE = "maximise E[R] - 0.1 KL(pi || ref) over whole completions"
+
+
+def write_run(
+    workdir: Path,
+    rows: list[dict],
+    *,
+    method: str = "mara",
+    anchor: str = "answer",
+    kl: str = "reverse",
+    beta: float = 0.1,
+    seed: int = 0,
+    counts=(60, 20),
+    samples: int = 100,
+    optimum: dict | None = None,
+) -> Path:
+    """Writes config.json, reference.json and metrics.jsonl; returns the folder."""
+    workdir.mkdir(parents=True)
+    algorithm = {"method": method, "anchor": anchor, "kl": kl, "beta": beta}
+    config = {"seed": seed, "algorithm": algorithm}
+    if optimum is None:
+        optimum = {"vanilla": [0.75, 0.25, 0.0], "mara": [0.5, 0.5, 0.0]}
+    reference = {
+        "samples": samples,
+        "valid": sum(counts) / samples,
+        "answers": ["1", "2"],
+        "counts": list(counts),
+        "optimum": optimum,
+        "objective": OBJECTIVE,
+    }
+    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "reference.json").write_text(json.dumps(reference))
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return workdir
+
+
+def row(step: int, ones: int, twos: int, samples: int = 10, kl: float = 1.0, length: float = 20.0) -> dict:
+    """One line of metrics.jsonl."""
+    return {
+        "step": step,
+        "answers/counts": [ones, twos],
+        "samples": samples,
+        "valid/fraction": (ones + twos) / samples,
+        "kl/reverse": kl,
+        "length/mean": length,
+    }
+
+
+# Twelve steps; the last 8 hold 36 "1", 36 "2" and 8 invalid of 80. The KL ends on a line of slope .05.
+ROWS = [row(t, 9, 0, kl=9.0) for t in range(1, 3)]
+ROWS += [row(t, 9, 0, kl=1 + 0.05 * t) for t in range(3, 5)]
+ROWS += [
+    row(t, *((5, 4) if t % 2 else (4, 5)), kl=1 + 0.05 * t, length=18 + 2 * (t % 2)) for t in range(5, 13)
+]
+
+
+def _printed(renderable, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_final_rows_are_the_hand_made_numbers(tmp_path):
+    reference, vanilla, own, reached = report.final_rows(write_run(tmp_path / "run", ROWS))
+    assert reference.shares.tolist() == [0.6, 0.2, 0.2] and reference.samples == 100
+    assert np.isclose(reference.valid, 0.8) and np.isclose(reference.entropy_bits, 2 - 0.75 * np.log2(3))
+    assert np.allclose(reference.intervals[0], (0.502003, 0.690599), atol=2e-6)
+    assert vanilla.shares.tolist() == [0.75, 0.25, 0] and vanilla.intervals is None
+    assert own.answer_shares.tolist() == [0.5, 0.5]
+    assert np.allclose(reached.shares, [0.45, 0.45, 0.1]) and reached.samples == 80
+    assert reached.entropy_bits == 1.0
+    assert [r.name for r in (vanilla, own, reached)] == [
+        "optimum: vanilla", "optimum: MARA over answers", "this run, last 8 batches",
+    ]  # fmt: skip
+
+
+def test_final_table_prints_them_whole_in_80_columns(tmp_path):
+    text = _printed(report.final_table(write_run(tmp_path / "run", ROWS)))
+    lines = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
+    assert lines["reference"][1:] == ["0.600", "0.200", "0.200", "0.811", "0.250"]
+    assert lines["optimum: vanilla"][2:] == ["0.750", "0.250", "0.000", "0.811", "0.250"]
+    assert lines["optimum: MARA over answers"][4:] == ["0.500", "0.500", "0.000", "1.000", "0.000"]
+    assert lines["this run, last 8 batches"][5:] == ["0.450", "0.450", "0.100", "1.000", "0.000"]
+    assert "0.50-0.69" in text and "1.38 nats, slope +0.050 a step" in text and "…" not in text
+
+
+def test_a_vanilla_run_is_measured_against_the_vanilla_optimum(tmp_path):
+    workdir = write_run(tmp_path / "run", ROWS, method="vanilla", optimum={"vanilla": [0.75, 0.25, 0.0]})
+    assert [r.name for r in report.final_rows(workdir)] == [
+        "reference", "optimum: vanilla", "this run, last 8 batches",
+    ]  # fmt: skip
+    assert report.compare([workdir]).rows[0][-1] == "0.250"
+
+
+def test_comparison_of_seeds_and_methods(tmp_path):
+    first = write_run(tmp_path / "a", ROWS, seed=0)
+    second = write_run(tmp_path / "b", [*ROWS[:4], *(row(t, 9, 0, kl=2.0) for t in range(5, 15))], seed=1)
+    other = write_run(
+        tmp_path / "c", ROWS, anchor="string", optimum={"vanilla": [0.75, 0.25, 0.0]}, beta=0.05
+    )
+    comparison = report.compare([first, second, other])
+    assert comparison.header == [
+        "run",
+        "method",
+        "beta",
+        "seed",
+        "valid",
+        "bits",
+        "KL",
+        "slope",
+        "length",
+        "TV",
+    ]
+    assert comparison.rows == [
+        ["a", "MARA over answers", "0.1", "0", "0.900", "1.000", "1.38", "+0.050", "19.2", "0.000"],
+        ["b", "MARA over answers", "0.1", "1", "0.900", "0.000", "2.00", "+0.000", "20.0", "0.500"],
+        ["c", "MARA over strings", "0.05", "0", "0.900", "1.000", "1.38", "+0.050", "19.2", "-"],
+        [
+            "mean of 2", "MARA over answers", "0.1", "", "0.900", "0.500 ± 0.707", "1.69 ± 0.44",
+            "+0.025 ± 0.035", "19.6 ± 0.6", "0.250 ± 0.354",
+        ],
+    ]  # fmt: skip
+    lines = comparison.markdown.splitlines()
+    assert lines[1].count("---") == 10 and lines[2].startswith("| a | MARA over answers | 0.1 | 0 | 0.900 |")
+    printed = _printed(comparison.table)
+    assert "…" not in printed and "± 0.354" in printed and "+0.050" in printed
+
+
+def test_forward_kl_is_named_and_kept_apart(tmp_path):
+    runs = [write_run(tmp_path / kl, ROWS, kl=kl) for kl in ("reverse", "forward")]
+    assert [cells[1] for cells in report.compare(runs).rows] == [
+        "MARA over answers", "MARA over answers, forward KL",
+    ]  # fmt: skip
+
+
+def test_start_summary_says_objective_reference_and_optima(tmp_path):
+    known = report.read(write_run(tmp_path / "run", ROWS)).reference
+    assert report.start_summary(known) == [
+        f"objective: {OBJECTIVE}",
+        'reference: 80.0% of 100 samples valid (71.1% to 86.7%); "1" 75.0%, "2" 25.0% of the valid ones; '
+        "entropy 0.81 bits",
+        'optimum (vanilla): valid 100.0%; "1" 75.0%, "2" 25.0% of the valid ones; entropy 0.81 bits',
+        'optimum (mara): valid 100.0%; "1" 50.0%, "2" 50.0% of the valid ones; entropy 1.00 bits',
+    ]
+
+
+NOTHING_VALID = {"counts": (0, 0), "optimum": {"vanilla": [0.0, 0.0, 1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "reached"),
+    [
+        ([row(1, 3, 1), row(2, 2, 2, kl=-0.1)], {}, "this run, last 2 batches"),
+        ([row(1, 3, 1)], {}, "this run, last batch"),
+        ([row(t, 0, 0) for t in range(1, 5)], NOTHING_VALID, "no answers"),
+        ([row(t, 5, 5, kl=float("nan")) for t in range(1, 5)], {}, "this run, last 4 batches"),
+        ([], {}, "no step yet"),
+    ],
+)
+def test_short_or_empty_runs_give_table_and_figure_without_a_warning(tmp_path, rows, kwargs, reached):
+    workdir = write_run(tmp_path / "run", rows, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = plots.final_figure(workdir)
+        text = _printed(report.final_table(workdir))
+        summary = report.start_summary(report.read(workdir).reference)
+    shown = text + "".join(summary) + path.with_suffix(".svg").read_text()
+    assert reached in shown and "nan" not in text + "".join(summary)
+
+
+def test_figure_holds_the_numbers_and_is_the_same_each_time(tmp_path):
+    workdir = write_run(tmp_path / "run", ROWS)
+    path = plots.final_figure(workdir)
+    assert path == workdir / "figure.png"
+    pixels = imread(path)
+    assert pixels.shape == (990, 1800, 4) and pixels[..., :3].std() > 0.05  # not an empty sheet
+    svg = path.with_suffix(".svg").read_text()
+    for text in [
+        "0.60",
+        "0.75",
+        "0.45",
+        "0.10",
+        "slope over the last 10 steps: +0.050 a step",
+        OBJECTIVE[:20],
+    ]:
+        assert text in svg
+    for text in [
+        "reference (measured)",
+        "optimum: vanilla (predicted)",
+        "optimum: MARA over answers (predicted)",
+    ]:
+        assert text in svg
+    before = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
+    plots.final_figure(workdir)
+    assert before == [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
+
+
+def test_a_line_still_being_written_is_left_out(tmp_path):
+    workdir = write_run(tmp_path / "run", ROWS)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(13, 1, 1))[:20])
+    assert len(report.read(workdir).rows) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("reference.json", None, ["does not exist"]),
+        ("metrics.jsonl", None, ["does not exist"]),
+        ("config.json", b"{", ["not JSON"]),
+        ("config.json", b"{}", ["lacks algorithm, seed"]),
+        ("metrics.jsonl", b'{"step": 1}\n', ["line 1", "answers/counts"]),
+        ("metrics.jsonl", b"cut\n", ["line 1", "not JSON"]),
+        ("reference.json", b"\xff", ["not UTF-8"]),
+        ("reference.json", b"[]", ["lacks samples"]),
+    ],
+)
+def test_a_folder_that_is_no_run_gives_one_line(tmp_path: Path, name, content, words):
+    workdir = write_run(tmp_path / "run", ROWS)
+    if content is None:
+        (workdir / name).unlink()
+    else:
+        (workdir / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        report.read(workdir)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in [str(workdir / name), *words])
+
+
+def test_comparing_nothing_or_an_unstarted_run_gives_one_line(tmp_path):
+    with pytest.raises(ValueError, match="0 runs to compare"):
+        report.compare([])
+    with pytest.raises(ValueError, match="no finished step"):
+        report.compare([write_run(tmp_path / "run", [])])
