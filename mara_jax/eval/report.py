@@ -244,8 +244,8 @@ class Comparison:
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
 _NOTE = (
     f"valid, bits (entropy of the valid answers): last {diversity.WINDOW} batches pooled; KL to the "
-    f"reference (nats a completion), its slope (a step), length (tokens): last {LAST_KL} steps; TV: total variation of "
-    "the valid answers' shares to the run's own optimum"
+    f"reference (nats a completion), its slope (a step), length (tokens): last {LAST_KL} steps; "
+    "TV: total variation of the valid answers' shares to the run's own optimum"
 )
 
 

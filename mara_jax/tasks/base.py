@@ -25,8 +25,8 @@ class Task(Protocol):
       name: short name, as used in configs and reports.
       prompts: the user messages, without any chat template.
       answers: the names of the answer classes; `Score.answer` indexes them.
-      answers_have_equally_many_strings: whether every answer class has as many good completions as any other, so
-        that equally likely good strings mean equally likely answers.
+      answers_have_equally_many_strings: whether each answer class has as many good completions as any
+        other, so that equally likely good strings mean equally likely answers.
       max_reward: the largest reward any completion can get: a threshold above it selects nothing.
     """
 
