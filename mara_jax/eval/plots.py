@@ -1,5 +1,6 @@
 """The figure of a run, drawn from what it wrote."""
 
+import json
 import os
 import textwrap
 from pathlib import Path
@@ -68,6 +69,51 @@ def final_figure(workdir: str | os.PathLike) -> Path:
         objective = textwrap.fill(record.reference["objective"], 150)
         figure.text(0.012, 0.915, objective, fontsize=10, color=QUIET, va="top")
         path = record.workdir / "figure.png"
+        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    return path
+
+
+def toy_figure(workdir: str | os.PathLike) -> Path:
+    """Draws a toy run: reference and rewards above; the trained policy beside its objective's optimum below.
+
+    Args:
+      workdir: the run's folder, with config.json and result.json.
+
+    Returns:
+      The path of figure.png in it; figure.svg lies beside it.
+    """
+    workdir = Path(workdir)
+    config, result = (json.loads((workdir / name).read_text()) for name in ("config.json", "result.json"))
+    algorithm, outcome = config["algorithm"], np.arange(len(result["reward"]))
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(9.0, 6.2), dpi=150)
+        given, ended = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
+        figure.subplots_adjust(left=0.09, right=0.92, top=0.87, bottom=0.09, hspace=0.22)
+        given.bar(outcome, result["reference"], 1.0, color=REFERENCE, label="reference")
+        given.set_ylabel("probability")
+        rewards = given.twinx()
+        rewards.step(outcome, result["reward"], where="mid", color=INK, linewidth=1.6, label="reward")
+        rewards.set_ylim(0, 1.12)
+        rewards.spines["right"].set_visible(True)
+        rewards.set_ylabel("reward")
+        handles = [*given.get_legend_handles_labels()[0], *rewards.get_legend_handles_labels()[0]]
+        given.legend(handles=handles, frameon=False, loc="upper right", fontsize=9)
+        colour = VANILLA if algorithm["method"] == "vanilla" else OWN
+        ended.bar(outcome, result["policy"], 1.0, color=colour, alpha=0.75, label="trained policy")
+        ended.step(outcome, result["optimum"], where="mid", color=INK, linewidth=1.6, label="exact optimum")
+        ended.set_xlabel("outcome")
+        ended.set_ylabel("probability")
+        ended.legend(frameon=False, loc="upper right", fontsize=9)
+        _grid(ended)
+        name = "vanilla" if algorithm["method"] == "vanilla" else "MARA"
+        title = f"{name}, {algorithm['kl']} KL, $\\beta$ = {algorithm['beta']:g}"
+        figure.text(0.02, 0.96, title, fontsize=15, fontweight="bold", va="top")
+        figure.text(
+            0.02, 0.912, f"total variation to the optimum {result['distance_to_optimum']:.3f}, to uniform over the "
+            f"good outcomes {result['distance_to_uniform']:.3f}", fontsize=10, color=QUIET, va="top",
+        )  # fmt: skip
+        path = workdir / "figure.png"
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path

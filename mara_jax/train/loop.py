@@ -63,6 +63,8 @@ def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
     resumed = cfg.warmup.steps and saved.is_dir()
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
     policy, params = hf.load(str(saved), **settings) if resumed else reference.load_base(cfg, task)
+    if cfg.warmup.steps and not resumed:
+        reference.check_demonstrations(cfg, policy, task)
     # Only now is anything written: bad weights leave no folder behind.
     workdirs.claim(workdir, cfg)
     if resumed or not cfg.warmup.steps:
@@ -126,8 +128,8 @@ class Trainer:
         count = self.cfg.rollout.prompts_per_step
         return np.array([self.prompt_order[done * count + i] for i in range(count)])
 
-    def draw(self, params, done: int, name: str) -> tuple[rollout.Rollout, jax.Array, np.ndarray]:
-        """Completions of a step's prompts and, under way on the device, their log-probs under the reference."""
+    def draw(self, params, done: int, name: str) -> tuple[rollout.Rollout, tuple[jax.Array, jax.Array], np.ndarray]:
+        """Completions of a step's prompts and, under way on the device, what the reference says of them."""
         ids, sizes = self.prompt_ids(done), self.cfg.rollout
         drawn = rollout.sample(
             self.policy,
@@ -140,12 +142,12 @@ class Trainer:
             top_p=sizes.top_p,
             prompt_ids=ids,
         )
-        ref_logp_pg = logprobs.reference_logps(
+        ref = logprobs.reference_logps(
             self.policy.architecture, self.ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, drawn.lengths
         )  # fmt: skip
-        return drawn, ref_logp_pg, ids
+        return drawn, ref, ids
 
-    def batch(self, drawn: rollout.Rollout, ref_logp_pg, ids) -> Batch:
+    def batch(self, drawn: rollout.Rollout, ref, ids) -> Batch:
         scored = reference.score(self.task, ids, drawn)
         return Batch(
             prompt_tokens=drawn.prompt_tokens,
@@ -154,23 +156,24 @@ class Trainer:
             lengths=drawn.lengths,
             reward=jnp.asarray(scored.reward),
             answer=jnp.asarray(scored.answer),
-            ref_logp=ref_logp_pg,
+            ref_logp=ref[0],
+            ref_hidden=ref[1],
             log_mass=jnp.asarray(self.log_mass_pa[ids]),
         )
 
     def step(self, state: State, done: int) -> tuple[State, dict[str, Any], list[tuple[str, bool]]]:
         """One iteration: the new state, the row for metrics.jsonl, and the completions with their success."""
         started = time.perf_counter()
-        drawn, ref_logp_pg, ids = self.draw(state.params, done, "rollout")
+        drawn, ref, ids = self.draw(state.params, done, "rollout")
         drawn.tokens.block_until_ready()
         rolled = time.perf_counter()
-        batch = self.batch(drawn, ref_logp_pg, ids)
+        batch = self.batch(drawn, ref, ids)
         other = None
         if estimator_of(self.cfg.algorithm) == "reference_samples":
             other = self.batch(*self.draw(self.ref_params, done, "reference"))
         scored = time.perf_counter()
         state, scalars = step.update(
-            state, batch, other, self.beta, self.threshold, arch=self.policy.architecture, algorithm=self.static, tx=self.tx
+            state, self.ref_params, batch, other, self.beta, self.threshold, arch=self.policy.architecture, algorithm=self.static, tx=self.tx
         )  # fmt: skip
         row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
         ended = time.perf_counter()

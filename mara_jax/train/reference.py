@@ -120,6 +120,22 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
     return Samples(reward, np.concatenate([part.answer for part in parts], axis=1)[:, :count], texts)
 
 
+def check_demonstrations(run: LanguageRun, policy: transformer.Policy, task: Task) -> None:
+    """Refuses, before any training, demonstrations that do not fit the completion length.
+
+    Raises:
+      ValueError: the longest one, with its end token, is longer than rollout.max_new_tokens.
+    """
+    steps = max(run.warmup.steps, run.warmup.max_steps)
+    texts = [text for step in range(steps) for _, text in task.demonstrations(run.seed, step, run.warmup.batch)]
+    longest = 1 + max(len(ids) for ids in policy.tokenizer(texts, add_special_tokens=False).input_ids)
+    if longest > run.rollout.max_new_tokens:
+        raise ValueError(
+            f"rollout.max_new_tokens={run.rollout.max_new_tokens} is too short for the warm-up's demonstrations: "
+            f"the longest has {longest} tokens with its end token; use at least that"
+        )
+
+
 def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]], display: Display) -> Any:
     """Supervised steps on demonstrations until the format holds; returns the new params.
 

@@ -21,7 +21,8 @@ class Batch:
 
     prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, t], lengths [p, g] (end token included),
     reward [p, g] (reward units), answer [p, g] (class index, -1 for none), ref_logp [p, g]
-    (nats, whole completions), log_mass [p, a] (log Z or log M of each answer under the reference).
+    (nats, whole completions), ref_hidden [p, g, t, d] (the reference's hidden states, for the exact KL),
+    log_mass [p, a] (log Z or log M of each answer under the reference).
     """
 
     prompt_tokens: jax.Array
@@ -31,4 +32,5 @@ class Batch:
     reward: jax.Array
     answer: jax.Array
     ref_logp: jax.Array
+    ref_hidden: jax.Array
     log_mass: jax.Array

@@ -31,6 +31,7 @@ def augmented(algorithm: config.Algorithm, batch: Batch, beta, threshold) -> tup
 
 def loss(
     params: Any,
+    ref_params: Any,
     arch: transformer.Architecture,
     algorithm: config.Algorithm,
     batch: Batch,
@@ -44,13 +45,13 @@ def loss(
       batch: completions of the policy itself.
       reference: completions of the reference; needed by the estimator "reference_samples" alone.
     """
-    logp_pgt, mask_pgt = _logps(params, arch, batch)
+    logp_pgt, mask_pgt, kl_pgt = _logps_and_kl(params, ref_params, arch, batch)
     reward_pg, ref_logp_pg = augmented(algorithm, batch, beta, threshold)
     shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline]}
     estimator = config.estimator_of(algorithm)
     if estimator == "reference_samples":
         assert reference is not None, "the estimator reference_samples needs completions of the reference"
-        ref_logp_prt, ref_mask_prt = _logps(params, arch, reference)
+        ref_logp_prt, ref_mask_prt, _ = _logps_and_kl(params, ref_params, arch, reference)
         _, ref_hat_pr = augmented(algorithm, reference, beta, threshold)
         weight_pr = jnp.exp(ref_hat_pr - reference.ref_logp)
         value, metrics = objectives.forward_kl_samples(
@@ -71,21 +72,27 @@ def loss(
         "reward/mean": jnp.mean(batch.reward),
         "reward/augmented_mean": jnp.mean(reward_pg),
         "mara/augmented_fraction": jnp.mean(changed_pg.astype(jnp.float32)),
-        "kl/reverse": jnp.mean(logp_pg - batch.ref_logp),
+        "kl/reverse": jnp.mean(jnp.sum(kl_pgt * mask_pgt, axis=-1)),
+        "kl/k1": jnp.mean(logp_pg - batch.ref_logp),
         "length/mean": jnp.mean(batch.lengths.astype(jnp.float32)),
         "logp/mean": jnp.mean(logp_pg),
     }
     return value, metrics
 
 
-def _logps(params, arch, batch: Batch):
-    logp_pgt = logprobs.completion_logps(arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens)
-    return logp_pgt, logprobs.mask(batch.lengths, batch.tokens.shape[-1])
+def _logps_and_kl(params, ref_params, arch, batch: Batch):
+    """Of each completion token: log-prob, mask, and the exact KL to the reference at its position."""
+    hidden_pgtd = logprobs.completion_hidden(arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens)
+    logp_pgt, kl_pgt = logprobs.token_logps_and_kl(
+        arch, params, ref_params, hidden_pgtd, batch.ref_hidden, batch.tokens
+    )
+    return logp_pgt, logprobs.mask(batch.lengths, batch.tokens.shape[-1]), kl_pgt
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx"), donate_argnames=("state",))
 def update(
     state: State,
+    ref_params: Any,
     batch: Batch,
     reference: Batch | None,
     beta: jax.Array,
@@ -95,8 +102,8 @@ def update(
     algorithm: config.Algorithm,
     tx: optax.GradientTransformation,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimiser step on one batch; the old state's buffers are given up."""
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, arch, algorithm, batch, reference, beta, threshold)
+    """One optimiser step on one batch; the old state's buffers are given up, so ref_params must not share them."""
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, ref_params, arch, algorithm, batch, reference, beta, threshold)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics["grad/norm"] = optax.global_norm(grads)
     return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

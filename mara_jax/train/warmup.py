@@ -23,17 +23,10 @@ def demonstration_batch(
 
     Returns:
       prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, width], lengths [p, g].
-
-    Raises:
-      ValueError: a completion does not fit into `width` tokens.
     """
     rows = []
     for _, text in pairs:
         ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
-        if len(ids) > width:
-            raise ValueError(
-                f"a demonstration has {len(ids)} tokens, more than rollout.max_new_tokens={width}: raise that"
-            )
         rows.append(ids)
     prompts = [prompt for prompt, _ in pairs]
     shared = all(prompt == prompts[0] for prompt in prompts)

@@ -13,6 +13,8 @@ from mara_jax.sampling import logprobs, sample
 
 END = 3
 
+completion_logps = jax.jit(logprobs.completion_logps, static_argnums=0)
+
 
 def tiny(vocab=16, eos=(END,), scan=False, **changes):
     """A two-layer policy with weights large enough that its distribution is far from uniform."""
@@ -36,7 +38,7 @@ def drawn():
 
 def test_returned_logp_is_the_trainers(drawn):
     policy, params, rollout = drawn
-    logp = logprobs.completion_logps(
+    logp = completion_logps(
         policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens
     )
     mask = logprobs.mask(rollout.lengths, 8)
@@ -115,7 +117,7 @@ def test_samples_follow_the_exact_distribution_of_strings():
     ]
     padded = np.array([[*s, *[0] * (width - len(s))] for s in strings], np.int32)
     lengths = np.array([[len(s) for s in strings]])
-    logp = logprobs.reference_logps(
+    logp, _ = logprobs.reference_logps(
         policy.architecture, params, jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]), jnp.asarray(lengths)
     )  # fmt: skip
     exact = np.exp(np.asarray(logp[0], np.float64))
@@ -149,12 +151,37 @@ def test_chunked_head_equals_the_whole_one_with_its_gradient(monkeypatch):
     tokens = jax.random.randint(jax.random.key(4), (23,), 0, 16)
 
     def total(params, hidden):
-        return jnp.sum(jnp.sin(logprobs.token_logps(policy.architecture, params, hidden, tokens)))
+        logp, kl = logprobs.token_logps_and_kl(policy.architecture, params, params, hidden, hidden[::-1], tokens)
+        return jnp.sum(jnp.sin(logp)), (logp, kl)
 
-    whole = jax.value_and_grad(total, argnums=(0, 1))(params, hidden)
+    whole = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, hidden)
+    plain = logprobs.token_logps(policy.architecture, params, hidden, tokens)
+    np.testing.assert_allclose(whole[0][1][0], plain, atol=1e-6)
     monkeypatch.setattr(logprobs, "MAX_LOGITS", 100)
-    chunked = jax.value_and_grad(total, argnums=(0, 1))(params, hidden)
+    chunked = jax.jit(jax.value_and_grad(lambda *xs: total(*xs), argnums=(0, 1), has_aux=True))(params, hidden)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, chunked)
+
+
+def test_token_kl_is_exact_and_its_sum_has_the_sequence_kl_as_mean():
+    """Over all strings of up to 3 of 4 words: sum of pi(string) x summed token KL = KL of the string distributions."""
+    policy, params = tiny(vocab=4)
+    other = jax.tree.map(lambda x: x * 0.5, params)
+    arch, prompt, length = policy.architecture, jnp.array([[1, 2]]), jnp.array([2])
+    strings = [s for n in (1, 2, 3) for s in itertools.product(range(4), repeat=n) if END not in s[:-1] and (s[-1] == END or n == 3)]  # fmt: skip
+    tokens = jnp.array([[*s, *[0] * (3 - len(s))] for s in strings])[None]
+    mask = logprobs.mask(jnp.array([[len(s) for s in strings]]), 3)
+
+    @jax.jit
+    def both(params, other):
+        hidden, ref_hidden = (logprobs.completion_hidden(arch, x, prompt, length, tokens) for x in (params, other))
+        stats = logprobs.token_logps_and_kl(arch, params, other, hidden, ref_hidden, tokens)
+        return *stats, logprobs.token_logps(arch, other, ref_hidden, tokens)
+
+    logp, kl, ref_logp = both(params, other)
+    total, ref_total = jnp.sum(logp * mask, -1), jnp.sum(ref_logp * mask, -1)
+    exact = jnp.sum(jnp.exp(total) * (total - ref_total))
+    assert exact > 0.1 and kl.min() >= -1e-6
+    np.testing.assert_allclose(jnp.sum(jnp.exp(total) * jnp.sum(kl * mask, -1)), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

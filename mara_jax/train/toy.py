@@ -1,0 +1,83 @@
+"""One run of the 100-outcome problem, with its numbers and a picture, through the same core as a language model."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax.config import ToyRun, estimator_of
+from mara_jax.eval import plots
+from mara_jax.tasks import toy
+from mara_jax.train import sweep
+from mara_jax.train import workdir as workdirs
+from mara_jax.train.metrics import Display
+
+EVERY = 10  # steps between two rows of metrics.jsonl
+FORWARD = {"reference_samples": "samples", "ratio": "ratio"}
+
+
+def choices_of(cfg: ToyRun) -> sweep.Choices:
+    """What is static in the run, in the words of train.sweep.
+
+    Raises:
+      ValueError: an estimator that the toy does not offer.
+    """
+    estimator = estimator_of(cfg.algorithm)
+    if estimator not in ("k1_in_reward", *FORWARD):
+        raise ValueError(
+            f"algorithm.estimator={estimator} is not offered for the toy: use auto, or ratio for the forward KL"
+        )
+    return sweep.Choices(
+        method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
+        direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
+        gradients="exact" if cfg.toy.exact else "sampled",
+        forward_estimator=FORWARD.get(estimator, "samples"),  # pyright: ignore[reportArgumentType]
+        baseline=cfg.algorithm.baseline,
+        steps=cfg.steps,
+        batch=cfg.toy.batch,
+    )
+
+
+def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
+    """Trains once and writes metrics.jsonl, result.json and figure.png (and .svg) under workdir."""
+    problem = toy.PROBLEMS[f"figure{cfg.toy.figure}"]()
+    settings, choices = cfg.algorithm, choices_of(cfg)
+    workdirs.claim(workdir, cfg)
+    display = Display(cfg.steps)
+    display.note(
+        f"{problem.name}: {settings.method}, {settings.kl} KL, beta {settings.beta:g}, "
+        f"{'exact' if cfg.toy.exact else 'sampled'} gradients, {cfg.steps} steps"
+    )
+    grid = sweep.grid(
+        jnp.asarray(problem.ref_logp),
+        jnp.asarray(problem.reward),
+        betas=jnp.array([settings.beta]),
+        seeds=jnp.array([cfg.seed]),
+        threshold=settings.threshold,
+        learning_rate=cfg.toy.learning_rate,
+        choices=choices,
+    )
+    ended = sweep.Run(*(np.asarray(value)[0, 0] for value in grid))
+    rows = [
+        {"step": step, "reward/mean": float(ended.reward_s[step]), "distance/target": float(ended.distance_s[step])}
+        for step in range(0, cfg.steps, EVERY)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {
+        "policy": np.exp(ended.logp_a).tolist(),
+        "optimum": np.exp(ended.target_logp_a).tolist(),
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        "distance_to_optimum": float(ended.distance_to_target),
+        "distance_to_uniform": float(ended.distance_to_uniform),
+    }
+    workdirs.write_json(workdir / "result.json", result)
+    figure = plots.toy_figure(workdir)
+    good = problem.reward >= settings.threshold
+    display.note(
+        f"total variation to the objective's optimum {result['distance_to_optimum']:.3f}, to uniform over the "
+        f"{int(good.sum())} good outcomes {result['distance_to_uniform']:.3f}; mass on them "
+        f"{float(np.exp(ended.logp_a)[good].sum()):.3f} (at the optimum {float(np.exp(ended.target_logp_a)[good].sum()):.3f})"
+    )
+    display.note(f"figure: {figure}   numbers: {workdir / 'result.json'}")
