@@ -1,9 +1,9 @@
 """(logp, ref_logp, reward, mask) -> (loss, metrics): minimising the loss follows the objective's gradient.
 
 Samples come from the policy itself, unclipped, at temperature 1. Only `logp` carries a gradient. Rewards and
-reference log-probabilities are those that `core.augment` returns, one a string; a loss is the mean over
-strings and is not divided by their lengths, so that the KL is that of whole strings. Arrays that do not have one value a
-string raise a ValueError.
+reference log-probabilities are those that `core.augment` returns, one value a string (anything else raises a
+ValueError); a loss is the mean over strings and is not divided by their lengths, so that the KL is that of
+whole strings.
 """
 
 import jax

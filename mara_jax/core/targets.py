@@ -70,6 +70,21 @@ def _log_gap_jvp(primals, tangents):
     return out, jnp.exp(log_x - out) * tangents[0] + jnp.exp(-out) * tangents[1]
 
 
+def _bisect(log_weight, log_gap, low, high):
+    """The log_x in [low, high] at which the sum of exp(log_weight) / (exp(log_x) + exp(log_gap)) is 1."""
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = low + (high - low) / 2
+        # Only exponentials of differences; a term that overflows says, rightly, that the sum is above 1.
+        term = jnp.exp(log_weight - jnp.maximum(middle, log_gap)) / (1 + jnp.exp(-jnp.abs(middle - log_gap)))
+        too_low = jnp.sum(term, axis=-1, keepdims=True) > 1
+        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))
+    return low + (high - low) / 2
+
+
 @jax.jit
 def forward_kl(
     ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], beta: Scalar
@@ -106,17 +121,8 @@ def forward_kl(
     low = jax.nn.logsumexp(jnp.where(gap == 0, log_weight, -jnp.inf), axis=-1, keepdims=True)
     low = jnp.where(outside, jnp.maximum(low, log_least), low)
     high = jnp.maximum(jax.nn.logsumexp(log_weight, axis=-1, keepdims=True), low)
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = low + (high - low) / 2
-        too_low = log_sum(middle) > 0
-        return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
-
-    low, high = jax.lax.stop_gradient((low, high))
-    root = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, _BISECTIONS, halve, (low, high))) / 2)
-    # One Newton step: it changes the root by rounding only, and carries its derivative (implicit
-    # differentiation).
+    root = _bisect(*jax.lax.stop_gradient((log_weight, jnp.log(gap), low, high)))
+    # One Newton step: it changes the root by rounding only, and carries its derivative (implicitly).
     at_root = log_weight - _log_gap(root, gap)
     slope = jnp.sum(jnp.exp(at_root + root - _log_gap(root, gap)), axis=-1, keepdims=True)
     slope = jax.lax.stop_gradient(jnp.maximum(slope, jnp.finfo(slope.dtype).tiny))
@@ -208,12 +214,10 @@ def mara_answers(
     check_direction(direction)
     ref_logp, reward, answer = jnp.asarray(ref_logp), jnp.asarray(reward), jnp.asarray(answer)
     good = (reward >= threshold) & (answer >= 0) & (ref_logp > -jnp.inf)
-    plain = _optimum(ref_logp, reward, beta, direction)
-    if direction == "reverse":
-        augmented = _reverse_answers(ref_logp, reward, answer, good, beta)
-    else:
-        augmented = _forward_answers(ref_logp, reward, answer, good, beta)
-    return jnp.where(jnp.any(good, axis=-1, keepdims=True), augmented, plain)
+    if direction == "forward":
+        return _forward_answers(ref_logp, reward, answer, good, beta)
+    augmented = _reverse_answers(ref_logp, reward, answer, good, beta)
+    return jnp.where(jnp.any(good, axis=-1, keepdims=True), augmented, reverse_kl(ref_logp, reward, beta))
 
 
 def _same_class(answer: Int[Array, "*batch a"], good: Bool[Array, "*batch a"]) -> Bool[Array, "*batch a a"]:
@@ -222,20 +226,29 @@ def _same_class(answer: Int[Array, "*batch a"], good: Bool[Array, "*batch a"]) -
 
 def _reverse_answers(ref_logp, reward, answer, good, beta):
     same = _same_class(answer, good)
-    # Rewards are taken from the best of their own class before they are divided by beta, classes compared by
-    # those bests: no digit is lost to R / beta.
-    class_best = jnp.max(jnp.where(same, reward[..., None, :], -jnp.inf), axis=-1)
-    class_best = jnp.where(good, class_best, 0.0)
+    support = ref_logp > -jnp.inf
+    finite = jnp.where(support, ref_logp, 0.0)
+    # log of the weight of j over that of i: of differences alone, so that no digit is lost to R / beta.
+    pairs = (finite[..., None, :] - finite[..., :, None]) + (
+        reward[..., None, :] - reward[..., :, None]
+    ) / beta
+    log_share = -jax.nn.logsumexp(jnp.where(same | ~good[..., :, None], pairs, -jnp.inf), axis=-1)
     best = jnp.max(jnp.where(good, reward, -jnp.inf), axis=-1, keepdims=True)
-    best = jnp.where(best > -jnp.inf, best, 0.0)
-    own = ref_logp + (reward - class_best) / beta
-    pairs = ref_logp[..., None, :] + (reward[..., None, :] - class_best[..., :, None]) / beta
-    log_mass = jax.nn.logsumexp(jnp.where(same, pairs, -jnp.inf), axis=-1)
-    log_mass = jnp.where(good, log_mass, 0.0)
-    anchor = jnp.max(jnp.where(good, log_mass + (class_best - best) / beta, -jnp.inf), axis=-1, keepdims=True)
-    anchor = jnp.where(anchor > -jnp.inf, anchor, 0.0)
-    bad_score = ref_logp + (reward - best) / beta - anchor
-    return jax.nn.log_softmax(jnp.where(good, own - log_mass, bad_score), axis=-1)
+    log_mass = jnp.where(good, finite + (reward - best) / beta - log_share, -jnp.inf)
+    z = jnp.take_along_axis(answer, jnp.argmax(log_mass, axis=-1, keepdims=True), axis=-1)
+    # A good outcome weighs its share of its class; any other its weight over that of the anchor class. (With
+    # nothing good the result is not used: comparing each outcome with itself keeps it finite.)
+    in_anchor = (good & (answer == z))[..., None, :]
+    alone = jnp.eye(reward.shape[-1], dtype=bool) & ~jnp.any(good, axis=-1)[..., None, None]
+    members = jnp.where(good[..., :, None], same, in_anchor) | alone
+    score = -jax.nn.logsumexp(jnp.where(members, pairs, -jnp.inf), axis=-1)
+    score = jnp.where(support, score, -jnp.inf)
+    # An outcome without an answer may outweigh the anchor class by far: then compare with it instead.
+    rival = jnp.argmax(jnp.where(good, -jnp.inf, score), axis=-1, keepdims=True)
+    lead = jnp.take_along_axis(score, rival, axis=-1)
+    beside_rival = jnp.take_along_axis(pairs, rival[..., None], axis=-2)[..., 0, :]
+    score = jnp.where(lead > 0, jnp.where(good, score - lead, beside_rival), score)
+    return jax.nn.log_softmax(jnp.where(support, score, -jnp.inf), axis=-1)
 
 
 def _forward_answers(ref_logp, reward, answer, good, beta):
