@@ -102,10 +102,10 @@ def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
             f"{path} has no tokenizer.json; copy it from the model's repository, or write it with "
             "transformers' AutoTokenizer.save_pretrained"
         )
-    _read_json(file)
+    _check_json(file)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path / name).is_file():
-            _read_json(path / name)
+            _check_json(path / name)
     if (path / "chat_template.jinja").is_file():
         _read_text(path / "chat_template.jinja")
     try:
@@ -364,11 +364,13 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); fetch the file again") from None
 
 
-def _read_json(path: Path) -> Any:
+def _check_json(path: Path) -> None:
     try:
-        return json.loads(_read_text(path))
+        value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {_one_line(error)}; fetch the file again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object; fetch the file again")
 
 
 def _one_line(error: Exception) -> str:

@@ -62,7 +62,7 @@ def row(step: int, ones: int, twos: int, samples: int = 10, kl: float = 1.0, len
 
 
 # Twelve steps; the last 8 hold 36 "1", 36 "2" and 8 invalid of 80. The KL ends on a line of slope .05.
-ROWS = [row(t, 9, 0, kl=9.0) for t in range(1, 3)]
+ROWS = [row(t, 9, 0, samples=30, kl=9.0) for t in range(1, 3)]
 ROWS += [row(t, 9, 0, kl=1 + 0.05 * t) for t in range(3, 5)]
 ROWS += [
     row(t, *((5, 4) if t % 2 else (4, 5)), kl=1 + 0.05 * t, length=18 + 2 * (t % 2)) for t in range(5, 13)

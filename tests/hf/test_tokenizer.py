@@ -287,7 +287,8 @@ def test_bad_directories_give_one_line_that_names_the_file(tmp_path):
         ("tokenizer.json", b'{"model": "\xff\xfe"}', "not UTF-8"),
         ("tokenizer.json", b'{"model": ', "not JSON"),
         ("tokenizer.json", b'{"model": {"type": "Unheard"}}', "not a tokenizer"),
-        ("tokenizer.json", b"[]", "not a tokenizer"),
+        ("tokenizer.json", b"[]", "not a JSON object"),
+        ("tokenizer_config.json", b"[]", "not a JSON object"),
         ("tokenizer_config.json", b'{"eos_token": "\xff"}', "not UTF-8"),
         ("tokenizer_config.json", b"{", "not JSON"),
         ("chat_template.jinja", b"\xff", "not UTF-8"),
@@ -314,6 +315,18 @@ def test_a_directory_that_says_qwen2_gets_no_token_past_the_vocabulary(qwen, tmp
     qwen.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": 151_936}))
     assert max(tok.from_directory(tmp_path).get_vocab().values()) == 151_664
+
+
+def test_a_directory_that_names_another_class_still_splits_as_its_file_says(tmp_path):
+    small = tok.nano(["abc"])
+    small.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    # As in hub repositories older than chat_template.jinja; Qwen2's own class would split by its own rule.
+    config |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": "{{ messages[0].content }}?"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    again = tok.from_directory(tmp_path)
+    assert tok.encode_prompts(again, ["It's 12,\n 3"], chat=True) == [_ids(small, "It's 12,\n 3?")]
 
 
 def test_building_a_tokenizer_needs_no_torch_and_says_nothing(tmp_path):

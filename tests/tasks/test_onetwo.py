@@ -137,6 +137,12 @@ def test_every_demonstration_is_valid_unless_asked_otherwise():
 
 def test_malformed_demonstrations_are_their_share_and_leave_the_share_of_ones():
     task = OneTwo(malformed=0.25)
+    for seed in range(5):
+        answers = [_answers(task, texts) for texts in _texts(task, seed, steps=20, batch=8)]
+        for first in range(20):
+            window = Counter(answer for batch in answers[first:] for answer in batch)
+            assert abs(window[0] - Fraction(4, 5) * (window[0] + window[1])) < 1
+            assert abs(window[-1] - 2 * (20 - first)) < 1
     texts = [text for texts in _texts(task, seed=5, steps=50, batch=16) for text in texts]
     counts = Counter(_answers(task, texts))
     assert counts == {-1: 200, 0: 480, 1: 120}
@@ -152,6 +158,9 @@ def test_demonstrations_are_a_pure_function_of_seed_and_step():
     assert task.demonstrations(1, 9, 8) != task.demonstrations(1, 10, 8)
     assert task.demonstrations(1, 9, 8) != task.demonstrations(2, 9, 8)
     assert {prompt for prompt, _ in task.demonstrations(1, 9, 8)} == {PROMPT}
+    # Where seeds cannot differ in the answers they differ in the thoughts.
+    one_answer = OneTwo(share_of_ones=1.0)
+    assert len({*one_answer.demonstrations(1, 9, 32), *one_answer.demonstrations(2, 9, 32)}) > 48
     with pytest.raises(ValueError, match="batch 0"):
         task.demonstrations(0, 0, 0)
 
