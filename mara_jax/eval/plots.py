@@ -109,10 +109,11 @@ def toy_figure(workdir: str | os.PathLike) -> Path:
         name = "vanilla" if algorithm["method"] == "vanilla" else "MARA"
         title = f"{name}, {algorithm['kl']} KL, $\\beta$ = {algorithm['beta']:g}"
         figure.text(0.02, 0.96, title, fontsize=15, fontweight="bold", va="top")
-        figure.text(
-            0.02, 0.912, f"total variation to the optimum {result['distance_to_optimum']:.3f}, to uniform over the "
-            f"good outcomes {result['distance_to_uniform']:.3f}", fontsize=10, color=QUIET, va="top",
-        )  # fmt: skip
+        distances = (
+            f"total variation to the optimum {result['distance_to_optimum']:.3f}, "
+            f"to uniform over the good outcomes {result['distance_to_uniform']:.3f}"
+        )
+        figure.text(0.02, 0.912, distances, fontsize=10, color=QUIET, va="top")
         path = workdir / "figure.png"
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
