@@ -129,8 +129,8 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if config.get(key):
             raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
-    theta, scaling = _rope(config, source)
     try:
+        theta, scaling = _rope(config, source)
         heads, embed = int(config["num_attention_heads"]), int(config["hidden_size"])
         return Architecture(
             family=family,

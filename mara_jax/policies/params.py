@@ -8,6 +8,7 @@ exporting and sharding all read this table, so none of them can disagree with an
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -197,6 +198,12 @@ def read(params: Mapping[str, Any], row: Row) -> Any:
     return leaf if row.layer is None else leaf[row.layer]
 
 
+@partial(jax.jit, static_argnames="shape")
+def _draw(key: jax.Array, number: int, std: float, fill: float, shape: tuple[int, ...]) -> jax.Array:
+    # One program per shape: a model has many parameters but few shapes.
+    return fill + std * jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
+
+
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters, the same numbers whether layers are scanned or unrolled.
 
@@ -207,15 +214,10 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     returns: nested dict of float32 arrays.
     """
 
-    def draw(number: int, row: Row) -> jax.Array:
-        if row.std == 0.0:
-            return jnp.full(row.shape, row.fill, jnp.float32)
-        return row.std * jax.random.normal(jax.random.fold_in(key, number), row.shape, jnp.float32)
-
     found: dict[tuple[str, ...], list[jax.Array]] = {}
     stacked = set()
     for number, row in enumerate(table(arch)):
-        found.setdefault(row.path, []).append(draw(number, row))
+        found.setdefault(row.path, []).append(_draw(key, number, row.std, row.fill, row.shape))
         if row.layer is not None:
             stacked.add(row.path)
     params: dict[str, Any] = {}

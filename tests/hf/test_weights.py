@@ -1,0 +1,276 @@
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import torch_models
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from mara_jax import hf
+from mara_jax.policies.transformer import Policy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def tensors_in(directory):
+    """Every tensor in a directory's safetensors files, as (dtype name, raw bytes, shape)."""
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                array = opened.get_tensor(name)
+                found[name] = (str(array.dtype), array.tobytes(), array.shape)
+    return found
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_round_trip_is_bit_exact(tmp_path, dtype, sharded):
+    limit = 20_000 if sharded else 10**9
+    torch_models.save("qwen2-untied", tmp_path / "in", dtype=DTYPES[dtype], max_shard_size=limit)
+    assert (tmp_path / "in" / "model.safetensors.index.json").exists() == sharded
+    expected = tensors_in(tmp_path / "in")
+    assert {kind for kind, _, _ in expected.values()} == {dtype}
+    for scan in (False, True):
+        policy, params = hf.load(tmp_path / "in", tokenizer=False, param_dtype=dtype, scan_layers=scan)
+        out = hf.export(policy, params, tmp_path / f"out-{scan}", max_shard_bytes=limit)
+        assert (out / "model.safetensors.index.json").exists() == sharded
+        assert tensors_in(out) == expected
+        again, same = hf.load(out, tokenizer=False, param_dtype=dtype, scan_layers=scan)
+        jax.tree.map(np.testing.assert_array_equal, same, params)
+        assert again.architecture == policy.architecture
+        # Through float32 and back loses nothing either.
+        policy, wide = hf.load(tmp_path / "in", tokenizer=False)
+        out = hf.export(policy, wide, tmp_path / f"wide-{scan}", dtype=dtype)
+        assert tensors_in(out) == expected
+
+
+def test_export_leaves_nothing_behind_when_it_fails(tmp_path):
+    policy, params = load_tied(tmp_path)
+
+    class Broken:
+        def save_pretrained(self, directory):
+            raise OSError("disk full")
+
+    broken = Policy(policy.architecture, Broken(), policy.eos_ids, policy.pad_id, policy.config, "test")
+    with pytest.raises(OSError, match="disk full"):
+        hf.export(broken, params, tmp_path / "new" / "out")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def load_tied(tmp_path):
+    torch_models.save("qwen2-tied", tmp_path / "in")
+    return hf.load(tmp_path / "in", tokenizer=False)
+
+
+def test_export_refuses_an_occupied_place_and_foreign_parameters(tmp_path):
+    policy, params = load_tied(tmp_path)
+    with pytest.raises(FileExistsError, match="exists already"):
+        hf.export(policy, params, tmp_path / "in")
+    with pytest.raises(ValueError, match="lack final_norm/scale"):
+        hf.export(
+            policy, {key: tree for key, tree in params.items() if key != "final_norm"}, tmp_path / "out"
+        )
+    with pytest.raises(ValueError, match="have the unexpected lora/a"):
+        hf.export(policy, {**params, "lora": {"a": params["final_norm"]["scale"]}}, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"final_norm/scale has shape \[31\], expected \[32\]"):
+        wrong = {**params, "final_norm": {"scale": params["final_norm"]["scale"][1:]}}
+        hf.export(policy, wrong, tmp_path / "out")
+    with pytest.raises(ValueError, match="would be written in int8"):
+        hf.export(policy, params, tmp_path / "out", dtype="int8")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("good")
+    torch_models.save("qwen2-tied", directory / "single")
+    torch_models.save("qwen2-tied", directory / "sharded", max_shard_size=20_000)
+    return directory
+
+
+@pytest.fixture
+def single(good, tmp_path):
+    return shutil.copytree(good / "single", tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(good, tmp_path):
+    return shutil.copytree(good / "sharded", tmp_path / "model")
+
+
+def change_tensors(directory, change):
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def change_config(directory, name="config.json", **changes):
+    file = directory / name
+    config = json.loads(file.read_text())
+    config.update(changes)
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def refused(where, *parts, kind=ValueError, **options):
+    """Load fails with an error of one line that names each part."""
+    options = {"tokenizer": False, **options}
+    with pytest.raises(kind) as caught:
+        hf.load(where, **options)
+    text = str(caught.value)
+    assert "\n" not in text and str(where) in text
+    for part in parts:
+        assert part in text, text
+
+
+def test_missing_tensor(single):
+    change_tensors(single, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(single, "lacks model.layers.1.mlp.up_proj.weight", "one of 1 missing", "config.json")
+
+
+def test_unexpected_tensor(single):
+    change_tensors(single, lambda tensors: tensors.update(extra=np.zeros(3, np.float32)))
+    refused(single, "holds extra", "one of 1 unexpected", "config.json")
+
+
+def test_misshapen_tensor(single):
+    name = "model.layers.0.mlp.down_proj.weight"
+    change_tensors(single, lambda tensors: tensors.update({name: np.ascontiguousarray(tensors[name].T)}))
+    refused(single, f"{name} of shape [48, 32], expected [32, 48]")
+
+
+def test_tensor_that_is_not_a_float(single):
+    name = "model.norm.weight"
+    change_tensors(single, lambda tensors: tensors.update({name: np.ones(32, np.int32)}))
+    refused(single, f"{name} in int32", "float32, bfloat16, float16")
+
+
+def test_tied_head_may_be_stored_only_if_it_is_the_embedding(single):
+    change_tensors(
+        single, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    )
+    assert hf.load(single, tokenizer=False)[0].architecture.tie_embeddings
+    change_tensors(single, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
+    refused(single, "lm_head.weight differs", "tie_word_embeddings")
+
+
+def test_stored_rotary_frequencies_are_let_pass(single):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(single, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
+    hf.load(single, tokenizer=False)
+
+
+@pytest.mark.parametrize("keep", [0, 20, -100])
+def test_truncated_file(single, keep):
+    file = single / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    refused(single, "model.safetensors is not a whole safetensors file", "download it again")
+
+
+def test_shard_that_is_not_there(sharded):
+    missing = sorted(sharded.glob("*.safetensors"))[1]
+    missing.unlink()
+    refused(sharded, missing.name, "is named by the index but is not there", kind=FileNotFoundError)
+
+
+def test_tensor_in_two_shards(sharded):
+    first, second = sorted(sharded.glob("*.safetensors"))[:2]
+    name, array = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: array}, second)
+    refused(sharded, f"{second.name} holds {name} a second time")
+
+
+def test_index_without_a_map(sharded):
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    refused(sharded, "has no weight_map")
+
+
+def test_directory_that_is_not_there(tmp_path):
+    refused(tmp_path / "nowhere", "does not exist", "smollm2-135m-instruct", kind=FileNotFoundError)
+
+
+def test_directory_without_a_config(single):
+    (single / "config.json").unlink()
+    refused(single, "no config.json", kind=FileNotFoundError)
+
+
+def test_directory_without_weights(single):
+    (single / "model.safetensors").unlink()
+    refused(single, "no .safetensors file", kind=FileNotFoundError)
+
+
+def test_directory_without_a_tokenizer(single):
+    refused(single, "tokenizer", tokenizer=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"{", "is not JSON"), (b'"\xff"', "is not JSON"), (b"[]", "holds a list, not an object")],
+)
+def test_broken_config(single, content, part):
+    (single / "config.json").write_bytes(content)
+    refused(single, part, "fetch the file again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"model_type": "mamba"}, "unknown model_type 'mamba': this code knows qwen2, qwen3, llama"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "sets use_sliding_window"),
+        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "lacks 'factor'"),
+        ({"num_attention_heads": 3}, "3 query heads do not divide over 2 kv heads"),
+        ({"eos_token_id": 97}, "end token 97 has no row in the embedding (0 to 96)"),
+    ],
+)
+def test_config_that_cannot_be_served(single, changes, part):
+    (single / "generation_config.json").unlink()
+    change_config(single, **changes)
+    refused(single, part)
+
+
+def test_unknown_param_dtype(single):
+    with pytest.raises(ValueError, match="param_dtype is 'int8': use one of float32, bfloat16, float16"):
+        hf.load(single, tokenizer=False, param_dtype="int8")
+
+
+def test_token_ids_past_the_embedding(single):
+    from mara_jax.hf import tokenizer
+
+    tokenizer.nano(["1 2"], vocab_size=260).save_pretrained(single)
+    refused(single, "the tokenizer has the id 258", "rows 0 to 96", tokenizer=True)
+
+
+def test_end_tokens_come_from_the_generation_config_first(single):
+    change_config(single, "generation_config.json", eos_token_id=[9, 4])
+    assert hf.load(single, tokenizer=False)[0].eos_ids == (4, 9)
+    change_config(single, "generation_config.json", eos_token_id=7)
+    assert hf.load(single, tokenizer=False)[0].eos_ids == (7,)
+    (single / "generation_config.json").unlink()
+    assert hf.load(single, tokenizer=False)[0].eos_ids == (1,)
+    change_config(single, eos_token_id=None)
+    assert hf.load(single, tokenizer=False)[0].eos_ids == ()
+
+
+def test_older_spelling_of_rope_settings(single):
+    change_config(
+        single, rope_parameters=None, rope_theta=500.0, rope_scaling={"type": "linear", "factor": 3.0}
+    )
+    arch = hf.load(single, tokenizer=False)[0].architecture
+    assert (arch.rope_theta, arch.rope_scaling.kind, arch.rope_scaling.factor) == (500.0, "linear", 3.0)
+
+
+def test_bfloat16_on_disk_loads_as_the_same_numbers_in_float32(tmp_path):
+    torch_models.save("qwen2-tied", tmp_path, dtype=torch.bfloat16)
+    _, params = hf.load(tmp_path, tokenizer=False)
+    stored = load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert stored.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(params["layers_0"]["up"]["kernel"], stored.astype(np.float32).T)
+    assert params["layers_0"]["up"]["kernel"].dtype == np.float32

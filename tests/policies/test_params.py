@@ -1,0 +1,74 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mara_jax.policies import params as table
+from mara_jax.policies import transformer
+from mara_jax.policies.params import Architecture
+
+TINY = Architecture("qwen3", 61, 32, 3, 4, 2, 12, 40, qk_norm=True, tie_embeddings=False)
+PUBLISHED = {
+    # parameter counts as the model cards and safetensors headers of the released models state them
+    "SmolLM2-135M": (Architecture("llama", 49152, 576, 30, 9, 3, 64, 1536), 134_515_008),
+    "Qwen2.5-0.5B": (Architecture("qwen2", 151936, 896, 24, 14, 2, 64, 4864, qkv_bias=True), 494_032_768),
+    "Qwen2.5-3B": (Architecture("qwen2", 151936, 2048, 36, 16, 2, 128, 11008, qkv_bias=True), 3_085_938_688),
+    "Qwen3-0.6B": (Architecture("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True), 596_049_920),
+    "Llama-3.2-1B": (Architecture("llama", 128256, 2048, 16, 32, 8, 64, 8192), 1_235_814_400),
+}
+
+
+@pytest.mark.parametrize(("arch", "expected"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_table_counts_the_parameters_of_released_models(arch, expected):
+    assert table.count(arch) == expected
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_table_describes_exactly_what_the_modules_ask_for(scan):
+    arch = dataclasses.replace(TINY, scan_layers=scan, qkv_bias=True)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    masks = transformer._masks(arch, 2, None, None, None, None)
+    asked = jax.eval_shape(transformer.Decoder(arch).init, jax.random.key(0), tokens, tokens, masks)["params"]
+    # The head is applied outside the module, to chosen positions only.
+    whole = table.init(arch, jax.random.key(0))
+    given = {key: tree for key, tree in whole.items() if key != "head"}
+    assert jax.tree.map(jnp.shape, given) == jax.tree.map(lambda leaf: leaf.shape, asked)
+    for path, (shape, axes) in table.leaf_shapes(arch).items():
+        assert table.at(whole, path).shape == shape
+        assert len(axes) == len(shape)
+
+
+def test_hugging_face_names_are_unique_and_complete():
+    names = [row.name for row in table.table(TINY)]
+    assert len(set(names)) == len(names) == 3 + 3 * 11
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < set(names)
+    assert "model.layers.2.self_attn.k_norm.weight" in names
+
+
+def test_init_draws_the_stated_distributions_and_the_same_numbers_when_scanned():
+    arch = dataclasses.replace(TINY, embed=256, mlp=512)
+    params = table.init(arch, jax.random.key(4))
+    assert np.std(params["layers_1"]["up"]["kernel"]) == pytest.approx(256**-0.5, rel=0.02)
+    assert np.std(params["layers_1"]["down"]["kernel"]) == pytest.approx((512 * 6) ** -0.5, rel=0.02)
+    assert np.std(params["embed"]["embedding"]) == pytest.approx(0.02, rel=0.02)
+    np.testing.assert_array_equal(params["layers_0"]["attn_norm"]["scale"], 1)
+    assert not np.array_equal(params["layers_0"]["q"]["kernel"], params["layers_1"]["q"]["kernel"])
+    scanned = table.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
+    jax.tree.map(np.testing.assert_array_equal, scanned, table.to_scanned(params, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "gpt2"}, "unknown model family 'gpt2'"),
+        ({"kv_heads": 3}, "4 query heads do not divide over 3 kv heads"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
+    ],
+)
+def test_an_impossible_architecture_is_refused_in_one_line(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        dataclasses.replace(TINY, **change)
+    assert "\n" not in str(caught.value)
