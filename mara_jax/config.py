@@ -166,25 +166,24 @@ def resolve(config: Any) -> Run:
       ValueError: an unknown field (the known ones are named), or values that cannot work together.
     """
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    run = _build(ToyRun if "toy" in values else LanguageRun, values, "")
+    kind = ToyRun if "toy" in values else LanguageRun
+    run = _build(kind, kind(), values, "")
     check(run)
     return run
 
 
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for name in values:
-        if name not in fields:
-            raise ValueError(unknown_field(kind, where + name))
+def _build(kind: type, defaults: Any, values: dict[str, Any], where: str) -> Any:
+    """The dataclass of `defaults` with values in place of them; `kind` is the whole run's, for the error."""
     built = {}
-    defaults = kind()
     for name, value in values.items():
+        if not hasattr(defaults, name):
+            raise ValueError(unknown_field(kind, where + name))
         default = getattr(defaults, name)
         if dataclasses.is_dataclass(default):
-            built[name] = _build(type(default), dict(value), where + name + ".")
+            built[name] = _build(kind, default, dict(value), where + name + ".")
         else:
             built[name] = _typed(value, default, where + name)
-    return kind(**built)
+    return dataclasses.replace(defaults, **built)
 
 
 def _typed(value: Any, default: Any, where: str) -> Any:

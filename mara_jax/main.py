@@ -46,6 +46,10 @@ def parse(argv: list[str]) -> config.Run:
         raise ValueError(f"{error}: --config must name a config file") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
+    except flags.Error as error:
+        # For an error inside a config file absl's message holds a whole traceback: its last line says it.
+        text = str(error).strip()
+        raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
     for flag in (_CONFIG, _WORKDIR):

@@ -1,0 +1,202 @@
+"""The command as a process: bad input, kills, resumption, and what a run leaves behind."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+    "--config=configs/onetwo.py:nano", "--config.policy.layers=1", "--config.policy.embed=64",
+    "--config.warmup.steps=120", "--config.warmup.learning_rate=1e-2", "--config.warmup.measure_samples=16", "--config.rollout.group_size=8",
+    "--config.rollout.max_new_tokens=48", "--config.checkpoint.every=2", "--config.steps=6",
+]  # fmt: skip
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "mara_jax.main", *flags]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """The processes share what they compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
+def main(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    """metrics.jsonl without clocks."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+    """A run from beginning to end."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = main(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+KEYS = """step reward/mean reward/augmented_mean valid/fraction answers/entropy_bits kl/reverse tokens/generated
+    time/rollout_s time/reward_s time/update_s length/mean mara/augmented_fraction""".split()
+
+
+def test_metrics_have_the_keys_and_agree_with_each_other(whole):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in lines] == [1, 2, 3, 4, 5, 6]
+    for row in lines:
+        assert set(KEYS) <= row.keys()
+        assert row["valid/fraction"] == pytest.approx(sum(row["answers/counts"]) / 8)
+        assert row["tokens/generated"] == pytest.approx(8 * row["length/mean"])
+        assert abs(row["sampler/logp_gap"]) < 1e-3  # the sampler's log-probs are the trainer's
+        assert row["kl/reverse"] >= -1e-5
+    assert lines[0]["kl/reverse"] == pytest.approx(0, abs=1e-5)  # before any update the policy is the reference
+    assert lines[0]["kl/k1"] == pytest.approx(0, abs=1e-4)
+    assert lines[-1]["kl/reverse"] > 1e-3
+    assert any(0 < row["valid/fraction"] < 1 for row in lines)
+
+
+def test_a_run_leaves_what_it_says(whole):
+    assert {"config.json", "reference.json", "reference", "metrics.jsonl", "checkpoints", "figure.png"} <= {
+        path.name for path in whole.iterdir()
+    }
+    reference = json.loads((whole / "reference.json").read_text())
+    shares = [count / 16 for count in reference["counts"]]
+    assert reference["valid"] == pytest.approx(sum(shares))
+    if sum(reference["counts"]):
+        assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
+    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
+
+
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(*SMALL, f"--workdir={workdir}"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.time() + 240
+    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < 3:
+        assert process.poll() is None and time.time() < deadline, "ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(rows(workdir)) < 6
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "cut')  # what a kill in mid-write leaves
+    done = main(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout
+    assert rows(workdir) == rows(whole)
+
+
+def test_more_steps_continue_a_finished_run(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
+    assert done.returncode == 0, done.stderr
+    assert rows(workdir)[:6] == rows(whole) and len(rows(workdir)) == 7
+
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """One line on stderr with these words, a non-zero status, no traceback."""
+    assert done.returncode not in (0, None)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_cut_checkpoint_is_one_clear_line(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    largest = max((p for p in (workdir / "checkpoints" / "6").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    refused(main(*SMALL, f"--workdir={workdir}", "--config.steps=8"), "checkpoints/6", "delete that folder", "step 4")
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    shutil.rmtree(workdir / "checkpoints" / "6")  # the cure that the line names
+    done = main(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0 and rows(workdir) == rows(whole)
+
+
+def test_a_workdir_of_another_config_is_refused(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    refused(main(*SMALL, f"--workdir={whole}", "--config.algorithm.beta=0.2"), "another config", "algorithm.beta")
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config.algorithm.bta=1"], ["algorithm.bta", "it has method, anchor, kl, beta, threshold"]),
+        (["--config.optimizer.lr=1"], ["optimizer", "it has steps, seed"]),
+        (["--config.steps=ten"], ["steps", "ten"]),
+        (["--config.algorithm.beta=warm"], ["algorithm.beta", "warm"]),
+        (["--config.algorithm.beta=0"], ["algorithm.beta=0.0", "positive"]),
+        (["--config.algorithm.beta=-1"], ["algorithm.beta=-1.0"]),
+        (["--config.algorithm.threshold=1.5"], ["algorithm.threshold=1.5", "above every reachable reward"]),
+        (["--config.rollout.top_p=0.9"], ["rollout.top_p=0.9", "algorithm.beta"]),
+        (["--config.algorithm.estimator=k3_in_loss"], ["forward KL(ref || pi)", "k1_in_reward"]),
+        (["--config.policy.weights=/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["--config.rollout.max_new_tokens=8"], ["rollout.max_new_tokens=8", "demonstrations"]),
+        (["--nonsense=1"], ["nonsense"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, words):
+    workdir = tmp_path / "run"
+    refused(main(*SMALL, f"--workdir={workdir}", *flags), *words)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/missing.py"], ["configs/missing.py"]),
+        (["--config=configs/onetwo.py:giant"], ["giant", "nano"]),
+        (["--config=configs/toy.py", "--config.algorithm.anchor=answer"], ["anchor"]),
+        (["--config=configs/toy.py", "--config.rollout.group_size=3"], ["rollout", "toy"]),
+        ([], ["--config is missing"]),
+    ],
+)
+def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, flags, words):
+    workdir = tmp_path / "run"
+    refused(main(f"--workdir={workdir}", *flags), *words)
+    assert not workdir.exists()
+
+
+def test_a_tokenizer_that_is_not_utf8_is_one_line(whole, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(whole / "reference", weights)
+    path = weights / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:200] + b"\xff\xfe" + path.read_bytes()[200:])
+    workdir = tmp_path / "run"
+    done = main(*SMALL, f"--workdir={workdir}", f"--config.policy.weights={weights}", "--config.warmup.steps=0")
+    refused(done, "tokenizer.json", "UTF-8")
+    assert not workdir.exists()
+
+
+def test_a_saved_reference_serves_as_weights_of_another_run(whole, tmp_path):
+    workdir = tmp_path / "run"
+    done = main(
+        *SMALL, f"--workdir={workdir}", f"--config.policy.weights={whole / 'reference'}", "--config.warmup.steps=0",
+        "--config.steps=1", "--config.algorithm.method=vanilla",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = (json.loads((x / "reference.json").read_text()) for x in (whole, workdir))
+    assert before["counts"] == after["counts"] and before["text"] == after["text"]  # the same weights, bit for bit
+    assert not (workdir / "reference").exists()
