@@ -1,4 +1,4 @@
-"""A tabular autoregressive policy small enough that every string, and every group of strings, can be enumerated."""
+"""A tabular autoregressive policy so small that every string, and every group of them, can be enumerated."""
 
 import itertools
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Strings(NamedTuple):
 
 
 def strings(end: int | None = None) -> Strings:
-    """Every string of three tokens, cut after the first `end` token; what lies after it is filled with token 1.
+    """Every string of three tokens, cut after the first `end` token; what follows is filled with token 1.
 
     The filling has log-probabilities of its own, with gradients: code that ignored the mask would see them.
     """
@@ -64,7 +64,10 @@ def expected_gradient(loss, params, all_strings: Strings, group: int):
 
     def mean_loss(params):
         logp_nt = token_logp(params, all_strings)
-        one = lambda index: loss(logp_nt[index][None], mask_nt[index][None], index)
+
+        def one(index):
+            return loss(logp_nt[index][None], mask_nt[index][None], index)
+
         return jnp.sum(weight * jax.vmap(one)(groups))
 
     return jax.grad(mean_loss)(params)

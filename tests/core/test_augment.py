@@ -18,7 +18,8 @@ SETTINGS = {"beta": 0.1, "threshold": 0.8}
 
 def test_algorithm_1_by_hand():
     reward, ref_logp = augment.mara(REWARD, REF_LOGP, **SETTINGS)
-    # Anchor: sample 1 (reward .9, log ref -1), not the likelier but bad sample 2. The second row has nothing good.
+    # Anchor: sample 1 (reward .9, log ref -1), not the likelier but bad sample 2. The second row has nothing
+    # good.
     np.testing.assert_allclose(reward, [[0.9 + 0.1 * 2, 0.9, 0.2, 0.9 + 0.1 * 6], REWARD[1]])
     np.testing.assert_array_equal(ref_logp, REF_LOGP)
 
@@ -128,7 +129,8 @@ def test_over_every_outcome_at_once_the_answers_optimum_is_its_target(beta, dire
 def test_answers_by_hand():
     log_mass = np.log([[0.6, 0.2], [0.1, 0.9]])
     reward, ref_logp = augment.mara_answers(REWARD, REF_LOGP, ANSWER, log_mass, **SETTINGS)
-    # Row 0: class 0 is the anchor; class 1 gets .1 log 3; the bad sample and the one without an answer get nothing.
+    # Row 0: class 0 is the anchor; class 1 gets .1 log 3; the bad sample and the one without an answer get
+    # nothing.
     np.testing.assert_allclose(reward, [[1.0, 0.9 + 0.1 * np.log(3), 0.2, 1.0], REWARD[1]])
     np.testing.assert_array_equal(ref_logp, REF_LOGP)
     reward, ref_logp = augment.mara_answers(

@@ -1,4 +1,4 @@
-"""Expected gradients of every objective against the gradient of what it claims to optimise, by enumeration."""
+"""Expected gradients of every objective against those of what it claims to optimise, by enumeration."""
 
 import functools
 
@@ -32,7 +32,10 @@ class Case:
 
     def gradient(self, objective):
         """Gradient of objective(logp of all strings)."""
-        of_params = lambda params: objective(small.string_logp(params, self.strings))
+
+        def of_params(params):
+            return objective(small.string_logp(params, self.strings))
+
         return jax.jit(jax.grad(of_params))(self.params)
 
     def expected_gradient(self, loss, group):
@@ -102,7 +105,8 @@ def expected_forward_samples(c, baseline, group, reward, ref_hat):
     def loss(logp, mask, index, logp_nt, mask_nt):
         def one(ref_index):
             return objectives.forward_kl_samples(
-                logp, mask, reward[index][None], logp_nt[ref_index][None, None], mask_nt[ref_index][None, None],
+                logp, mask, reward[index][None], logp_nt[ref_index][None, None],
+                mask_nt[ref_index][None, None],
                 weight[ref_index][None, None], beta=BETA, advantage=advantages.BY_NAME[baseline],
             )[0]  # fmt: skip
 
@@ -117,7 +121,10 @@ def expected_forward_samples(c, baseline, group, reward, ref_hat):
 
         def mean_loss(params):
             logp_nt = small.token_logp(params, c.strings)
-            one = lambda index: loss(logp_nt[index][None], mask_nt[index][None], index, logp_nt, mask_nt)
+
+            def one(index):
+                return loss(logp_nt[index][None], mask_nt[index][None], index, logp_nt, mask_nt)
+
             return jnp.sum(weight_n * jax.vmap(one)(groups))
 
         return -jax.grad(mean_loss)(params)
@@ -130,7 +137,8 @@ def expected_forward_samples(c, baseline, group, reward, ref_hat):
 def test_forward_kl_by_reference_samples_has_the_gradient_of_its_objective(end, baseline, group):
     c = case(end)
     got = expected_forward_samples(c, baseline, group, c.reward, c.ref_logp)
-    # The mean baseline shrinks the reward's part alone: the objective is that of a larger beta, as documented.
+    # The mean baseline shrinks the reward's part alone: the objective is that of a larger beta, as
+    # documented.
     factor = BASELINES[baseline](group)
     want = c.gradient(forward_objective(c, c.reward, c.ref_logp, BETA / factor)) * factor
     assert small.relative_error(got, want) < 1e-10

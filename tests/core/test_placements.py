@@ -1,4 +1,4 @@
-"""Every row of the table `kl.effective`, proven by enumeration: which KL an estimator at a place really optimises."""
+"""Every row of the table `kl.effective`, proven by enumeration of small policies."""
 
 import functools
 
@@ -33,7 +33,10 @@ def penalty_gradient(row, all_strings, params, ref_params):
 
 def true_gradients(all_strings, params, ref_params):
     ref = small.string_logp(ref_params, all_strings)
-    of = lambda f: jax.grad(lambda p: f(small.string_logp(p, all_strings)))(params)
+
+    def of(f):
+        return jax.grad(lambda p: f(small.string_logp(p, all_strings)))(params)
+
     reverse, forward = of(lambda logp: kl.reverse(logp, ref)), of(lambda logp: kl.forward(logp, ref))
     square = of(lambda logp: jnp.sum(jnp.exp(logp) * (logp - ref) ** 2 / 2))
     return {

@@ -17,7 +17,7 @@ TAU = 0.5
 
 
 def problems(count=60, outcomes=12, seed=0):
-    """Random references (peaked ones among them), a quarter of the outcomes without mass, rewards with ties."""
+    """Random references, some peaked, a quarter of the outcomes without mass, rewards with ties."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(count, outcomes)) * rng.choice([0.5, 3.0, 20.0], size=(count, 1))
     logits[rng.uniform(size=logits.shape) < 0.25] = -np.inf
@@ -42,7 +42,10 @@ def brute_forward(log_ref, reward, beta):
     on = log_ref > -np.inf
     gap = reward[on].max() - reward[on]
     weight = np.log(beta) + log_ref[on]
-    f = lambda u: special.logsumexp(weight - np.logaddexp(u, np.log(np.maximum(gap, 1e-300))))
+
+    def f(u):
+        return special.logsumexp(weight - np.logaddexp(u, np.log(np.maximum(gap, 1e-300))))
+
     excess = reward.max() - reward[on].max()
     p = np.zeros_like(log_ref)
     if excess > 0 and f(np.log(excess)) < 0:
@@ -247,7 +250,8 @@ def test_figure_6(x64):
     g = np.exp(targets.reverse_kl(p.ref_logp, p.reward, 0.01))
     np.testing.assert_allclose(g[[0, 50]], [0.0616, 0.00385], rtol=1e-3)
     for direction, beta, want in (
-        ("reverse", 0.01, 0.0200), ("reverse", 1.0, 0.01939), ("forward", 0.01, 0.01996), ("forward", 1.0, 0.01884),
+        ("reverse", 0.01, 0.0200), ("reverse", 1.0, 0.01939),
+        ("forward", 0.01, 0.01996), ("forward", 1.0, 0.01884),
     ):  # fmt: skip
         g = np.exp(targets.mara(p.ref_logp, p.reward, beta, p.threshold, direction))
         np.testing.assert_allclose(g[good], want, rtol=6e-4)
