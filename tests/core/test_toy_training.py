@@ -74,7 +74,6 @@ def test_sampled_gradients_with_leave_one_out_reach_the_target():
     common = {"baseline": "leave_one_out", "batch": 64}
     for choices in (
         sweep.Choices(**common, method="mara", anchor="all"),
-        sweep.Choices(**common, direction="forward", forward_estimator="ratio"),
         sweep.Choices(**common, direction="forward", method="mara", anchor="all"),
     ):
         end = run(toy.figure6(), choices, betas=[0.5], learning_rate=2e-2, seeds=range(2))
