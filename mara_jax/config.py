@@ -11,14 +11,15 @@ from typing import Any
 
 import ml_collections
 
-from mara_jax.core import kl
+from mara_jax.core import kl as divergences
+from mara_jax.core.targets import Direction
 
 METHODS = ("vanilla", "mara")
 ANCHORS = ("string", "answer")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.
-ESTIMATORS: dict[str, tuple[str, str] | None] = {
+ESTIMATORS: dict[str, tuple[divergences.Estimator, divergences.Placement] | None] = {
     "auto": None,
     "k1_in_reward": ("k1", "reward"),
     "k3_in_reward": ("k3", "reward"),
@@ -41,11 +42,11 @@ class Algorithm:
 
     method: str = "mara"
     anchor: str = "answer"  # what MARA equalises: each good string (the papers' form) or each answer
-    kl: str = "reverse"  # KL(pi || ref), or "forward": KL(ref || pi)
+    kl: Direction = "reverse"  # KL(pi || ref), or "forward": KL(ref || pi)
     beta: float = 0.1  # weight of the KL, in reward units per nat
     threshold: float = 0.8  # tau: a completion is good where its reward reaches this
     estimator: str = "auto"  # reverse: k1_in_reward; forward: reference_samples
-    level: str = "sequence"  # log-ratios of whole completions, or of single tokens
+    level: divergences.Level = "sequence"  # log-ratios of whole completions, or of single tokens
     baseline: str = "leave_one_out"
 
 
@@ -252,8 +253,7 @@ def _check_toy(run: ToyRun) -> None:
         raise ValueError(f"toy.figure={run.toy.figure} has no 100-outcome problem: choose 2, 4, 5 or 6")
     if run.algorithm.method == "mara" and run.algorithm.anchor == "answer":
         raise ValueError(
-            "algorithm.anchor='answer' means nothing where each outcome is its own answer: "
-            "use algorithm.anchor=string"
+            "algorithm.anchor='answer' means nothing where each outcome is its own answer: use algorithm.anchor=string"
         )
     if run.algorithm.beta <= 0:
         raise ValueError(f"algorithm.beta={run.algorithm.beta} must be positive: the toy's optimum needs it")
@@ -299,7 +299,7 @@ def _check_placement(algorithm: Algorithm) -> None:
     cure = f"use algorithm.estimator={TRAINABLE[algorithm.kl][0]} with algorithm.level=sequence"
     pair = ESTIMATORS[name]
     if pair is not None:
-        effective = kl.effective(*pair, algorithm.level)
+        effective = divergences.effective(*pair, algorithm.level)
         if effective.name != algorithm.kl:
             raise ValueError(
                 f"algorithm.estimator={name} at level={algorithm.level} does not optimise the "

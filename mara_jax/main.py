@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     """Parses flags, prepares the workdir and runs; returns the exit status."""
     try:
         run = parse(argv)
-        workdir = pathlib.Path(_WORKDIR.value)
+        workdir = pathlib.Path(_WORKDIR.value or "")
         workdir_of_run.check(workdir, run)
         train(run, workdir)
     except (ValueError, OSError, flags.Error) as error:

@@ -59,7 +59,10 @@ def test_exact_placements_are_accepted(algorithm):
         (language(method="grpo"), "choose one of vanilla, mara"),
         (language(baseline="group_normalised"), "use leave_one_out"),
         (LanguageRun(policy=Policy(weights="nano")), "warmup.steps=0"),
-        (dataclasses.replace(language(), rollout=Rollout(top_p=0.9)), "rollout.top_p=0.9 with algorithm.beta=0.1"),
+        (
+            dataclasses.replace(language(), rollout=Rollout(top_p=0.9)),
+            "rollout.top_p=0.9 with algorithm.beta=0.1",
+        ),
         (dataclasses.replace(language(), rollout=Rollout(temperature=0.7)), "rollout.temperature=0.7"),
         (dataclasses.replace(language(), rollout=Rollout(group_size=1)), "rollout.group_size=1"),
         (dataclasses.replace(language(), steps=0), "steps=0"),
@@ -88,7 +91,10 @@ def test_resolve_undoes_to_config_dict_and_json():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"algorithm": {"bta": 0.1}}, "'algorithm.bta': algorithm has no 'bta'; it has method, anchor, kl, beta"),
+        (
+            {"algorithm": {"bta": 0.1}},
+            "'algorithm.bta': algorithm has no 'bta'; it has method, anchor, kl, beta",
+        ),
         ({"optimizer": {}}, "'optimizer': the config has no 'optimizer'; it has steps, seed, algorithm"),
         ({"steps": "ten"}, "steps='ten' must be a int"),
         ({"algorithm": {"beta": "x"}}, "algorithm.beta='x' must be a float"),

@@ -144,11 +144,7 @@ def _bars(ax: Axes, record: report.Record) -> None:
         x = group + (i - (len(rows) - 1) / 2) * width
         predicted = outcome.intervals is None
         kind = "predicted" if predicted else "measured"
-        face = (
-            {"facecolor": "white", "edgecolor": colour, "hatch": "////"}
-            if predicted
-            else {"facecolor": colour}
-        )
+        face = {"facecolor": "white", "edgecolor": colour, "hatch": "////"} if predicted else {"facecolor": colour}
         ax.bar(x, outcome.shares, 0.9 * width, label=f"{outcome.name} ({kind})", **face)
         top = outcome.shares
         if outcome.intervals is not None:
@@ -171,9 +167,7 @@ def _bars(ax: Axes, record: report.Record) -> None:
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.set_ylabel("probability of a completion")
     _grid(ax)
-    ax.legend(
-        frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=10, handlelength=1.6
-    )
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=10, handlelength=1.6)
 
 
 def _over_steps(valid: Axes, entropy: Axes, kl: Axes, record: report.Record) -> None:

@@ -55,7 +55,7 @@ def sample(
     max_new_tokens: int = 32,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    prompt_ids: Sequence[int] | None = None,
+    prompt_ids: Sequence[int] | np.ndarray | None = None,
     first_sample: int = 0,
 ) -> Rollout:
     """Draws group_size completions of each prompt.
@@ -101,8 +101,10 @@ def sample(
         pad_id=policy.pad_id,
         top_p=top_p,
     )
-    text = decode_text(policy, drawn[0], drawn[2], drawn[3])
-    return Rollout(*drawn, text, jnp.asarray(tokens_ps), jnp.asarray(lengths_p))
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg = drawn
+    text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
+    prompts_ps, prompt_lengths_p = jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
+    return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
 
 
 def _encode(policy: transformer.Policy, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -118,15 +120,17 @@ def decode_text(policy: transformer.Policy, tokens_pgt, lengths_pg, finished_pg)
     if policy.tokenizer is None:
         return [["" for _ in row] for row in np.asarray(lengths_pg)]
     tokens, ends = np.asarray(tokens_pgt), np.asarray(lengths_pg) - np.asarray(finished_pg)
-    rows = [ids[:end].tolist() for group, stops in zip(tokens, ends, strict=True) for ids, end in zip(group, stops, strict=True)]
+    rows = [
+        ids[:end].tolist()
+        for group, stops in zip(tokens, ends, strict=True)
+        for ids, end in zip(group, stops, strict=True)
+    ]
     texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     per = tokens.shape[1]
     return [texts[at : at + per] for at in range(0, len(texts), per)]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "top_p")
-)
+@functools.partial(jax.jit, static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "top_p"))
 def generate(
     arch: transformer.Architecture,
     params: dict,
@@ -148,9 +152,7 @@ def generate(
     rows = num_prompts * group_size
     last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    keys_b = drawing.token_keys(
-        key, spread(prompt_ids_p), first_sample + jnp.tile(jnp.arange(group_size), num_prompts)
-    )
+    keys_b = drawing.token_keys(key, spread(prompt_ids_p), first_sample + jnp.tile(jnp.arange(group_size), num_prompts))
     temperature_b, start_b = spread(temperature_p), spread(prompt_lengths_p)
     ends = jnp.array(eos_ids, jnp.int32)
 

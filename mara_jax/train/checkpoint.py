@@ -31,7 +31,7 @@ class Checkpoints:
         """Steps done at the newest complete checkpoint, or None."""
         return self.manager.latest_step()
 
-    def restore(self, state: Any) -> State:
+    def restore(self, state: Any) -> Any:
         """The newest checkpoint, in the shapes and placement of `state`.
 
         Raises:

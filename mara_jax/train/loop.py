@@ -14,7 +14,6 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
-from mara_jax.core import augment
 from mara_jax.eval import diversity, plots, report
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
@@ -96,7 +95,7 @@ def _initial(ref_params, tx, checkpoints: Checkpoints, display) -> State:
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), ref_params)
         return State(jnp.int32(0), params, tx.init(params))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), ref_params)
-    abstract = State(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(tx.init, shapes))
+    abstract = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params)), shapes)
     state = checkpoints.restore(abstract)
     display.note(f"resuming after step {int(state.step)}")
     return state
@@ -143,8 +142,13 @@ class Trainer:
             prompt_ids=ids,
         )
         ref = logprobs.reference_logps(
-            self.policy.architecture, self.ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, drawn.lengths
-        )  # fmt: skip
+            self.policy.architecture,
+            self.ref_params,
+            drawn.prompt_tokens,
+            drawn.prompt_lengths,
+            drawn.tokens,
+            drawn.lengths,
+        )
         return drawn, ref, ids
 
     def batch(self, drawn: rollout.Rollout, ref, ids) -> Batch:
@@ -173,8 +177,16 @@ class Trainer:
             other = self.batch(*self.draw(self.ref_params, done, "reference"))
         scored = time.perf_counter()
         state, scalars = step.update(
-            state, self.ref_params, batch, other, self.beta, self.threshold, arch=self.policy.architecture, algorithm=self.static, tx=self.tx
-        )  # fmt: skip
+            state,
+            self.ref_params,
+            batch,
+            other,
+            self.beta,
+            self.threshold,
+            arch=self.policy.architecture,
+            algorithm=self.static,
+            tx=self.tx,
+        )
         row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
         ended = time.perf_counter()
         answer = np.asarray(batch.answer)

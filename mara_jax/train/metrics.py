@@ -8,7 +8,14 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -122,7 +129,12 @@ class Display:
         table.add_row(*(Text(name, style="dim") for name, _ in shown))
         table.add_row(*(Text(_number(value), style="bold") for _, value in shown))
         lines = [
-            Text.assemble(("✓ " if good else "✗ ", "green" if good else "red"), text.replace("\n", "⏎"), overflow="ellipsis", no_wrap=True)
+            Text.assemble(
+                ("✓ " if good else "✗ ", "green" if good else "red"),
+                text.replace("\n", "⏎"),
+                overflow="ellipsis",
+                no_wrap=True,
+            )
             for text, good in self.texts
         ]
         return Group(table, *lines, self.progress)

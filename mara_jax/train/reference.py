@@ -61,7 +61,8 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
         scan_layers=cfg.scan_layers,
         compute_dtype=cfg.compute_dtype,
     )
-    policy = transformer.Policy(arch, tokenizer, (tokenizer.eos_token_id,), tokenizer.pad_token_id, {}, NANO)
+    ends = tokenizers.end_tokens(tokenizer)
+    policy = transformer.Policy(arch, tokenizer, ends, ends[0], {}, NANO)
     return policy, transformer.init(arch, stream(run.seed, "init"))
 
 
@@ -255,7 +256,9 @@ def describe(run: LanguageRun) -> str:
         return f"{text}; its optimum is proportional to {shape}: equal rewards keep the reference's own ratio"
     good = f"R >= {algorithm.threshold:g}"
     if algorithm.anchor == "string":
-        return f"{text}, R augmented by MARA over strings: at its optimum every completion with {good} is equally likely"
+        return (
+            f"{text}, R augmented by MARA over strings: at its optimum every completion with {good} is equally likely"
+        )
     return (
         f"{text}, R augmented by MARA over answers: at its optimum every answer reached with {good} is equally "
         "likely, and completions of one answer keep the reference's ratio"

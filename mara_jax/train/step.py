@@ -60,7 +60,7 @@ def loss(
     elif estimator in ("k2_in_loss", "k3_in_loss"):
         value, metrics = objectives.placed(
             logp_pgt, mask_pgt, ref_logp_pg[..., None], reward_pg,
-            estimator=estimator[:2], placement="loss", level="sequence", **shared,
+            estimator="k2" if estimator == "k2_in_loss" else "k3", placement="loss", level="sequence", **shared,
         )  # fmt: skip
     else:
         objective = {"k1_in_reward": objectives.reverse_kl, "ratio": objectives.forward_kl_ratio}[estimator]
@@ -103,7 +103,9 @@ def update(
     tx: optax.GradientTransformation,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One optimiser step on one batch; the old state's buffers are given up, so ref_params must not share them."""
-    grads, metrics = jax.grad(loss, has_aux=True)(state.params, ref_params, arch, algorithm, batch, reference, beta, threshold)
+    grads, metrics = jax.grad(loss, has_aux=True)(
+        state.params, ref_params, arch, algorithm, batch, reference, beta, threshold
+    )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics["grad/norm"] = optax.global_norm(grads)
     return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

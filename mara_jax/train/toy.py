@@ -60,7 +60,11 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
     )
     ended = sweep.Run(*(np.asarray(value)[0, 0] for value in grid))
     rows = [
-        {"step": step, "reward/mean": float(ended.reward_s[step]), "distance/target": float(ended.distance_s[step])}
+        {
+            "step": step,
+            "reward/mean": float(ended.reward_s[step]),
+            "distance/target": float(ended.distance_s[step]),
+        }
         for step in range(0, cfg.steps, EVERY)
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -75,9 +79,10 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
     workdirs.write_json(workdir / "result.json", result)
     figure = plots.toy_figure(workdir)
     good = problem.reward >= settings.threshold
+    mass, best = (float(np.exp(logp_a)[good].sum()) for logp_a in (ended.logp_a, ended.target_logp_a))
     display.note(
         f"total variation to the objective's optimum {result['distance_to_optimum']:.3f}, to uniform over the "
         f"{int(good.sum())} good outcomes {result['distance_to_uniform']:.3f}; mass on them "
-        f"{float(np.exp(ended.logp_a)[good].sum()):.3f} (at the optimum {float(np.exp(ended.target_logp_a)[good].sum()):.3f})"
+        f"{mass:.3f} (at the optimum {best:.3f})"
     )
     display.note(f"figure: {figure}   numbers: {workdir / 'result.json'}")

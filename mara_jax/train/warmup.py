@@ -41,7 +41,14 @@ def demonstration_batch(
 
 @functools.partial(jax.jit, static_argnames=("arch", "tx"), donate_argnames=("state",))
 def supervised_update(
-    state: State, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg, *, arch, tx: optax.GradientTransformation
+    state: State,
+    prompt_tokens_ps,
+    prompt_lengths_p,
+    tokens_pgt,
+    lengths_pg,
+    *,
+    arch,
+    tx: optax.GradientTransformation,
 ) -> tuple[State, jax.Array]:
     """One step of maximum likelihood on given completions; returns the loss too (nats per token)."""
 

@@ -30,17 +30,29 @@ def tiny(vocab=16, eos=(END,), scan=False, **changes):
 PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
 
 
+def all_strings(width: int) -> list[tuple[int, ...]]:
+    """Every completion of four words: ended by END, or cut at the width."""
+    return [
+        s
+        for length in range(1, width + 1)
+        for s in itertools.product(range(4), repeat=length)
+        if END not in s[:-1] and (s[-1] == END or length == width)
+    ]
+
+
 @pytest.fixture(scope="module")
 def drawn():
     policy, params = tiny()
-    return policy, params, sample(policy, params, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
+    return (
+        policy,
+        params,
+        sample(policy, params, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8),
+    )
 
 
 def test_returned_logp_is_the_trainers(drawn):
     policy, params, rollout = drawn
-    logp = completion_logps(
-        policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens
-    )
+    logp = completion_logps(policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens)
     mask = logprobs.mask(rollout.lengths, 8)
     np.testing.assert_allclose(rollout.logp, logp * mask, atol=1e-4)
 
@@ -66,7 +78,7 @@ def test_lengths_and_padding_come_from_the_first_end_token(drawn):
         assert (END in row[:length]) == finished
         assert (not finished) or row[length - 1] == END
         assert END not in row[: length - 1]
-        assert (row[length:] == 0).all() and finished or length == 8
+        assert ((row[length:] == 0).all() and finished) or length == 8
 
 
 def test_any_split_of_the_batch_gives_the_same_text(drawn):
@@ -75,7 +87,13 @@ def test_any_split_of_the_batch_gives_the_same_text(drawn):
     for p in range(3):
         for first in (0, 8):
             part = sample(
-                policy, params, PROMPTS[p : p + 1], group_size=8, prompt_ids=[p], first_sample=first, **settings
+                policy,
+                params,
+                PROMPTS[p : p + 1],
+                group_size=8,
+                prompt_ids=[p],
+                first_sample=first,
+                **settings,
             )
             np.testing.assert_array_equal(part.tokens[0], whole.tokens[p, first : first + 8])
 
@@ -92,7 +110,7 @@ def test_rows_differ_between_samples_prompts_and_keys(drawn):
 def test_scanned_layers_draw_the_same_text(drawn):
     from mara_jax.policies import params as table
 
-    policy, params, whole = drawn
+    _, params, whole = drawn
     scanned, _ = tiny(scan=True)
     stacked = table.to_scanned(params, 2)
     again = sample(scanned, stacked, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
@@ -109,17 +127,11 @@ def test_every_end_token_of_the_set_ends():
 def test_samples_follow_the_exact_distribution_of_strings():
     policy, params = tiny(vocab=4, eos=(END,))
     prompt, width, n = [1, 2], 3, 20_000
-    strings = [
-        s
-        for length in range(1, width + 1)
-        for s in itertools.product(range(4), repeat=length)
-        if END not in s[:-1] and (s[-1] == END or length == width)
-    ]
+    strings = all_strings(width)
     padded = np.array([[*s, *[0] * (width - len(s))] for s in strings], np.int32)
     lengths = np.array([[len(s) for s in strings]])
-    logp, _ = logprobs.reference_logps(
-        policy.architecture, params, jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]), jnp.asarray(lengths)
-    )  # fmt: skip
+    given = (jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]), jnp.asarray(lengths))
+    logp, _ = logprobs.reference_logps(policy.architecture, params, *given)
     exact = np.exp(np.asarray(logp[0], np.float64))
     assert abs(exact.sum() - 1) < 1e-5
     rollout = sample(policy, params, [prompt], key=jax.random.key(7), group_size=n, max_new_tokens=width)
@@ -167,7 +179,7 @@ def test_token_kl_is_exact_and_its_sum_has_the_sequence_kl_as_mean():
     policy, params = tiny(vocab=4)
     other = jax.tree.map(lambda x: x * 0.5, params)
     arch, prompt, length = policy.architecture, jnp.array([[1, 2]]), jnp.array([2])
-    strings = [s for n in (1, 2, 3) for s in itertools.product(range(4), repeat=n) if END not in s[:-1] and (s[-1] == END or n == 3)]  # fmt: skip
+    strings = all_strings(3)
     tokens = jnp.array([[*s, *[0] * (3 - len(s))] for s in strings])[None]
     mask = logprobs.mask(jnp.array([[len(s) for s in strings]]), 3)
 

@@ -12,11 +12,10 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = [
-    "--config=configs/onetwo.py:nano", "--config.policy.layers=1", "--config.policy.embed=64",
-    "--config.warmup.steps=120", "--config.warmup.learning_rate=1e-2", "--config.warmup.measure_samples=16", "--config.rollout.group_size=8",
-    "--config.rollout.max_new_tokens=48", "--config.checkpoint.every=2", "--config.steps=6",
-]  # fmt: skip
+SMALL = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64
+    --config.warmup.steps=120 --config.warmup.learning_rate=1e-2 --config.warmup.measure_samples=16
+    --config.rollout.group_size=8 --config.rollout.max_new_tokens=48 --config.checkpoint.every=2
+    --config.steps=6""".split()
 
 
 def command(*flags: str) -> list[str]:
@@ -123,10 +122,17 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
 def test_a_cut_checkpoint_is_one_clear_line(whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    largest = max((p for p in (workdir / "checkpoints" / "6").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (workdir / "checkpoints" / "6").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     os.truncate(largest, largest.stat().st_size // 2)
     before = (workdir / "metrics.jsonl").read_bytes()
-    refused(main(*SMALL, f"--workdir={workdir}", "--config.steps=8"), "checkpoints/6", "delete that folder", "step 4")
+    refused(
+        main(*SMALL, f"--workdir={workdir}", "--config.steps=8"),
+        "checkpoints/6",
+        "delete that folder",
+        "step 4",
+    )
     assert (workdir / "metrics.jsonl").read_bytes() == before
     shutil.rmtree(workdir / "checkpoints" / "6")  # the cure that the line names
     done = main(*SMALL, f"--workdir={workdir}")
