@@ -73,7 +73,7 @@ def attend(q_bkxh, segments, prefix_kv=None):
     """Grouped-query attention with one softmax over several key segments.
 
     args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; segments: list of
-        (k_bksh, v_bksh, mask broadcastable to [b, k, m, t, s]) of the rows' own; prefix_kv: None, or such a
+        (k_bksh, v_bksh, mask broadcastable to [b, k, x, s]) of the rows' own; prefix_kv: None, or such a
         triple with p rows in place of b, whose rows each serve b / p consecutive query rows, and a mask [p,
         s].
     returns: [b, k, x, h].

@@ -155,7 +155,7 @@ def _shapes(jaxpr):
 
 @every_arch
 def test_prefix_is_never_repeated_per_sample(arch):
-    # 23 prefix slots and 15 rows: no array may have both a row for each sample and a key or value for each slot.
+    # 23 prefix slots and 15 rows: none may hold a key of each slot for each row.
     params, prompts, completions = random_params(arch), random_tokens(3, 23), random_tokens(15, 2)
     _, prefix = forward(arch, params, prompts, positions(prompts))
 
@@ -261,7 +261,7 @@ def test_only_relative_positions_matter(arch):
 
 
 def test_rope_frequencies_by_hand():
-    # h = 8, theta = 10^4: frequencies 10^0, 10^-1, 10^-2, 10^-3, so 64 positions hold 10.19, 1.019, .1019, .01019 turns.
+    # h = 8, theta = 10^4: so 64 positions hold 10.19, 1.019, .1019 and .01019 turns.
     plain = dataclasses.replace(MODELS["llama"], rope_scaling=None)
     np.testing.assert_allclose(transformer.inverse_frequencies(plain), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     linear = dataclasses.replace(plain, rope_scaling=RopeScaling("linear", 4.0))
