@@ -64,9 +64,7 @@ def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[R
     walk(params, ())
     for path in sorted(found.keys() ^ shapes.keys()):
         state = "lack" if path in shapes else "have the unexpected"
-        raise ValueError(
-            f"the parameters {state} {'/'.join(path)}: they must be those of the policy's architecture"
-        )
+        raise ValueError(f"the parameters {state} {'/'.join(path)}: they must be those of the policy's architecture")
     for path, (shape, _) in shapes.items():
         if tuple(found[path].shape) != shape:
             raise ValueError(

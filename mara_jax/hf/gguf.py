@@ -73,9 +73,7 @@ class GGUF:
         family = self._get("general.architecture")
         if family not in _FAMILY:
             known = ", ".join(_FAMILY)
-            raise ValueError(
-                f"{self.source} has the unknown architecture {family!r}: this code knows {known}"
-            )
+            raise ValueError(f"{self.source} has the unknown architecture {family!r}: this code knows {known}")
         if "rope_freqs.weight" in self._tensor_of:
             raise ValueError(
                 f"{self.source} stores rope scaling as a tensor: load this model from its safetensors instead"
@@ -128,9 +126,7 @@ class GGUF:
         """Shape of a tensor, [out, in] for a matrix."""
         if name not in self._tensor_of:
             raise ValueError(f"{self.source} lacks {name}: download it again")
-        return tuple(
-            int(dim) for dim in reversed(self._tensor_of[name].shape)
-        )  # GGUF counts the fastest axis first
+        return tuple(int(dim) for dim in reversed(self._tensor_of[name].shape))  # GGUF counts the fastest axis first
 
     def read(self, name: str) -> np.ndarray:
         """A tensor in float32, the rows of q and k in Hugging Face's order."""

@@ -61,9 +61,7 @@ class SafeTensors:
             try:
                 opened = safe_open(file, framework="numpy")
             except SafetensorError as error:
-                raise ValueError(
-                    f"{file} is not a whole safetensors file ({error}): download it again"
-                ) from None
+                raise ValueError(f"{file} is not a whole safetensors file ({error}): download it again") from None
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 if name in self._file_of:
                     raise ValueError(f"{file} holds {name} a second time: keep one file for each tensor")
@@ -90,15 +88,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _rope(config: Mapping[str, Any], source: str) -> tuple[float, RopeScaling | None]:
+def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling, from the keys of transformers 5 (rope_parameters) or of earlier versions."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError(
-            f"{source} rotates only a part of each head: this code rotates all of it, choose another model"
-        )
+        raise ValueError("it rotates only a part of each head: this code rotates all of it, choose another model")
     if kind == "default":
         return theta, None
     if kind == "linear":
@@ -108,7 +104,7 @@ def _rope(config: Mapping[str, Any], source: str) -> tuple[float, RopeScaling | 
         return theta, RopeScaling(
             "llama3", float(rope["factor"]), low, high, int(rope["original_max_position_embeddings"])
         )
-    raise ValueError(f"{source} has rope scaling {kind!r}: this code knows 'default', 'linear' and 'llama3'")
+    raise ValueError(f"rope scaling {kind!r} is unknown: this code knows 'default', 'linear' and 'llama3'")
 
 
 def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
@@ -121,16 +117,14 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
     """
     family = config.get("model_type")
     if family not in table.FAMILIES:
-        raise ValueError(
-            f"{source} has the unknown model_type {family!r}: this code knows {', '.join(table.FAMILIES)}"
-        )
+        raise ValueError(f"{source} has the unknown model_type {family!r}: this code knows {', '.join(table.FAMILIES)}")
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{source} has hidden_act {config['hidden_act']!r}: this code knows 'silu'")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if config.get(key):
             raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
     try:
-        theta, scaling = _rope(config, source)
+        theta, scaling = _rope(config)
         heads, embed = int(config["num_attention_heads"]), int(config["hidden_size"])
         return Architecture(
             family=family,
@@ -150,10 +144,10 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
             max_positions=int(config.get("max_position_embeddings", 32768)),
             **choices,
         )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     except KeyError as error:
-        raise ValueError(
-            f"{source} lacks {error.args[0]!r} in its configuration: fetch the file again"
-        ) from None
+        raise ValueError(f"{source} lacks {error.args[0]!r} in its configuration: fetch the file again") from None
 
 
 def _check_names(arch: Architecture, tensors: Tensors) -> None:
@@ -189,17 +183,14 @@ def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
         return
     if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
         raise ValueError(
-            f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set "
-            "tie_word_embeddings to false"
+            f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings to false"
         )
 
 
 def _read(tensors: Tensors, name: str) -> np.ndarray:
     array = tensors.read(name)
     if array.dtype not in DTYPES.values():
-        raise ValueError(
-            f"{tensors.source} holds {name} in {array.dtype}: this code reads {', '.join(DTYPES)}"
-        )
+        raise ValueError(f"{tensors.source} holds {name} in {array.dtype}: this code reads {', '.join(DTYPES)}")
     return array
 
 
@@ -267,8 +258,7 @@ def make_policy(
     if eos and (eos[-1] >= limit or eos[0] < 0):
         wrong = eos[-1] if eos[-1] >= limit else eos[0]
         raise ValueError(
-            f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct "
-            "eos_token_id"
+            f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct eos_token_id"
         )
     pads = [
         None if tokenizer is None else tokenizer.pad_token_id,
@@ -382,6 +372,5 @@ def load(
     if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
         return _load_directory(_from_hub(where), tokenizer, param_dtype, choices)
     raise FileNotFoundError(
-        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of "
-        f"{', '.join(EMBEDDED)}"
+        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
     )

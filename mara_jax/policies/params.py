@@ -66,13 +66,9 @@ class Architecture:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown model family {self.family!r}: this code knows {', '.join(FAMILIES)}")
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple"
-            )
+            raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even"
-            )
+            raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
 
@@ -113,9 +109,7 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
         path, name = (*root, ours, "scale"), f"{prefix}{theirs}.weight"
         return Row(path, (size,), (axis,), name, False, 0.0, 1.0, layer)
 
-    def linear(
-        ours: str, theirs: str, shape: tuple[int, int], axes: tuple[str, str], bias: bool = False, gain=1.0
-    ):
+    def linear(ours: str, theirs: str, shape: tuple[int, int], axes: tuple[str, str], bias: bool = False, gain=1.0):
         # Kernels are kept [in, out]: the activations' matmul then reads them as they lie, on CPU and TPU
         # alike.
         path, name = (*root, ours), f"{prefix}{theirs}"

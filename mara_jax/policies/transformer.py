@@ -93,9 +93,7 @@ def attend(q_bkxh, segments, prefix_kv=None):
     for key, _, mask in segments:
         scores.append(contract(q_bkxh, key, (((3,), (3,)), ((0, 1), (0, 1)))))
         masks.append(mask)
-    score = jnp.concatenate(
-        [jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1
-    )
+    score = jnp.concatenate([jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1)
     probs = jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype)
     parts = jnp.split(probs, np.cumsum([part.shape[-1] for part in scores])[:-1], axis=-1)
     out = jnp.zeros((b, k, x, h), jnp.float32)
@@ -143,14 +141,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_btd, rope, masks, prefix, cache):
-        mixed, kv = self._attention(
-            Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache
-        )
+        mixed, kv = self._attention(Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache)
         x_btd = x_btd + mixed
         y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
-        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(
-            y_btd
-        )
+        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
         return x_btd + Linear(self.arch.embed, name="down")(gate_btf), kv
 
     def _attention(self, x_btd, rope, masks, prefix, cache):

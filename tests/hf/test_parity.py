@@ -43,9 +43,7 @@ def test_every_layer_matches_torch(pair):
         params = to_unrolled(params, arch.layers)
     tokens, at = jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(40), TOKENS.shape)
     with torch.no_grad():
-        reference = model(
-            torch.tensor(TOKENS), attention_mask=torch.tensor(REAL).long(), output_hidden_states=True
-        )
+        reference = model(torch.tensor(TOKENS), attention_mask=torch.tensor(REAL).long(), output_hidden_states=True)
     masks = transformer._masks(arch, 40, None, None, None, None)
 
     @jax.jit

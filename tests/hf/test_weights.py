@@ -72,9 +72,7 @@ def test_export_refuses_an_occupied_place_and_foreign_parameters(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
         hf.export(policy, params, tmp_path / "in")
     with pytest.raises(ValueError, match="lack final_norm/scale"):
-        hf.export(
-            policy, {key: tree for key, tree in params.items() if key != "final_norm"}, tmp_path / "out"
-        )
+        hf.export(policy, {key: tree for key, tree in params.items() if key != "final_norm"}, tmp_path / "out")
     with pytest.raises(ValueError, match="have the unexpected lora/a"):
         hf.export(policy, {**params, "lora": {"a": params["final_norm"]["scale"]}}, tmp_path / "out")
     with pytest.raises(ValueError, match=r"final_norm/scale has shape \[31\], expected \[32\]"):
@@ -151,9 +149,7 @@ def test_tensor_that_is_not_a_float(single):
 
 
 def test_tied_head_may_be_stored_only_if_it_is_the_embedding(single):
-    change_tensors(
-        single, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]})
-    )
+    change_tensors(single, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
     assert hf.load(single, tokenizer=False)[0].architecture.tie_embeddings
     change_tensors(single, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
     refused(single, "lm_head.weight differs", "tie_word_embeddings")
@@ -260,9 +256,7 @@ def test_end_tokens_come_from_the_generation_config_first(single):
 
 
 def test_older_spelling_of_rope_settings(single):
-    change_config(
-        single, rope_parameters=None, rope_theta=500.0, rope_scaling={"type": "linear", "factor": 3.0}
-    )
+    change_config(single, rope_parameters=None, rope_theta=500.0, rope_scaling={"type": "linear", "factor": 3.0})
     arch = hf.load(single, tokenizer=False)[0].architecture
     assert (arch.rope_theta, arch.rope_scaling.kind, arch.rope_scaling.factor) == (500.0, "linear", 3.0)
 

@@ -28,9 +28,7 @@ CONFIGS = {
     "qwen2-tied": lambda: transformers.Qwen2Config(**_SIZES, tie_word_embeddings=True),
     "qwen2-untied": lambda: transformers.Qwen2Config(**_SIZES, tie_word_embeddings=False),
     "qwen3-own-head-dim": lambda: transformers.Qwen3Config(**_SIZES, head_dim=12, tie_word_embeddings=True),
-    "llama-llama3": lambda: transformers.LlamaConfig(
-        **_SIZES, rope_parameters=_LLAMA3, tie_word_embeddings=False
-    ),
+    "llama-llama3": lambda: transformers.LlamaConfig(**_SIZES, rope_parameters=_LLAMA3, tie_word_embeddings=False),
     "llama-linear": lambda: transformers.LlamaConfig(
         **_SIZES,
         rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0),
@@ -42,9 +40,7 @@ CONFIGS = {
 def make(name, seed=0):
     """A float32 model whose norm scales and biases are random too, so that none can be dropped unnoticed."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(
-        CONFIGS[name](), attn_implementation="eager"
-    ).float()
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").float()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key:

@@ -43,9 +43,7 @@ def random_params(arch, seed=0):
 
 
 def random_tokens(rows, length, seed=0):
-    return jnp.asarray(
-        np.random.default_rng(seed).integers(0, SMALL["vocab_size"], (rows, length)), jnp.int32
-    )
+    return jnp.asarray(np.random.default_rng(seed).integers(0, SMALL["vocab_size"], (rows, length)), jnp.int32)
 
 
 def positions(tokens_bt, start=0):
@@ -182,9 +180,7 @@ def test_later_tokens_have_no_gradient_into_earlier_logits(arch):
         )
         return jnp.sum(jnp.sin(transformer.logits(arch, params, hidden)[0, at]))
 
-    gradient = jax.jit(jax.vmap(jax.grad(logit_of), in_axes=(None, 0)))(
-        params["embed"]["embedding"], jnp.arange(8)
-    )
+    gradient = jax.jit(jax.vmap(jax.grad(logit_of), in_axes=(None, 0)))(params["embed"]["embedding"], jnp.arange(8))
     reach = np.abs(np.asarray(gradient)[:, :8]).max(-1) > 0
     np.testing.assert_array_equal(reach, np.tril(np.ones((8, 8), bool)))
 
@@ -233,9 +229,7 @@ def test_remat_changes_neither_values_nor_gradients(arch):
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    jax.tree.map(
-        partial(np.testing.assert_allclose, atol=1e-5), run(dataclasses.replace(arch, remat=True)), run(arch)
-    )
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), run(dataclasses.replace(arch, remat=True)), run(arch))
 
 
 @every_arch
@@ -265,9 +259,7 @@ def test_rope_frequencies_by_hand():
     plain = dataclasses.replace(MODELS["llama"], rope_scaling=None)
     np.testing.assert_allclose(transformer.inverse_frequencies(plain), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     linear = dataclasses.replace(plain, rope_scaling=RopeScaling("linear", 4.0))
-    np.testing.assert_allclose(
-        transformer.inverse_frequencies(linear), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6
-    )
+    np.testing.assert_allclose(transformer.inverse_frequencies(linear), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
     llama3 = dataclasses.replace(plain, rope_scaling=RopeScaling("llama3", 4.0, 1.0, 4.0, 64))
     blend = (64 * 0.1 / (2 * np.pi) - 1) / 3
     expected = [1, 0.1 * (blend + (1 - blend) / 4), 0.0025, 0.00025]
