@@ -57,6 +57,7 @@ class Policy:
     weights: str = "nano"  # a directory, a .gguf file, a hub id, "smollm2-135m-instruct" or "nano"
     chat: bool = True  # wrap prompts in the tokenizer's chat template
     compute_dtype: str = "float32"  # "bfloat16" on accelerators
+    remat: str = "none"  # what the backward pass recomputes: "none", "elementwise" or "layer"
     scan_layers: bool = False  # one compiled layer (fast to compile) or all of them (fast on a CPU)
     layers: int = 2  # nano only: its depth and width
     embed: int = 128

@@ -70,9 +70,7 @@ def group_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     """
     group = reward_pg.shape[-1]
     if group < 2:
-        raise ValueError(
-            f"group_normalised needs groups of at least 2 samples, not {group}: enlarge the group"
-        )
+        raise ValueError(f"group_normalised needs groups of at least 2 samples, not {group}: enlarge the group")
     return mean(reward_pg) / (jnp.std(reward_pg, axis=-1, ddof=1, keepdims=True) + _STD_EPSILON)
 
 

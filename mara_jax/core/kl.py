@@ -167,6 +167,4 @@ def effective(estimator: Estimator, placement: Placement, level: Level) -> Effec
         return _EFFECTIVE[estimator, placement, level]
     except KeyError:
         known = ", ".join("/".join(row) for row in _EFFECTIVE)
-        raise ValueError(
-            f"no such use of a KL estimator: {estimator}/{placement}/{level}; known are {known}"
-        ) from None
+        raise ValueError(f"no such use of a KL estimator: {estimator}/{placement}/{level}; known are {known}") from None

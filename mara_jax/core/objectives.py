@@ -36,9 +36,7 @@ def _check_shapes(logp_pg, **per_string) -> None:
     """Refuse arrays that are not one value a string: broadcasting would mix prompts without a word."""
     for name, array in per_string.items():
         if jnp.shape(array) != logp_pg.shape:
-            raise ValueError(
-                f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}"
-            )
+            raise ValueError(f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}")
 
 
 def _policy_gradient(logp_pg, signal_pg, advantage: Advantage):

@@ -229,9 +229,7 @@ def _reverse_answers(ref_logp, reward, answer, good, beta):
     support = ref_logp > -jnp.inf
     finite = jnp.where(support, ref_logp, 0.0)
     # log of the weight of j over that of i: of differences alone, so that no digit is lost to R / beta.
-    pairs = (finite[..., None, :] - finite[..., :, None]) + (
-        reward[..., None, :] - reward[..., :, None]
-    ) / beta
+    pairs = (finite[..., None, :] - finite[..., :, None]) + (reward[..., None, :] - reward[..., :, None]) / beta
     log_share = -jax.nn.logsumexp(jnp.where(same | ~good[..., :, None], pairs, -jnp.inf), axis=-1)
     best = jnp.max(jnp.where(good, reward, -jnp.inf), axis=-1, keepdims=True)
     log_mass = jnp.where(good, finite + (reward - best) / beta - log_share, -jnp.inf)

@@ -70,9 +70,7 @@ class Record:
     @property
     def counts_ta(self) -> np.ndarray:
         """[t, a] valid answers of each step's batch."""
-        return np.array([row["answers/counts"] for row in self.rows], np.float64).reshape(
-            -1, len(self.answers)
-        )
+        return np.array([row["answers/counts"] for row in self.rows], np.float64).reshape(-1, len(self.answers))
 
     def series(self, key: str) -> np.ndarray:
         """[t] one metric over the steps."""
@@ -156,9 +154,7 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
     for name, shares in reference["optimum"].items():
         outcome = Outcome(name, np.asarray(shares, np.float64))
         mix = _mix(outcome, reference["answers"])
-        lines.append(
-            f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits"
-        )
+        lines.append(f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits")
     return lines
 
 
@@ -192,9 +188,7 @@ def final_table(workdir: str | os.PathLike) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in final_rows(workdir):
         cells = [_share(row, a) for a in range(len(row.shares))]
-        table.add_row(
-            row.name, *cells, f"{row.entropy_bits:.3f}", _number(_distance(row, record.own_optimum), ".3f")
-        )
+        table.add_row(row.name, *cells, f"{row.entropy_bits:.3f}", _number(_distance(row, record.own_optimum), ".3f"))
     kl = record.series("kl/reverse")[-LAST_KL:]
     if len(kl):
         steps, trend = _count(len(kl), "step", "steps"), _number(diversity.slope(kl), "+.3f")
@@ -225,9 +219,7 @@ class Comparison:
         """For a terminal: `rich.print`."""
         table = Table(box=box.SIMPLE_HEAD, padding=0, caption=self.note)
         for i, name in enumerate(self.header):
-            table.add_column(
-                name, justify="left" if i < 2 else "right", min_width=9 if i < 2 else None, no_wrap=i >= 2
-            )
+            table.add_column(name, justify="left" if i < 2 else "right", min_width=9 if i < 2 else None, no_wrap=i >= 2)
         for row in self.rows:
             table.add_row(*(cell.replace(" ± ", "\n± ") for cell in row))
         return table
@@ -305,9 +297,7 @@ def _measured(name: str, counts: Any, samples: int) -> Outcome:
 
 
 def _distance(row: Outcome, optimum: Outcome | None) -> float:
-    return (
-        math.nan if optimum is None else diversity.total_variation(row.answer_shares, optimum.answer_shares)
-    )
+    return math.nan if optimum is None else diversity.total_variation(row.answer_shares, optimum.answer_shares)
 
 
 def _share(row: Outcome, index: int) -> str:

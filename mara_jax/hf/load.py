@@ -349,6 +349,7 @@ def load(
     scan_layers: bool = False,
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
+    remat: str = "none",
     tokenizer: bool = True,
 ) -> tuple[Policy, dict[str, Any]]:
     """Read a model: its policy (architecture, tokenizer, end tokens) and its parameters.
@@ -356,12 +357,13 @@ def load(
     args: where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an
         embedded model, or a hub id 'owner/name'; scan_layers: stack the layers and scan them; compute_dtype:
         of matmuls, 'float32' or 'bfloat16'; param_dtype: of the parameters, 'float32', 'bfloat16' or
-        'float16'; tokenizer: whether to read one.
+        'float16'; remat: what the backward pass recomputes, 'none', 'elementwise' or 'layer'; tokenizer:
+        whether to read one.
     returns: (policy, params).
     errors: FileNotFoundError where something is not there; ValueError, one line, where it is not what it
         should be.
     """
-    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype}
+    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat}
     text, path = str(where), Path(where)
     if text in EMBEDDED:
         return _load_gguf(_embedded(text), tokenizer, param_dtype, choices)

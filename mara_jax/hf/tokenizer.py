@@ -64,9 +64,7 @@ def _digits_then_words() -> pre_tokenizers.PreTokenizer:
 
 
 def _qwen_pieces() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated"), _byte_level(False)]
-    )
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated"), _byte_level(False)])
 
 
 # tokenizer.ggml.pre -> (normaliser, pre-tokeniser)
@@ -143,9 +141,7 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokeniz
     normalizer, pieces = _PRE_TOKENIZERS[pre]
     tokenizer = _bpe({token: i for i, token in enumerate(tokens)}, merges, normalizer, pieces, path)
     control, user_defined = 3, 4  # GGUF token types
-    tokenizer.add_special_tokens(
-        [_added(t, True) for t, k in zip(tokens, kinds, strict=True) if k == control]
-    )
+    tokenizer.add_special_tokens([_added(t, True) for t, k in zip(tokens, kinds, strict=True) if k == control])
     tokenizer.add_tokens([_added(t, False) for t, k in zip(tokens, kinds, strict=True) if k == user_defined])
     special = {
         role: tokens[read[f"tokenizer.ggml.{field}_token_id"]]
@@ -181,9 +177,7 @@ def qwen(tiktoken_path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     path = Path(tiktoken_path)
     ranks = _read_ranks(path)
     if len(ranks) != _QWEN_RANKS or set(ranks.values()) != set(range(_QWEN_RANKS)):
-        raise ValueError(
-            f"{path} has {len(ranks)} ranks; Qwen has {_QWEN_RANKS}, numbered from 0 without gaps"
-        )
+        raise ValueError(f"{path} has {len(ranks)} ranks; Qwen has {_QWEN_RANKS}, numbered from 0 without gaps")
     letters = _byte_letters()
     vocab = {_spell(token, letters): rank for token, rank in ranks.items()}
     merges = [
@@ -237,9 +231,7 @@ def end_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def encode_prompts(
-    tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str], chat: bool
-) -> list[list[int]]:
+def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str], chat: bool) -> list[list[int]]:
     """Turns prompts into token ids, up to where the model's own text starts.
 
     Args:
@@ -255,9 +247,7 @@ def encode_prompts(
       ValueError: chat without a chat template, or a prompt with no tokens.
     """
     if chat and tokenizer.chat_template is None:
-        raise ValueError(
-            "the tokenizer has no chat template; turn chat off, or give it a chat_template.jinja"
-        )
+        raise ValueError("the tokenizer has no chat template; turn chat off, or give it a chat_template.jinja")
     rows = []
     for prompt in prompts:
         if chat:
@@ -326,9 +316,7 @@ def _merge_pair(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]
         pairs = [ranks.get(parts[i] + parts[i + 1], rank) for i in range(len(parts) - 1)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[best] >= rank:
-            raise ValueError(
-                f"the token of rank {rank} is no merge of two tokens of lower rank; the file is damaged"
-            )
+            raise ValueError(f"the token of rank {rank} is no merge of two tokens of lower rank; the file is damaged")
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+REMAT = ("none", "elementwise", "layer")
 FAMILIES = ("qwen2", "qwen3", "llama")
 
 
@@ -40,7 +41,8 @@ class Architecture:
 
     `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
     otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
-    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    `remat` names what the backward pass recomputes instead of keeping: "none", "elementwise" (matmul results are kept)
+    or "layer" (only each layer's input is kept).
     """
 
     family: str
@@ -60,7 +62,7 @@ class Architecture:
     max_positions: int = 32768
     scan_layers: bool = False
     compute_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -71,6 +73,8 @@ class Architecture:
             raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,10 @@ class Decoder(nn.Module):
         arch = self.arch
         x_btd = Embedding(arch, name="embed")(tokens_bt)
         rope = rotary(arch, positions_bt)
-        block = nn.remat(Layer, prevent_cse=not arch.scan_layers) if arch.remat else Layer
+        block = Layer
+        if arch.remat != "none":
+            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if arch.remat == "elementwise" else None
+            block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=keep)
         if arch.scan_layers:
             axes = (nn.broadcast, nn.broadcast, 0, 0)
             scanned = nn.scan(

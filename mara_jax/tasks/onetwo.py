@@ -163,9 +163,7 @@ class OneTwo:
           `batch` pairs (prompt, completion); the completion has no end token.
         """
         if step < 0 or batch < 1:
-            raise ValueError(
-                f"step is {step} and batch {batch}; give a step of at least 0 and a batch of at least 1"
-            )
+            raise ValueError(f"step is {step} and batch {batch}; give a step of at least 0 and a batch of at least 1")
         start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
         broken = _Dealer(self.malformed, start)
         ones = _Dealer(self.share_of_ones, start)

@@ -58,10 +58,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
 def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
     """The reference policy: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
-    settings = {"scan_layers": cfg.policy.scan_layers, "compute_dtype": cfg.policy.compute_dtype}
     resumed = cfg.warmup.steps and saved.is_dir()
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
-    policy, params = hf.load(str(saved), **settings) if resumed else reference.load_base(cfg, task)
+    policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
     if cfg.warmup.steps and not resumed:
         reference.check_demonstrations(cfg, policy, task)
     # Only now is anything written: bad weights leave no folder behind.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import hf
-from mara_jax.config import LanguageRun
+from mara_jax.config import LanguageRun, Policy
 from mara_jax.core import augment, targets
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import transformer
@@ -37,7 +37,7 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
     """
     cfg = run.policy
     if cfg.weights != NANO:
-        return hf.load(cfg.weights, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype)
+        return load(cfg.weights, cfg)
     demonstrations = task.demonstrations(run.seed, 0, 2000)
     texts = [text for pair in demonstrations for text in pair]
     tokenizer = tokenizers.nano(texts, NANO_VOCABULARY)
@@ -60,10 +60,16 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
         max_positions=512,
         scan_layers=cfg.scan_layers,
         compute_dtype=cfg.compute_dtype,
+        remat=cfg.remat,
     )
     ends = tokenizers.end_tokens(tokenizer)
     policy = transformer.Policy(arch, tokenizer, ends, ends[0], {}, NANO)
     return policy, transformer.init(arch, stream(run.seed, "init"))
+
+
+def load(where: str, cfg: Policy) -> tuple[transformer.Policy, Any]:
+    """Weights from a directory, file or hub id, computed with as the config says."""
+    return hf.load(where, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype, remat=cfg.remat)
 
 
 def prompt_tokens(policy: transformer.Policy, task: Task, chat: bool) -> list[list[int]]:

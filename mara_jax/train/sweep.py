@@ -79,9 +79,7 @@ def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n
     return jnp.sum(jnp.abs(jnp.exp(logp_a) - jnp.exp(other_logp_a)), axis=-1) / 2
 
 
-def train(
-    ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: Swept, choices: Choices
-) -> Run:
+def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: Swept, choices: Choices) -> Run:
     """Train a free categorical policy from uniform with Adam; pure, and jittable with `choices` static.
 
     Args:
@@ -199,9 +197,7 @@ def check(choices: Choices) -> None:
     """
     for field, known in _KNOWN.items():
         if getattr(choices, field) not in known:
-            raise ValueError(
-                f"{field} {getattr(choices, field)!r} is not known: use one of {', '.join(known)}"
-            )
+            raise ValueError(f"{field} {getattr(choices, field)!r} is not known: use one of {', '.join(known)}")
 
 
 def _target(ref_logp_a, reward_a, swept, choices):
@@ -219,9 +215,7 @@ def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
     if choices.method == "mara":
         all_reward_1a, all_ref_1a = augment.mara(all_reward_1a, all_ref_1a, **settings)
     if choices.gradients == "exact":
-        return -categorical.exact_gradient(
-            logits_a, all_ref_1a[0], all_reward_1a[0], swept.beta, choices.direction
-        )
+        return -categorical.exact_gradient(logits_a, all_ref_1a[0], all_reward_1a[0], swept.beta, choices.direction)
 
     draw_key, ref_key = jax.random.split(key)
     drawn_g = categorical.sample(draw_key, categorical.log_probs(logits_a), choices.batch)

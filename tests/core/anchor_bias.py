@@ -37,9 +37,7 @@ class Groups:
         """Mean advantage of each outcome, given that a sample is that outcome, less the mean over all."""
         probability = np.exp(self.log_orders + self.counts @ logp)
         with jax.enable_x64(True):
-            advantage = np.asarray(
-                advantages.BY_NAME[baseline](jnp.asarray(self.signal - self.beta * logp[self.rows]))
-            )
+            advantage = np.asarray(advantages.BY_NAME[baseline](jnp.asarray(self.signal - self.beta * logp[self.rows])))
         weight = probability[:, None] * advantage / self.rows.shape[1]
         share = np.array([weight[self.rows == a].sum() for a in range(OUTCOMES)])
         return (share - np.exp(logp) * share.sum()) / np.exp(logp)

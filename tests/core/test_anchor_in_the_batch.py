@@ -11,9 +11,7 @@ import small_policy as small
 from mara_jax.core import advantages, augment, objectives, targets
 
 
-@pytest.mark.parametrize(
-    "baseline, size", [("none", 1), ("none", 3), ("leave_one_out", 2), ("leave_one_out", 3)]
-)
+@pytest.mark.parametrize("baseline, size", [("none", 1), ("none", 3), ("leave_one_out", 2), ("leave_one_out", 3)])
 def test_the_tables_gradients_are_those_of_the_objective_itself(x64, baseline, size):
     """Counts with multinomial weights against all ordered groups, differentiated through the shipped loss."""
     logits = jnp.asarray(np.random.default_rng(1).normal(size=5))
@@ -68,14 +66,8 @@ def test_sampled_mara_on_strings_converges_to_equation_13(baseline, group):
 
 def test_sampled_mara_with_the_batchs_anchor_keeps_its_bias_in_small_groups_only():
     assert (
-        sampled_training.distance(
-            sampled_training.train(0, anchor="batch", baseline="leave_one_out", group=2)
-        )
-        > 0.03
+        sampled_training.distance(sampled_training.train(0, anchor="batch", baseline="leave_one_out", group=2)) > 0.03
     )
     assert (
-        sampled_training.distance(
-            sampled_training.train(0, anchor="batch", baseline="leave_one_out", group=64)
-        )
-        < 0.05
+        sampled_training.distance(sampled_training.train(0, anchor="batch", baseline="leave_one_out", group=64)) < 0.05
     )

@@ -30,9 +30,7 @@ def test_algorithm_2_by_hand():
     np.testing.assert_allclose(ref_logp, [[-1, -1, -0.5, -1], REF_LOGP[1]])
 
 
-@pytest.mark.parametrize(
-    "anchor_reward, anchor_ref_logp", [(0.95, -0.2), (np.array([0.95, 2]), np.array([-0.2, -9]))]
-)
+@pytest.mark.parametrize("anchor_reward, anchor_ref_logp", [(0.95, -0.2), (np.array([0.95, 2]), np.array([-0.2, -9]))])
 def test_a_given_anchor_replaces_the_batchs(anchor_reward, anchor_ref_logp):
     given = {"anchor_reward": anchor_reward, "anchor_ref_logp": anchor_ref_logp}
     reward, _ = augment.mara(REWARD, REF_LOGP, **SETTINGS, **given)
@@ -53,9 +51,7 @@ def test_half_an_anchor_and_unknown_directions_are_refused():
 
 def test_a_sample_alone_in_its_group_is_its_own_anchor():
     for direction in ("reverse", "forward"):
-        reward, ref_logp = augment.mara(
-            REWARD.reshape(-1, 1), REF_LOGP.reshape(-1, 1), direction=direction, **SETTINGS
-        )
+        reward, ref_logp = augment.mara(REWARD.reshape(-1, 1), REF_LOGP.reshape(-1, 1), direction=direction, **SETTINGS)
         np.testing.assert_allclose(reward, REWARD.reshape(-1, 1))
         np.testing.assert_allclose(ref_logp, REF_LOGP.reshape(-1, 1))
 
@@ -98,9 +94,7 @@ def enumerated(seed=4, size=20):
 def test_over_every_outcome_at_once_the_augmented_optimum_is_maras(beta):
     ref_logp, reward, _ = enumerated()
     for direction, optimum in (("reverse", targets.reverse_kl), ("forward", targets.forward_kl)):
-        augmented, ref_hat = augment.mara(
-            reward[None], ref_logp[None], beta=beta, threshold=0.8, direction=direction
-        )
+        augmented, ref_hat = augment.mara(reward[None], ref_logp[None], beta=beta, threshold=0.8, direction=direction)
         want = targets.mara(ref_logp, reward, beta, 0.8, direction)
         np.testing.assert_allclose(optimum(ref_hat[0], augmented[0], beta), want, atol=1e-9)
 
@@ -133,9 +127,7 @@ def test_answers_by_hand():
     # nothing.
     np.testing.assert_allclose(reward, [[1.0, 0.9 + 0.1 * np.log(3), 0.2, 1.0], REWARD[1]])
     np.testing.assert_array_equal(ref_logp, REF_LOGP)
-    reward, ref_logp = augment.mara_answers(
-        REWARD, REF_LOGP, ANSWER, log_mass, direction="forward", **SETTINGS
-    )
+    reward, ref_logp = augment.mara_answers(REWARD, REF_LOGP, ANSWER, log_mass, direction="forward", **SETTINGS)
     np.testing.assert_allclose(reward, [[1.0, 1.0, 0.2, 1.0], REWARD[1]])
     np.testing.assert_allclose(ref_logp, [[-3, -1 + np.log(3), -0.5, -7], REF_LOGP[1]])
     reward, _ = augment.mara_answers(
@@ -199,9 +191,7 @@ def test_under_jit_vmap_and_in_float32():
     many = jax.jit(jax.vmap(lambda beta: augment.mara(REWARD, REF_LOGP, beta=beta, threshold=0.8)[0]))
     betas = np.array([0.1, 0.5])
     for i, beta in enumerate(betas):
-        np.testing.assert_allclose(
-            many(betas)[i], augment.mara(REWARD, REF_LOGP, beta=beta, threshold=0.8)[0]
-        )
+        np.testing.assert_allclose(many(betas)[i], augment.mara(REWARD, REF_LOGP, beta=beta, threshold=0.8)[0])
     with jax.enable_x64(False):
         reward, _ = augment.mara(REWARD, REF_LOGP, **SETTINGS)
         assert reward.dtype == jnp.float32

@@ -23,9 +23,7 @@ def test_zero_probabilities():
         p, q = np.log([0.5, 0.5, 0.0]), np.log([0.25, 0.25, 0.5])
     np.testing.assert_allclose(kl.reverse(p, q), np.log(2))
     assert kl.forward(p, q) == np.inf and kl.reverse(q, p) == np.inf
-    gradient = jax.grad(lambda logits: kl.reverse(jax.nn.log_softmax(logits), q))(
-        jnp.array([0.0, 0.0, -jnp.inf])
-    )
+    gradient = jax.grad(lambda logits: kl.reverse(jax.nn.log_softmax(logits), q))(jnp.array([0.0, 0.0, -jnp.inf]))
     np.testing.assert_allclose(gradient, 0, atol=1e-15)  # p is half of q on both: equal log-ratios
 
 
@@ -52,9 +50,7 @@ def test_baselines_by_hand():
     np.testing.assert_allclose(advantages.mean(reward), [[-2, -1, 3], [0, 0, 0]])
     np.testing.assert_allclose(advantages.leave_one_out(reward), [[-3, -1.5, 4.5], [0, 0, 0]])
     # The sample's deviation of 1, 2, 6 is sqrt(7).
-    np.testing.assert_allclose(
-        advantages.group_normalised(reward)[0], np.array([-2, -1, 3]) / np.sqrt(7), rtol=1e-4
-    )
+    np.testing.assert_allclose(advantages.group_normalised(reward)[0], np.array([-2, -1, 3]) / np.sqrt(7), rtol=1e-4)
     np.testing.assert_array_equal(advantages.group_normalised(reward)[1], 0)
     assert set(advantages.BY_NAME) == {"none", "mean", "leave_one_out", "group_normalised"}
 

@@ -40,9 +40,7 @@ class Case:
 
     def expected_gradient(self, loss, group):
         """Of minus the loss, over all groups."""
-        return -jax.jit(lambda params: small.expected_gradient(loss, params, self.strings, group))(
-            self.params
-        )
+        return -jax.jit(lambda params: small.expected_gradient(loss, params, self.strings, group))(self.params)
 
 
 @functools.cache
@@ -170,9 +168,7 @@ def test_sampled_mara_anchored_over_the_good_set_follows_equation_13(baseline, g
             threshold=THRESHOLD,
             **whole_set_anchor(c),
         )
-        return objectives.reverse_kl(
-            logp, mask, ref_logp, reward, beta=BETA, advantage=advantages.BY_NAME[baseline]
-        )[0]
+        return objectives.reverse_kl(logp, mask, ref_logp, reward, beta=BETA, advantage=advantages.BY_NAME[baseline])[0]
 
     target = targets.mara(c.ref_logp, c.reward, BETA, THRESHOLD)
     want = -BETA * c.gradient(lambda logp: kl.reverse(logp, target))
@@ -214,9 +210,7 @@ def test_sampled_mara_over_answers_follows_its_target():
             c.reward[index][None], c.ref_logp[index][None], c.answer[index][None], log_mass[None],
             beta=BETA, threshold=THRESHOLD,
         )  # fmt: skip
-        return objectives.reverse_kl(
-            logp, mask, ref_logp, reward, beta=BETA, advantage=advantages.leave_one_out
-        )[0]
+        return objectives.reverse_kl(logp, mask, ref_logp, reward, beta=BETA, advantage=advantages.leave_one_out)[0]
 
     target = targets.mara_answers(c.ref_logp, c.reward, c.answer, BETA, THRESHOLD)
     want = -BETA * c.gradient(lambda logp: kl.reverse(logp, target))
@@ -255,9 +249,7 @@ def test_metrics_by_hand():
     _, metrics = objectives.forward_kl_ratio(logp, mask, ref_logp, reward, **shared)
     np.testing.assert_allclose(metrics["weights/effective_samples"], 6.25 / 4.25)
     np.testing.assert_allclose(metrics["weights/largest_log"], np.log(2))
-    loss, metrics = objectives.forward_kl_samples(
-        logp, mask, reward, logp, mask, jnp.array([[1.0, 3.0]]), **shared
-    )
+    loss, metrics = objectives.forward_kl_samples(logp, mask, reward, logp, mask, jnp.array([[1.0, 3.0]]), **shared)
     np.testing.assert_allclose(metrics["reference/nll"], 2 * np.log(4))
     np.testing.assert_allclose(metrics["weights/effective_samples"], 16 / 10)
     np.testing.assert_allclose(loss, (2 + 0.5 * 2) * np.log(4))

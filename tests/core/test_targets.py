@@ -144,15 +144,11 @@ def test_the_objective_is_stationary_at_its_optimum(x64, direction):
     for beta in (0.02, 0.3, 2.0):
         ref_logp = special.log_softmax(rng.normal(size=9)) + (0.7 if direction == "forward" else 0.0)
         reward = rng.uniform(size=9)
-        optimum = (targets.reverse_kl if direction == "reverse" else targets.forward_kl)(
-            ref_logp, reward, beta
-        )
+        optimum = (targets.reverse_kl if direction == "reverse" else targets.forward_kl)(ref_logp, reward, beta)
         gradient = categorical.exact_gradient(optimum, ref_logp, reward, beta, direction)
         np.testing.assert_allclose(gradient, 0, atol=1e-13)
         nearby = optimum + 0.3 * rng.normal(size=(50, 9))
-        value = jax.vmap(
-            lambda x, beta=beta, r=ref_logp, w=reward: categorical.objective(x, r, w, beta, direction)
-        )
+        value = jax.vmap(lambda x, beta=beta, r=ref_logp, w=reward: categorical.objective(x, r, w, beta, direction))
         assert np.all(value(nearby) < categorical.objective(optimum, ref_logp, reward, beta, direction))
 
 
@@ -165,9 +161,7 @@ def test_derivatives_by_finite_differences(x64, kind):
     reward = np.array([0.1, 0.9, 0.9, 0.6, 0.3, 0.2])
     answer, beta = np.array([0, 0, 1, 1, 2, 0]), 0.2
     direction, weight = rng.normal(size=(2, 6))
-    direction[2] = direction[
-        1
-    ]  # tied best rewards move together, or the best one would change between the sides
+    direction[2] = direction[1]  # tied best rewards move together, or the best one would change between the sides
 
     def along(step):
         moved = reward + step * direction, beta * jnp.exp(step)
@@ -208,9 +202,7 @@ def test_flips_of_figure_2(x64):
     p = toy.figure2()
     tie = targets.tie_beta(p.ref_logp[0], 0.75, p.ref_logp[99], 1.0)
     np.testing.assert_allclose(tie, 0.25 / 1.9)
-    np.testing.assert_allclose(
-        targets.log_ratio(p.ref_logp[0], 0.75, p.ref_logp[99], 1.0, tie), 0, atol=1e-12
-    )
+    np.testing.assert_allclose(targets.log_ratio(p.ref_logp[0], 0.75, p.ref_logp[99], 1.0, tie), 0, atol=1e-12)
 
     def left_leads(beta):
         g = np.exp(targets.forward_kl(p.ref_logp, p.reward, beta))
@@ -237,9 +229,7 @@ def test_figures_3_and_5_and_the_iclr_examples(x64):
     np.testing.assert_allclose(
         np.exp(targets.reverse_kl(third, np.array([0, 0.9, 1]), 0.5)), [0.069, 0.419, 0.512], atol=6e-4
     )
-    np.testing.assert_allclose(
-        np.exp(targets.reverse_kl(third, np.array([0, 0.9, 1]), 1e-3)), [0, 0, 1], atol=1e-12
-    )
+    np.testing.assert_allclose(np.exp(targets.reverse_kl(third, np.array([0, 0.9, 1]), 1e-3)), [0, 0, 1], atol=1e-12)
     g = np.exp(targets.reverse_kl(np.log([0.68, 0.30, 0.02]), np.array([0.0, 1.0, 1.0]), 1e-2))
     np.testing.assert_allclose(g, [0, 0.9375, 0.0625], atol=1e-12)
 
@@ -266,9 +256,7 @@ def test_figure_6(x64):
 def test_algorithm_1s_reward_is_not_flat_under_forward_kl(x64):
     """Why forward KL has a form of its own: the best share goes to the good outcome least likely before."""
     ref_logp, reward = np.log([0.6, 0.3, 0.05, 0.04, 0.01]), np.array([1.0, 1, 1, 0, 0])
-    wrong = np.exp(
-        targets.forward_kl(ref_logp, np.where(reward > 0, 1 + 0.1 * (ref_logp[0] - ref_logp), 0), 0.1)
-    )
+    wrong = np.exp(targets.forward_kl(ref_logp, np.where(reward > 0, 1 + 0.1 * (ref_logp[0] - ref_logp), 0), 0.1))
     right = np.exp(targets.mara(ref_logp, reward, 0.1, 0.8, "forward"))
     assert wrong[2] > 0.5 and np.ptp(right[:3]) < 1e-15
 
@@ -299,9 +287,7 @@ def test_both_anchors_coincide_where_each_class_has_one_string(x64):
     ref_logp, reward = np.log([0.6, 0.3, 0.05, 0.04, 0.01]), np.array([1.0, 1, 1, 0, 0])
     for direction in ("reverse", "forward"):
         one = targets.mara(ref_logp, reward, 0.1, 0.8, direction)
-        np.testing.assert_allclose(
-            targets.mara_answers(ref_logp, reward, np.arange(5), 0.1, 0.8, direction), one
-        )
+        np.testing.assert_allclose(targets.mara_answers(ref_logp, reward, np.arange(5), 0.1, 0.8, direction), one)
 
 
 def test_nothing_good_leaves_the_plain_optimum(x64):
@@ -328,9 +314,7 @@ def test_good_outcomes_outside_the_reference_count_with_the_anchor(x64):
         ref_logp = np.log([0.5, 0.5, 0.0])
     reward = np.array([0.0, 1.0, 1.0])
     e = np.exp(1 / 0.5)  # Eq. 13 by hand: weights .5, .5 e^2, .5 e^2
-    np.testing.assert_allclose(
-        np.exp(targets.mara(ref_logp, reward, 0.5, 0.8)), np.array([1, e, e]) / (1 + 2 * e)
-    )
+    np.testing.assert_allclose(np.exp(targets.mara(ref_logp, reward, 0.5, 0.8)), np.array([1, e, e]) / (1 + 2 * e))
 
 
 def test_an_unknown_direction_is_refused():

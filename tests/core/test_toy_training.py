@@ -20,16 +20,11 @@ def run(problem, choices, *, betas, learning_rate, seeds=(0,)):
 
 
 def test_draws_follow_the_distribution_by_chi_square():
-    logp = jnp.asarray(
-        special.log_softmax(np.append(np.random.default_rng(0).normal(size=30), [-np.inf] * 3))
-    )
+    logp = jnp.asarray(special.log_softmax(np.append(np.random.default_rng(0).normal(size=30), [-np.inf] * 3)))
     drawn = np.asarray(categorical.sample(jax.random.key(1), logp, 200_000))
     counts = np.bincount(drawn, minlength=33)
     assert counts[30:].sum() == 0
-    assert (
-        stats.chisquare(counts[:30], np.exp(np.asarray(logp, float)[:30]) * 200_000, sum_check=False).pvalue
-        > 1e-3
-    )
+    assert stats.chisquare(counts[:30], np.exp(np.asarray(logp, float)[:30]) * 200_000, sum_check=False).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
@@ -57,9 +52,7 @@ def test_distance_of_the_papers_settings_from_their_optimum():
     assert np.all((sampled.distance_to_target > 0.40) & (sampled.distance_to_target < 0.48))
 
 
-@pytest.mark.parametrize(
-    "method, direction", [("vanilla", "reverse"), ("mara", "reverse"), ("mara", "forward")]
-)
+@pytest.mark.parametrize("method, direction", [("vanilla", "reverse"), ("mara", "reverse"), ("mara", "forward")])
 def test_exact_gradients_reach_the_target(method, direction):
     choices = sweep.Choices(method=method, direction=direction, gradients="exact", steps=2000)
     end = run(toy.figure6(), choices, betas=[0.05, 0.3], learning_rate=5e-2)
@@ -86,9 +79,7 @@ def test_five_outcomes_with_mara_become_flat(x64):
     problem = toy.Problem("five", ref_logp, reward, 0.8)
     end = run(problem, sweep.Choices(method="mara", gradients="exact"), betas=[0.1], learning_rate=5e-2)
     np.testing.assert_allclose(np.exp(end.logp_a[0, 0, :3]), 1 / 3, atol=1e-3)
-    np.testing.assert_allclose(
-        np.exp(end.logp_a[0, 0]), np.exp(targets.mara(ref_logp, reward, 0.1, 0.8)), atol=1e-3
-    )
+    np.testing.assert_allclose(np.exp(end.logp_a[0, 0]), np.exp(targets.mara(ref_logp, reward, 0.1, 0.8)), atol=1e-3)
     np.testing.assert_allclose(end.distance_to_uniform[0, 0], 0, atol=1e-3)
 
 

@@ -64,9 +64,7 @@ def row(step: int, ones: int, twos: int, samples: int = 10, kl: float = 1.0, len
 # Twelve steps; the last 8 hold 36 "1", 36 "2" and 8 invalid of 80. The KL ends on a line of slope .05.
 ROWS = [row(t, 9, 0, samples=30, kl=9.0) for t in range(1, 3)]
 ROWS += [row(t, 9, 0, kl=1 + 0.05 * t) for t in range(3, 5)]
-ROWS += [
-    row(t, *((5, 4) if t % 2 else (4, 5)), kl=1 + 0.05 * t, length=18 + 2 * (t % 2)) for t in range(5, 13)
-]
+ROWS += [row(t, *((5, 4) if t % 2 else (4, 5)), kl=1 + 0.05 * t, length=18 + 2 * (t % 2)) for t in range(5, 13)]
 
 
 def _printed(renderable, width: int = 80) -> str:
@@ -110,9 +108,7 @@ def test_a_vanilla_run_is_measured_against_the_vanilla_optimum(tmp_path):
 def test_comparison_of_seeds_and_methods(tmp_path):
     first = write_run(tmp_path / "a", ROWS, seed=0)
     second = write_run(tmp_path / "b", [*ROWS[:4], *(row(t, 9, 0, kl=2.0) for t in range(5, 15))], seed=1)
-    other = write_run(
-        tmp_path / "c", ROWS, anchor="string", optimum={"vanilla": [0.75, 0.25, 0.0]}, beta=0.05
-    )
+    other = write_run(tmp_path / "c", ROWS, anchor="string", optimum={"vanilla": [0.75, 0.25, 0.0]}, beta=0.05)
     comparison = report.compare([first, second, other])
     assert comparison.header == [
         "run",

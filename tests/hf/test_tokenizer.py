@@ -115,9 +115,7 @@ def test_a_saved_tokenizer_comes_back_the_same(smol, qwen, tmp_path):
         again = tok.from_directory(tmp_path / name)
         assert again.get_vocab() == tokenizer.get_vocab()
         assert (again.eos_token_id, again.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-        assert tok.encode_prompts(again, CORPUS[1:], chat=True) == tok.encode_prompts(
-            tokenizer, CORPUS[1:], chat=True
-        )
+        assert tok.encode_prompts(again, CORPUS[1:], chat=True) == tok.encode_prompts(tokenizer, CORPUS[1:], chat=True)
 
 
 def test_every_demonstration_fits_the_sampler_s_limit(smol):
@@ -164,10 +162,7 @@ def test_every_qwen_token_that_is_text_encodes_to_its_own_rank(qwen, qwen_refere
             text = qwen_reference.decode_single_token_bytes(rank).decode()
         except UnicodeDecodeError:
             continue
-        if (
-            qwen_reference.encode(text) == [rank]
-            and qwen.backend_tokenizer.normalizer.normalize_str(text) == text
-        ):
+        if qwen_reference.encode(text) == [rank] and qwen.backend_tokenizer.normalizer.normalize_str(text) == text:
             assert _ids(qwen, text) == [rank], text
             checked += 1
     assert checked > 20_000

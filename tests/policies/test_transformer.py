@@ -229,7 +229,9 @@ def test_remat_changes_neither_values_nor_gradients(arch):
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), run(dataclasses.replace(arch, remat=True)), run(arch))
+    for remat in ("elementwise", "layer"):
+        again = run(dataclasses.replace(arch, remat=remat))
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), again, run(arch))
 
 
 @every_arch

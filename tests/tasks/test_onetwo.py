@@ -97,9 +97,7 @@ def test_a_batch_is_judged_one_by_one():
         OneTwo().score([0], ["a", "b"], [True])
 
 
-@pytest.mark.parametrize(
-    "unit", ["<think>", "</think> ", "<", " ", "<think", "a</thin", "<answer>1 ", "1</answer>\n"]
-)
+@pytest.mark.parametrize("unit", ["<think>", "</think> ", "<", " ", "<think", "a</thin", "<answer>1 ", "1</answer>\n"])
 def test_judging_takes_linear_time(unit):
     """A 100,000-character text of repeated near-tags is judged in well under a second."""
     text = "<think>" + unit * (100_000 // len(unit)) + "</think><answer>1</answer>x"
