@@ -54,7 +54,7 @@ def smol() -> LanguageRun:
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),
-        optimiser=Optimiser(learning_rate=3e-5),
+        optimiser=Optimiser(learning_rate=2e-5, decay_steps=30),
         checkpoint=Checkpoint(every=15, keep=1),
     )
 

@@ -29,6 +29,8 @@ ESTIMATORS: dict[str, tuple[divergences.Estimator, divergences.Placement] | None
     "reference_samples": None,
     "ratio": None,
 }
+# Here the KL is a term of its own, which no baseline touches.
+KL_BESIDE_REWARD = ("reference_samples", "k2_in_loss", "k3_in_loss")
 # What the training step implements; other rows of the table are for audits.
 TRAINABLE = {
     "reverse": ("k1_in_reward", "k2_in_loss"),
@@ -105,10 +107,13 @@ class Optimiser:
 
     learning_rate: float = 3e-5
     warmup_steps: int = 0  # linear increase of the learning rate
+    decay_steps: int = 0  # then a linear decrease to a tenth over so many steps, where it stays; 0: constant
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    max_grad_norm: float = 1.0  # 0: no clipping
+    # 0: no clipping. A norm clipped at every step makes the last steps as large as the first: Adam no longer
+    # remembers that gradients once were large, and the policy wanders about its optimum.
+    max_grad_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -290,6 +295,11 @@ def _check_algorithm(algorithm: Algorithm) -> None:
         raise ValueError(
             "algorithm.baseline='group_normalised' divides each group by its own standard deviation, so reward "
             "and KL no longer keep the ratio beta and the optimum is not the stated one: use leave_one_out"
+        )
+    if algorithm.baseline == "mean" and algorithm.beta > 0 and estimator_of(algorithm) in KL_BESIDE_REWARD:
+        raise ValueError(
+            "algorithm.baseline='mean' shrinks the reward's gradient by (g - 1) / g but not that of "
+            f"algorithm.estimator={estimator_of(algorithm)}, so beta would not be the stated one: use leave_one_out"
         )
     _check_placement(algorithm)
 

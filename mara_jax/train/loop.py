@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -39,10 +39,11 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         checkpoints = Checkpoints(workdir, cfg.checkpoint)
         state = _initial(ref_params, tx, checkpoints, display)
         log = metrics.Log(workdir / "metrics.jsonl", int(state.step))
-        trainer = Trainer(cfg, task, policy, ref_params, prompts, known, tx)
+        log_mass_pa = np.asarray(known["log_mass"], np.float32)
+        setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
         counts = collections.deque((row["answers/counts"] for row in log.rows), maxlen=POOLED)
         for done in range(int(state.step), cfg.steps):
-            state, row, texts = trainer.step(state, done)
+            state, row, texts = iterate(setup, state, done)
             counts.append(row["answers/counts"])
             row["answers/entropy_bits"] = diversity.entropy_bits(np.sum(counts, axis=0))
             log.write(row)
@@ -100,109 +101,114 @@ def _initial(ref_params, tx, checkpoints: Checkpoints, display) -> State:
     return state
 
 
-@dataclasses.dataclass
-class Trainer:
-    """What does not change between the steps of a run."""
+class Setup(NamedTuple):
+    """What does not change between the steps of a run; log_mass [p, a] over all prompts of the task."""
 
     cfg: LanguageRun
     task: Task
     policy: transformer.Policy
     ref_params: Any
     prompts: list[list[int]]
-    known: dict[str, Any]
+    log_mass: np.ndarray
     tx: Any
 
-    def __post_init__(self) -> None:
-        algorithm = self.cfg.algorithm
-        # beta and threshold are traced, so the compiled update must not depend on them.
-        self.static = dataclasses.replace(algorithm, beta=1.0, threshold=0.0)
-        self.beta, self.threshold = jnp.float32(algorithm.beta), jnp.float32(algorithm.threshold)
-        self.log_mass_pa = np.asarray(self.known["log_mass"], np.float32)
-        order = grain.MapDataset.range(len(self.prompts)).seed(self.cfg.seed).shuffle().repeat()
-        self.prompt_order = order
 
-    def prompt_ids(self, done: int) -> np.ndarray:
-        """Which prompts step `done` uses: a function of (seed, step)."""
-        count = self.cfg.rollout.prompts_per_step
-        return np.array([self.prompt_order[done * count + i] for i in range(count)])
+def prompt_ids(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:
+    """Which prompts the step after `done` steps uses: a function of (seed, step)."""
+    order = grain.MapDataset.range(prompts).seed(cfg.seed).shuffle().repeat()
+    count = cfg.rollout.prompts_per_step
+    return np.array([order[done * count + i] for i in range(count)])
 
-    def draw(self, params, done: int, name: str) -> tuple[rollout.Rollout, tuple[jax.Array, jax.Array], np.ndarray]:
-        """Completions of a step's prompts and, under way on the device, what the reference says of them."""
-        ids, sizes = self.prompt_ids(done), self.cfg.rollout
-        drawn = rollout.sample(
-            self.policy,
-            params,
-            [self.prompts[i] for i in ids],
-            key=jax.random.fold_in(reference.stream(self.cfg.seed, name), done),
-            group_size=sizes.group_size,
-            max_new_tokens=sizes.max_new_tokens,
-            temperature=sizes.temperature,
-            top_p=sizes.top_p,
-            prompt_ids=ids,
-        )
-        ref = logprobs.reference_logps(
-            self.policy.architecture,
-            self.ref_params,
-            drawn.prompt_tokens,
-            drawn.prompt_lengths,
-            drawn.tokens,
-            drawn.lengths,
-        )
-        return drawn, ref, ids
 
-    def batch(self, drawn: rollout.Rollout, ref, ids) -> Batch:
-        scored = reference.score(self.task, ids, drawn)
-        return Batch(
-            prompt_tokens=drawn.prompt_tokens,
-            prompt_lengths=drawn.prompt_lengths,
-            tokens=drawn.tokens,
-            lengths=drawn.lengths,
-            reward=jnp.asarray(scored.reward),
-            answer=jnp.asarray(scored.answer),
-            ref_logp=ref[0],
-            ref_hidden=ref[1],
-            log_mass=jnp.asarray(self.log_mass_pa[ids]),
-        )
+def draw(setup: Setup, params: Any, done: int, name: str) -> Batch:
+    """Scored completions of a step's prompts, and what the reference says of them (on the device, maybe under way).
 
-    def step(self, state: State, done: int) -> tuple[State, dict[str, Any], list[tuple[str, bool]]]:
-        """One iteration: the new state, the row for metrics.jsonl, and the completions with their success."""
-        started = time.perf_counter()
-        drawn, ref, ids = self.draw(state.params, done, "rollout")
-        drawn.tokens.block_until_ready()
-        rolled = time.perf_counter()
-        batch = self.batch(drawn, ref, ids)
-        other = None
-        if estimator_of(self.cfg.algorithm) == "reference_samples":
-            other = self.batch(*self.draw(self.ref_params, done, "reference"))
-        scored = time.perf_counter()
-        state, scalars = step.update(
-            state,
-            self.ref_params,
-            batch,
-            other,
-            self.beta,
-            self.threshold,
-            arch=self.policy.architecture,
-            algorithm=self.static,
-            tx=self.tx,
-        )
-        row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
-        ended = time.perf_counter()
-        answer = np.asarray(batch.answer)
-        row |= {
-            "valid/fraction": float(np.mean(answer >= 0)),
-            "answers/counts": [int(np.sum(answer == a)) for a in range(len(self.task.answers))],
-            "samples": int(answer.size),
-            "tokens/generated": int(np.sum(drawn.lengths)),
-            "sampler/logp_gap": _logp_gap(drawn, row["logp/mean"]),
-            "time/rollout_s": rolled - started,
-            "time/reward_s": scored - rolled,
-            "time/update_s": ended - scored,
-            "time/step_s": ended - started,
-        }
-        good = (np.asarray(batch.reward) >= self.cfg.algorithm.threshold).ravel().tolist()
-        texts = [text for group in drawn.text for text in group]
-        return state, row, list(zip(texts, good, strict=True))
+    Args:
+      params: of the policy that is sampled.
+      name: the stream of random numbers, "rollout" or "reference".
+    """
+    return _score(setup, *_roll(setup, params, done, name))
+
+
+def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Rollout, np.ndarray]:
+    ids, sizes = prompt_ids(setup.cfg, len(setup.prompts), done), setup.cfg.rollout
+    drawn = rollout.sample(
+        setup.policy,
+        params,
+        [setup.prompts[i] for i in ids],
+        key=jax.random.fold_in(reference.stream(setup.cfg.seed, name), done),
+        group_size=sizes.group_size,
+        max_new_tokens=sizes.max_new_tokens,
+        temperature=sizes.temperature,
+        top_p=sizes.top_p,
+        prompt_ids=ids,
+    )
+    return drawn, ids
+
+
+def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
+    # Dispatched first, so that the device works while the host judges texts.
+    ref_logp_pg, ref_hidden_pgtd = logprobs.reference_logps(
+        setup.policy.architecture,
+        setup.ref_params,
+        drawn.prompt_tokens,
+        drawn.prompt_lengths,
+        drawn.tokens,
+        drawn.lengths,
+    )
+    scored = reference.score(setup.task, ids, drawn)
+    return Batch(
+        prompt_tokens=drawn.prompt_tokens,
+        prompt_lengths=drawn.prompt_lengths,
+        tokens=drawn.tokens,
+        lengths=drawn.lengths,
+        reward=jnp.asarray(scored.reward),
+        answer=jnp.asarray(scored.answer),
+        ref_logp=ref_logp_pg,
+        ref_hidden=ref_hidden_pgtd,
+        log_mass=jnp.asarray(setup.log_mass[ids]),
+    )
+
+
+def iterate(setup: Setup, state: State, done: int) -> tuple[State, dict[str, Any], list[tuple[str, bool]]]:
+    """One step: the new state, the row for metrics.jsonl, and the completions with their success."""
+    algorithm = setup.cfg.algorithm
+    started = time.perf_counter()
+    drawn, ids = _roll(setup, state.params, done, "rollout")
+    rolled = time.perf_counter()
+    batch, other = _score(setup, drawn, ids), None
+    if estimator_of(algorithm) == "reference_samples":
+        other = draw(setup, setup.ref_params, done, "reference")
+    scored = time.perf_counter()
+    state, scalars = step.update(
+        state,
+        setup.ref_params,
+        batch,
+        other,
+        jnp.float32(algorithm.beta),
+        jnp.float32(algorithm.threshold),
+        arch=setup.policy.architecture,
+        # beta and threshold are traced, so the compiled program must not depend on them.
+        algorithm=dataclasses.replace(algorithm, beta=1.0, threshold=0.0),
+        tx=setup.tx,
+    )
+    row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
+    ended = time.perf_counter()
+    answer = np.asarray(batch.answer)
+    row |= {
+        "valid/fraction": float(np.mean(answer >= 0)),
+        "answers/counts": [int(np.sum(answer == a)) for a in range(len(setup.task.answers))],
+        "samples": int(answer.size),
+        "tokens/generated": int(np.sum(drawn.lengths)),
+        "sampler/logp_gap": _logp_gap(drawn, row["logp/mean"]),
+        "time/rollout_s": rolled - started,
+        "time/reward_s": scored - rolled,
+        "time/update_s": ended - scored,
+        "time/step_s": ended - started,
+    }
+    good = (np.asarray(batch.reward) >= algorithm.threshold).ravel().tolist()
+    texts = [text for group in drawn.text for text in group]
+    return state, row, list(zip(texts, good, strict=True))
 
 
 def _logp_gap(drawn: rollout.Rollout, trained: float) -> float:

@@ -154,7 +154,7 @@ def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int
       ValueError: max_steps passed without such a check.
     """
     cfg = run.warmup
-    tx = optim.make(dataclasses.replace(run.optimiser, learning_rate=cfg.learning_rate, warmup_steps=0))
+    tx = optim.make(dataclasses.replace(run.optimiser, learning_rate=cfg.learning_rate, warmup_steps=0, decay_steps=0))
     params = jax.tree.map(jnp.array, params)  # the update donates its input; the caller's copy stays whole
     state = State(jnp.int32(0), params, tx.init(params))
     ids = dict(zip(task.prompts, prompts, strict=True))

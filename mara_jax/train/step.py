@@ -46,23 +46,24 @@ def loss(
       reference: completions of the reference; needed by the estimator "reference_samples" alone.
     """
     logp_pgt, mask_pgt, kl_pgt = _logps_and_kl(params, ref_params, arch, batch)
-    reward_pg, ref_logp_pg = augmented(algorithm, batch, beta, threshold)
     shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline]}
     estimator = config.estimator_of(algorithm)
     if estimator == "reference_samples":
         assert reference is not None, "the estimator reference_samples needs completions of the reference"
+        reward_pg, ref_logp_pg, ref_hat_pr = _augmented_together(algorithm, batch, reference, beta, threshold)
         ref_logp_prt, ref_mask_prt, _ = _logps_and_kl(params, ref_params, arch, reference)
-        _, ref_hat_pr = augmented(algorithm, reference, beta, threshold)
         weight_pr = jnp.exp(ref_hat_pr - reference.ref_logp)
         value, metrics = objectives.forward_kl_samples(
             logp_pgt, mask_pgt, reward_pg, ref_logp_prt, ref_mask_prt, weight_pr, **shared
         )
     elif estimator in ("k2_in_loss", "k3_in_loss"):
+        reward_pg, ref_logp_pg = augmented(algorithm, batch, beta, threshold)
         value, metrics = objectives.placed(
             logp_pgt, mask_pgt, ref_logp_pg[..., None], reward_pg,
             estimator="k2" if estimator == "k2_in_loss" else "k3", placement="loss", level="sequence", **shared,
         )  # fmt: skip
     else:
+        reward_pg, ref_logp_pg = augmented(algorithm, batch, beta, threshold)
         objective = {"k1_in_reward": objectives.reverse_kl, "ratio": objectives.forward_kl_ratio}[estimator]
         value, metrics = objective(logp_pgt, mask_pgt, ref_logp_pg, reward_pg, **shared)
     logp_pg = jax.lax.stop_gradient(jnp.sum(logp_pgt * mask_pgt, axis=-1))
@@ -78,6 +79,19 @@ def loss(
         "logp/mean": jnp.mean(logp_pg),
     }
     return value, metrics
+
+
+def _augmented_together(algorithm: config.Algorithm, batch: Batch, reference: Batch, beta, threshold):
+    """Augments both groups of a prompt as one, so that reward and likelihood term share their anchor."""
+    both = batch.replace(  # pyright: ignore[reportAttributeAccessIssue] - made by flax.struct
+        **{
+            name: jnp.concatenate([getattr(batch, name), getattr(reference, name)], axis=1)
+            for name in ("reward", "answer", "ref_logp")
+        }
+    )
+    reward_pn, ref_logp_pn = augmented(algorithm, both, beta, threshold)
+    g = batch.reward.shape[1]
+    return reward_pn[:, :g], ref_logp_pn[:, :g], ref_logp_pn[:, g:]
 
 
 def _logps_and_kl(params, ref_params, arch, batch: Batch):
