@@ -66,9 +66,9 @@ def nano() -> LanguageRun:
         policy=Policy(weights="nano", layers=2, embed=128),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         task=Task(malformed=0.25),
-        warmup=Warmup(steps=400, batch=32, learning_rate=3e-3, measure_samples=512),
+        warmup=Warmup(steps=250, batch=32, learning_rate=3e-3, measure_samples=256),
         rollout=Rollout(group_size=32, max_new_tokens=48),
-        optimiser=Optimiser(learning_rate=5e-4),
+        optimiser=Optimiser(learning_rate=5e-4, decay_steps=100),
         checkpoint=Checkpoint(every=50, keep=2),
         show_samples=1,
     )

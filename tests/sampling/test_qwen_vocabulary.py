@@ -14,6 +14,8 @@ from mara_jax.sampling import logprobs, sample
 from mara_jax.tasks import onetwo
 from mara_jax.train import warmup
 
+completion_hidden = jax.jit(logprobs.completion_hidden, static_argnums=0)
+completion_logps = jax.jit(logprobs.completion_logps, static_argnums=0)
 ROWS = 151_936
 ENDS = (151_643, 151_645)
 
@@ -45,7 +47,7 @@ def test_prompt_is_the_chat_template_around_figure_9(policy, prompts):
 def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
     params = transformer.init(policy.architecture, jax.random.key(0))
     # An untrained model's next token is near uniform over 151,936: tie the ends' rows to the mean hidden direction.
-    hidden = logprobs.completion_hidden(
+    hidden = completion_hidden(
         policy.architecture, params, jnp.asarray([prompts[0]]), jnp.array([len(prompts[0])]), jnp.zeros((1, 1, 1), int)
     )[0, 0, 0]
     rows = np.array(params["embed"]["embedding"])
@@ -65,7 +67,7 @@ def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
     assert policy.pad_id in ENDS
     mask = np.asarray(logprobs.mask(rollout.lengths, 6))[0]
     np.testing.assert_array_equal(mask.sum(-1), lengths)
-    logp = logprobs.completion_logps(
+    logp = completion_logps(
         policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens
     )
     np.testing.assert_allclose(np.asarray(rollout.logp[0]), np.asarray(logp[0]) * mask, atol=1e-4)
