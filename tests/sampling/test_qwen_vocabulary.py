@@ -67,9 +67,7 @@ def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
     assert policy.pad_id in ENDS
     mask = np.asarray(logprobs.mask(rollout.lengths, 6))[0]
     np.testing.assert_array_equal(mask.sum(-1), lengths)
-    logp = completion_logps(
-        policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens
-    )
+    logp = completion_logps(policy.architecture, params, rollout.prompt_tokens, rollout.prompt_lengths, rollout.tokens)
     np.testing.assert_allclose(np.asarray(rollout.logp[0]), np.asarray(logp[0]) * mask, atol=1e-4)
 
 
