@@ -14,7 +14,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from mara_jax.core import advantages, augment, objectives, targets
+from mara_jax.core import advantages, augment, kl, objectives, targets
 from mara_jax.policies import categorical
 
 
@@ -23,20 +23,23 @@ class Choices:
     """What is static in a run.
 
     `gradients` "sampled" estimates from `batch` draws a step, "exact" sums over the outcomes.
-    `forward_estimator` says how the forward KL is estimated from samples: "samples" of the reference, the
-    "ratio" ref/pi on the policy's own, or "exact" for the KL alone. `anchor` takes MARA's anchor from the
-    "batch" (Algorithm 1) or from the whole good set, "all" (as exact gradients always do). `baseline` is a
-    name in `core.advantages`.
+    `reverse_estimator` and `forward_estimator` say how the KL is estimated from samples. Reverse: k1 in the
+    reward or k2 as a loss term. Forward: "samples" of the reference, the "ratio" ref/pi on the policy's own,
+    k3 as a loss term on them, or "exact" for the KL alone. `anchor` takes MARA's anchor from the "batch"
+    (Algorithm 1) or from the whole good set, "all" (as exact gradients always do). `baseline` is a name in
+    `core.advantages`. The course of a run is recorded before every `every`-th step, which must divide `steps`.
     """
 
     method: Literal["vanilla", "mara"] = "vanilla"
     direction: targets.Direction = "reverse"
     gradients: Literal["sampled", "exact"] = "sampled"
-    forward_estimator: Literal["samples", "ratio", "exact"] = "samples"
+    reverse_estimator: Literal["k1_in_reward", "k2_in_loss"] = "k1_in_reward"
+    forward_estimator: Literal["samples", "ratio", "k3_in_loss", "exact"] = "samples"
     anchor: Literal["batch", "all"] = "batch"
     baseline: str = "none"
     steps: int = 1000
     batch: int = 32
+    every: int = 1
 
 
 @struct.dataclass
@@ -54,8 +57,9 @@ class Run(NamedTuple):
 
     `logp_a` final log-probabilities (nats); `target_logp_a` those of the objective's own optimum;
     `distance_to_target` and `distance_to_uniform` the total variation from `logp_a` to that optimum and to
-    the uniform distribution over good outcomes; `reward_s` and `distance_s` the expected reward and the
-    distance to the optimum before each step, exact whatever the gradients.
+    the uniform distribution over good outcomes. With one entry a recorded step, exact whatever the gradients:
+    `reward_s` the expected reward, `distance_s` and `uniform_distance_s` those two distances,
+    `kl_to_target_s` KL(pi || optimum) and `kl_from_target_s` KL(optimum || pi) in nats.
     """
 
     logp_a: Float[Array, "*sweep a"]
@@ -64,6 +68,9 @@ class Run(NamedTuple):
     distance_to_uniform: Float[Array, "*sweep"]
     reward_s: Float[Array, "*sweep s"]
     distance_s: Float[Array, "*sweep s"]
+    uniform_distance_s: Float[Array, "*sweep s"]
+    kl_to_target_s: Float[Array, "*sweep s"]
+    kl_from_target_s: Float[Array, "*sweep s"]
 
 
 def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n a"]) -> Float[Array, "*n"]:
@@ -106,23 +113,35 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
 
     def step(carry, index):
         logits_a, opt_state = carry
-        logp_a = categorical.log_probs(logits_a)
         gradient_a = _gradient(logits_a, ref_logp_a, reward_a, swept, choices, jax.random.fold_in(key, index))
         updates_a, opt_state = tx.update(gradient_a, opt_state)
-        course = (jnp.sum(jnp.exp(logp_a) * reward_a), total_variation(logp_a, target_logp_a))
-        return (logits_a + updates_a, opt_state), course
+        return (logits_a + updates_a, opt_state), None
+
+    def recorded(carry, index_e):
+        course = _course(categorical.log_probs(carry[0]), reward_a, target_logp_a, uniform_a)
+        return jax.lax.scan(step, carry, index_e)[0], course
 
     logits_a = jnp.zeros_like(ref_logp_a)
-    steps = jnp.arange(choices.steps)
-    (logits_a, _), (reward_s, distance_s) = jax.lax.scan(step, (logits_a, tx.init(logits_a)), steps)
+    steps_se = jnp.arange(choices.steps).reshape(-1, choices.every)
+    (logits_a, _), course = jax.lax.scan(recorded, (logits_a, tx.init(logits_a)), steps_se)
     logp_a = categorical.log_probs(logits_a)
     return Run(
         logp_a,
         target_logp_a,
         total_variation(logp_a, target_logp_a),
         total_variation(logp_a, uniform_a),
-        reward_s,
-        distance_s,
+        *course,
+    )
+
+
+def _course(logp_a, reward_a, target_logp_a, uniform_a):
+    """What `Run` records of a policy on its way."""
+    return (
+        jnp.sum(jnp.exp(logp_a) * reward_a),
+        total_variation(logp_a, target_logp_a),
+        total_variation(logp_a, uniform_a),
+        kl.reverse(logp_a, target_logp_a),
+        kl.forward(logp_a, target_logp_a),
     )
 
 
@@ -180,14 +199,15 @@ _KNOWN = {
     "method": ("vanilla", "mara"),
     "direction": ("reverse", "forward"),
     "gradients": ("sampled", "exact"),
-    "forward_estimator": ("samples", "ratio", "exact"),
+    "reverse_estimator": ("k1_in_reward", "k2_in_loss"),
+    "forward_estimator": ("samples", "ratio", "k3_in_loss", "exact"),
     "anchor": ("batch", "all"),
     "baseline": tuple(advantages.BY_NAME),
 }
 
 
 def check(choices: Choices) -> None:
-    """Refuse a choice that is not known.
+    """Refuse a choice that is not known, or a recording interval that does not divide the steps.
 
     Args:
         choices: the run's choices.
@@ -198,6 +218,8 @@ def check(choices: Choices) -> None:
     for field, known in _KNOWN.items():
         if getattr(choices, field) not in known:
             raise ValueError(f"{field} {getattr(choices, field)!r} is not known: use one of {', '.join(known)}")
+    if choices.every < 1 or choices.steps % choices.every:
+        raise ValueError(f"every {choices.every} does not divide the {choices.steps} steps: use a divisor of them")
 
 
 def _target(ref_logp_a, reward_a, swept, choices):
@@ -230,6 +252,10 @@ def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
     def loss(logits_a):
         logp_a = categorical.log_probs(logits_a)
         logp_1g1 = logp_a[drawn_g][None, :, None]
+        own = choices.reverse_estimator if choices.direction == "reverse" else choices.forward_estimator
+        if own in ("k2_in_loss", "k3_in_loss"):
+            use = {"estimator": own[:2], "placement": "loss", "level": "sequence"}
+            return objectives.placed(logp_1g1, mask_1g1, ref_logp_1g[..., None], reward_1g, **use, **common)[0]
         if choices.direction == "reverse":
             return objectives.reverse_kl(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
         if choices.forward_estimator == "ratio":

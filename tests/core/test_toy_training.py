@@ -94,6 +94,35 @@ def test_a_grid_is_its_single_runs_and_repeats_itself():
     np.testing.assert_allclose(grid.reward_s[..., 0], 0.5, rtol=1e-6)  # uniform at the start: half is good
 
 
+def test_the_course_is_what_the_policy_was_before_each_recorded_step():
+    p = toy.figure6()
+    every = run(p, sweep.Choices(method="mara", steps=30), betas=[0.3], learning_rate=5e-2)
+    tenth = run(p, sweep.Choices(method="mara", steps=30, every=10), betas=[0.3], learning_rate=5e-2)
+    np.testing.assert_allclose(tenth.logp_a, every.logp_a, atol=1e-6)
+    for name in ("reward_s", "distance_s", "uniform_distance_s", "kl_to_target_s", "kl_from_target_s"):
+        assert getattr(tenth, name).shape == (1, 1, 3)
+        np.testing.assert_allclose(getattr(tenth, name), getattr(every, name)[..., ::10], atol=1e-6)
+    # Every run starts uniform over the 100 outcomes, of which 50 are good.
+    g = special.log_softmax(np.where(p.reward == 1, p.ref_logp.max() + 1 / 0.3, p.ref_logp))
+    start = {name: float(getattr(tenth, name)[0, 0, 0]) for name in tenth._fields if name.endswith("_s")}
+    np.testing.assert_allclose(start["uniform_distance_s"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(start["distance_s"], np.abs(np.exp(g) - 0.01).sum() / 2, rtol=1e-5)
+    np.testing.assert_allclose(start["kl_to_target_s"], np.sum(0.01 * (np.log(0.01) - g)), rtol=1e-5)
+    np.testing.assert_allclose(start["kl_from_target_s"], np.sum(np.exp(g) * (g - np.log(0.01))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("direction, estimator", [("reverse", "k2_in_loss"), ("forward", "k3_in_loss")])
+def test_estimators_in_the_loss_reach_the_same_target(direction, estimator):
+    choices = sweep.Choices(
+        direction=direction, baseline="leave_one_out", batch=64, **{f"{direction}_estimator": estimator}
+    )
+    end = run(toy.figure6(), choices, betas=[0.5], learning_rate=2e-2, seeds=range(2))
+    assert np.all(end.distance_to_target < 0.12)
+    assert np.all(end.distance_s[..., -100:].mean(-1) < end.distance_s[..., :20].mean(-1) / 2)
+
+
 def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="every 7 does not divide the 1000 steps"):
+        run(toy.figure6(), sweep.Choices(every=7), betas=[1.0], learning_rate=1.0)
     with pytest.raises(ValueError, match="'pull' is not known: use one of vanilla, mara"):
         run(toy.figure6(), sweep.Choices(method="pull"), betas=[1.0], learning_rate=1.0)  # type: ignore[arg-type]
