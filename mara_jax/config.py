@@ -172,10 +172,21 @@ def resolve(config: Any) -> Run:
     Raises:
       ValueError: an unknown field (the known ones are named), or values that cannot work together.
     """
+    run = build(config)
+    check(run)
+    return run
+
+
+def build(config: Any) -> Run:
+    """The run behind a ConfigDict as it stands: what training refuses (see `check`) can still be audited.
+
+    Raises:
+      ValueError: an unknown field, a value of the wrong type, or a word or beta of the algorithm that means nothing.
+    """
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     kind = ToyRun if "toy" in values else LanguageRun
     run = _build(kind, kind(), values, "")
-    check(run)
+    _check_words(run.algorithm)
     return run
 
 
@@ -271,7 +282,7 @@ def _check_toy(run: ToyRun) -> None:
         )
 
 
-def _check_algorithm(algorithm: Algorithm) -> None:
+def _check_words(algorithm: Algorithm) -> None:
     choices = {
         "method": METHODS,
         "anchor": ANCHORS,
@@ -286,6 +297,10 @@ def _check_algorithm(algorithm: Algorithm) -> None:
             raise ValueError(f"algorithm.{name}={value!r} is unknown: choose one of {', '.join(known)}")
     if not algorithm.beta >= 0:
         raise ValueError(f"algorithm.beta={algorithm.beta} must not be negative: try 0.1")
+
+
+def _check_algorithm(algorithm: Algorithm) -> None:
+    _check_words(algorithm)
     if algorithm.method == "mara" and algorithm.beta == 0:
         raise ValueError(
             "algorithm.beta=0.0 with algorithm.method='mara': the augmentation is beta times a log-ratio and "
