@@ -32,8 +32,16 @@ def sequence_logp(logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t
     return jnp.sum(jnp.where(mask_pgt > 0, logp_pgt, 0.0), axis=-1)
 
 
-def _check_shapes(logp_pg, **per_string) -> None:
-    """Refuse arrays that are not one value a string: broadcasting would mix prompts without a word."""
+def check_shapes(logp_pg: Float[Array, "p g"], **per_string: Float[Array, "p g"]) -> None:
+    """Refuse arrays that are not one value a string: broadcasting would mix prompts without a word.
+
+    Args:
+        logp_pg: one value a string.
+        per_string: arrays that must have its shape, by the name that the error gives them.
+
+    Raises:
+        ValueError: naming the array and both shapes.
+    """
     for name, array in per_string.items():
         if jnp.shape(array) != logp_pg.shape:
             raise ValueError(f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}")
@@ -44,8 +52,15 @@ def _policy_gradient(logp_pg, signal_pg, advantage: Advantage):
     return -jnp.mean(jax.lax.stop_gradient(advantage(signal_pg)) * logp_pg)
 
 
-def _effective_samples(log_weight_pg: Float[Array, "p g"]) -> Float[Array, ""]:
-    """(sum w)^2 / sum w^2 of each row, averaged over rows; from logarithms, as weights may overflow."""
+def effective_samples(log_weight_pg: Float[Array, "p g"]) -> Float[Array, ""]:
+    """(sum w)^2 / sum w^2 of each row, averaged over rows; from logarithms, as weights may overflow.
+
+    Args:
+        log_weight_pg: log of each sample's weight, up to a constant a row.
+
+    Returns:
+        Between 1 and g samples.
+    """
     twice = 2 * jax.nn.logsumexp(log_weight_pg, axis=-1)
     return jnp.mean(jnp.exp(twice - jax.nn.logsumexp(2 * log_weight_pg, axis=-1)))
 
@@ -74,7 +89,7 @@ def reverse_kl(
         reward - beta k1.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
-    _check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
+    check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     k1_pg = kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return_pg = reward_pg - beta * k1_pg
     loss = _policy_gradient(logp_pg, return_pg, advantage)
@@ -115,12 +130,12 @@ def forward_kl_samples(
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     ref_sample_logp_pr = sequence_logp(ref_sample_logp_prt, ref_sample_mask_prt)
-    _check_shapes(logp_pg, reward=reward_pg)
-    _check_shapes(ref_sample_logp_pr, weight=ref_weight_pr)
+    check_shapes(logp_pg, reward=reward_pg)
+    check_shapes(ref_sample_logp_pr, weight=ref_weight_pr)
     weight_pr = jax.lax.stop_gradient(ref_weight_pr)
     nll = -jnp.mean(weight_pr * ref_sample_logp_pr)
     loss = _policy_gradient(logp_pg, reward_pg, advantage) + beta * nll
-    effective = _effective_samples(jnp.log(weight_pr))
+    effective = effective_samples(jnp.log(weight_pr))
     return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective}
 
 
@@ -150,12 +165,12 @@ def forward_kl_ratio(
         The loss, and metrics: "loss"; "weights/effective_samples", out of g; "weights/largest_log" (nats).
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
-    _check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
+    check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     log_weight_pg = ref_logp_pg - jax.lax.stop_gradient(logp_pg)
     loss = _policy_gradient(logp_pg, reward_pg + beta * jnp.exp(log_weight_pg), advantage)
     return loss, {
         "loss": loss,
-        "weights/effective_samples": _effective_samples(log_weight_pg),
+        "weights/effective_samples": effective_samples(log_weight_pg),
         "weights/largest_log": jnp.max(log_weight_pg),
     }
 
@@ -194,7 +209,7 @@ def placed(
     """
     kl.effective(estimator, placement, level)
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
-    _check_shapes(logp_pg, reward=reward_pg)
+    check_shapes(logp_pg, reward=reward_pg)
     if level == "sequence":
         ref_mask = mask_pgt if ref_logp_pgt.shape == logp_pgt.shape else jnp.ones_like(ref_logp_pgt)
         live, ref = logp_pg[..., None], sequence_logp(ref_logp_pgt, ref_mask)[..., None]

@@ -1,0 +1,99 @@
+"""What other methods put in the place of the reward: (reward_pg, ...) -> reward_pg, where `core.augment` stands.
+
+From their published formulas. docs/rivals.md says where each of them ends.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mara_jax.core import targets
+from mara_jax.core.targets import Scalar
+
+
+def unlikeliness(
+    reward_pg: Float[Array, "p g"], mean_logp_pg: Float[Array, "p g"], *, strength: float = 0.25
+) -> Float[Array, "p g"]:
+    """Unlikeliness reward: R (1 - strength rank / g), rank 0 the least likely of the group, g - 1 the likeliest.
+
+    Source: arXiv 2506.02355 and its code (rank by the mean log-probability of a token). Equal ones are ranked
+    by their place in the group.
+
+    Args:
+        reward_pg: reward of each string.
+        mean_logp_pg: mean log-probability of its tokens under the policy that drew it (nats a token).
+        strength: the penalty of the likeliest, as a share of its reward (times (g - 1) / g).
+
+    Returns:
+        Rewards (reward units).
+    """
+    rank_pg = jnp.argsort(jnp.argsort(mean_logp_pg, axis=-1, stable=True), axis=-1, stable=True)
+    return reward_pg * (1 - strength * rank_pg / reward_pg.shape[-1])
+
+
+def _class_size(answer_pg):
+    return jnp.sum(answer_pg[..., :, None] == answer_pg[..., None, :], axis=-1)
+
+
+def darling(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"], *, floor: float = 0.1) -> Float[Array, "p g"]:
+    """DARLING: reward times diversity, the share of the others in the group that are of another class.
+
+    Source: arXiv 2509.02534, with known classes in place of its classifier.
+
+    Args:
+        reward_pg: reward of each string; at least two a group.
+        answer_pg: class of each string; a negative index is a class like any other.
+        floor: least diversity.
+
+    Returns:
+        Rewards (reward units).
+    """
+    group = reward_pg.shape[-1]
+    return reward_pg * jnp.maximum((group - _class_size(answer_pg)) / (group - 1), floor)
+
+
+def inverse_probability(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"]) -> Float[Array, "p g"]:
+    """IPS-GRPO's reward: divided by the frequency of its outcome in the group.
+
+    Source: arXiv 2601.21669. With true probabilities instead of frequencies and no baseline the optimum is
+    proportional to R; with g samples see docs/rivals.md.
+
+    Args:
+        reward_pg: reward of each string.
+        answer_pg: outcome of each string; a negative index is an outcome like any other.
+
+    Returns:
+        Rewards (reward units), at most g times the original.
+    """
+    return reward_pg * (reward_pg.shape[-1] / _class_size(answer_pg))
+
+
+def entropy_bonus(reward_pg: Float[Array, "p g"], logp_pg: Float[Array, "p g"], *, eta: Scalar) -> Float[Array, "p g"]:
+    """Reward plus eta times the string's own surprise, detached: its expectation adds eta H(pi), exactly.
+
+    Args:
+        reward_pg: reward of each string.
+        logp_pg: log-probability of each whole string under the policy (nats).
+        eta: weight of the entropy (reward units a nat).
+
+    Returns:
+        Rewards (reward units).
+    """
+    return reward_pg - eta * jax.lax.stop_gradient(logp_pg)
+
+
+def entropy_bonus_optimum(
+    ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], beta: Scalar, eta: Scalar
+) -> Float[Array, "*batch a"]:
+    """Optimum of E[R] - beta KL(pi || ref) + eta H(pi): ref^(beta / (beta + eta)) exp(R / (beta + eta)).
+
+    Args:
+        ref_logp: reference log-probabilities (nats).
+        reward: reward of each outcome.
+        beta: regularisation strength, 0 or more.
+        eta: weight of the entropy; the sum with beta above 0.
+
+    Returns:
+        Log-probabilities of the optimum (nats).
+    """
+    return targets.reverse_kl(ref_logp * (beta / (beta + eta)), reward, beta + eta)
