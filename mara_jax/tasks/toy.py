@@ -1,4 +1,7 @@
-"""The didactic problems: 100 outcomes with a reference and rewards (figures 2, 4, 5 and 6 of the paper)."""
+"""The didactic problems: a reference and rewards over 100 outcomes (figures 2, 4, 5 and 6 of the paper), or over a few.
+
+Figure numbers are those of the first version; "iclr" marks those of the published one.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -45,6 +48,15 @@ def figure2() -> Problem:
     return Problem("figure2", _half_supported(), _two_bumps(0.75, 1.0), 0.7)
 
 
+def figure3() -> Problem:
+    """Two outcomes equally likely under the reference, rewards .9 and 1.
+
+    Returns:
+        The problem on which a reward .1 higher makes an outcome exp(.1 / beta) times likelier.
+    """
+    return Problem("figure3", np.log([0.5, 0.5]), np.array([0.9, 1.0]), 0.8)
+
+
 def figure4(left: float = 0.75) -> Problem:
     """A uniform reference, bumps of `left` and 1.
 
@@ -54,7 +66,8 @@ def figure4(left: float = 0.75) -> Problem:
     Returns:
         The problem on which small beta leaves only the best mode.
     """
-    return Problem("figure4", np.full(OUTCOMES, -np.log(OUTCOMES)), _two_bumps(left, 1.0), left)
+    # A little under the left height: no outcome lies exactly on a bump's centre.
+    return Problem("figure4", np.full(OUTCOMES, -np.log(OUTCOMES)), _two_bumps(left, 1.0), left - 0.05)
 
 
 def figure5() -> Problem:
@@ -77,9 +90,30 @@ def figure6() -> Problem:
     return Problem("figure6", _log_normalised(4 * np.log1p(-index / OUTCOMES)), reward, 0.8)
 
 
+def iclr3() -> Problem:
+    """Three outcomes equally likely under the reference, rewards 0, .9 and 1.
+
+    Returns:
+        The problem on which a small beta tells two almost equal rewards apart.
+    """
+    return Problem("iclr3", np.log(np.full(3, 1 / 3)), np.array([0.0, 0.9, 1.0]), 0.8)
+
+
+def iclr4() -> Problem:
+    """Reference .68, .30 and .02, rewards 0, 1 and 1.
+
+    Returns:
+        The problem on which two right outcomes keep the reference's ratio, 15, at every beta.
+    """
+    return Problem("iclr4", np.log([0.68, 0.30, 0.02]), np.array([0.0, 1.0, 1.0]), 0.8)
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "figure2": figure2,
+    "figure3": figure3,
     "figure4": figure4,
     "figure5": figure5,
     "figure6": figure6,
+    "iclr3": iclr3,
+    "iclr4": iclr4,
 }
