@@ -137,7 +137,6 @@ def _train_algorithm1(ref_logp_a, reward_a, beta_b, threshold, settings: Setting
     `train.sweep` does not offer this pair, because it is not an objective anyone should choose.
     """
     tx = optax.adam(settings.learning_rate)
-    read_a = jnp.arange(ref_logp_a.shape[-1])
 
     def sampled_loss(logits_a, beta, key):
         logp_a = categorical.log_probs(logits_a)

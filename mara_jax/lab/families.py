@@ -112,18 +112,18 @@ def fit(
     model = gaussian if family == "gaussian" else categorical
     divergence = kl.reverse if direction == "reverse" else kl.forward
     with jax.enable_x64(True):
-        x_a, target_logp_a = jnp.asarray(x_a), jnp.asarray(target_logp_a)
+        axis_a, target_a = jnp.asarray(x_a), jnp.asarray(target_logp_a)
         tx = optax.adam(learning_rate)
 
         def step(carry, _):
             params, opt_state = carry
-            gradient = jax.grad(lambda params: divergence(model(params, x_a), target_logp_a))(params)
+            gradient = jax.grad(lambda params: divergence(model(params, axis_a), target_a))(params)
             updates, opt_state = tx.update(gradient, opt_state)
             return (params + updates, opt_state), None
 
-        start = jnp.array(_START) if family == "gaussian" else jnp.zeros_like(x_a)
+        start = jnp.array(_START) if family == "gaussian" else jnp.zeros_like(axis_a)
         (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))((start, tx.init(start)))
-        return np.asarray(params), np.asarray(model(params, x_a))
+        return np.asarray(params), np.asarray(model(params, axis_a))
 
 
 def moments(logp_a: np.ndarray, x_a: np.ndarray) -> tuple[float, float]:
@@ -162,10 +162,11 @@ def best_gaussian(target_logp_a: np.ndarray, x_a: np.ndarray, direction: targets
     divergence = kl.reverse if direction == "reverse" else kl.forward
     centre, width = np.array([0.0, 0.5]), np.array([x_a[-1], 2.0])
     with jax.enable_x64(True):
-        cost = jax.jit(jax.vmap(lambda params: divergence(gaussian(params, x_a), target_logp_a)))
+        axis_a, target_a = jnp.asarray(x_a), jnp.asarray(target_logp_a)
+        cost = jax.jit(jax.vmap(lambda params: divergence(gaussian(params, axis_a), target_a)))
         while np.max(width) > 1e-6:
-            axis = np.linspace(-1.0, 1.0, 41)
-            params_n2 = np.stack(np.meshgrid(*(centre[i] + width[i] * axis for i in (0, 1))), -1).reshape(-1, 2)
+            ticks = np.linspace(-1.0, 1.0, 41)
+            params_n2 = np.stack(np.meshgrid(*(centre[i] + width[i] * ticks for i in (0, 1))), -1).reshape(-1, 2)
             centre = params_n2[int(np.argmin(np.asarray(cost(params_n2))))]
             width = width / 8
     return centre

@@ -257,7 +257,7 @@ def _figure6_panel(objective, beta, panel, good_a, rarest, mode) -> list[Check]:
             checks.append(at_most(f"{kind}, {where}: spread over the good outcomes", spread, bound))
         elif objective == "algorithm1_forward":
             name = f"{kind}, {where}: mass of good outcome {rarest}, the reference's rarest"
-            checks.append(near(name, p_a[rarest], 0.81, 0.02))
+            checks.append(near(name, float(p_a[rarest]), 0.81, 0.02))
         else:
             ratio, allowed = p_a[0] / p_a[50], 1e-6 if exact else 1.0
             checks.append(near(f"{kind}, {where}: outcome 0 over outcome 50", ratio, 16.0, allowed))

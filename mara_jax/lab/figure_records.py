@@ -185,7 +185,7 @@ def _families_record(mode: str) -> dict[str, Any]:
             } | measured(fitted_a, best_a, None)
     return {
         "figure": "1",
-        "title": "Mode seeking and mass covering belong to restricted families",
+        "title": "Restricted families seek or cover, flexible ones match",
         "claim": "A Gaussian and a free categorical, fitted to a mixture of two Gaussians under both KLs.",
         "mode": mode,
         "settings": {
