@@ -39,9 +39,28 @@ def parse(argv: list[str]) -> config.Run:
     Raises:
       ValueError: a flag is missing or unknown, a field is unknown or of the wrong type, or the run cannot work.
     """
+    read_flags(FLAGS, argv)
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            raise ValueError(
+                f"--{flag.name} is missing: python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano"
+            )
+    return config.resolve(_CONFIG.value)
+
+
+def read_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Parses a command line of --name=value flags, --config=FILE.py and its overrides among them.
+
+    Args:
+      values: where the flags are defined and set; every command may have its own.
+      argv: the command's name and its flags.
+
+    Raises:
+      ValueError: one line for an unknown flag or field, a wrong type, a config file that is missing or broken.
+    """
     _known_fields(argv)
     try:
-        rest = FLAGS(argv)
+        rest = values(argv)
     except FileNotFoundError as error:
         raise ValueError(f"{error}: --config must name a config file") from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -52,12 +71,6 @@ def parse(argv: list[str]) -> config.Run:
         raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise ValueError(
-                f"--{flag.name} is missing: python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano"
-            )
-    return config.resolve(_CONFIG.value)
 
 
 def _known_fields(argv: list[str]) -> None:
