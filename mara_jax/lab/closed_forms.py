@@ -6,7 +6,7 @@ Every function returns log-probabilities (nats), -inf for an outcome that is los
 import math
 from collections.abc import Callable
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from mara_jax.core import rivals, targets
@@ -121,15 +121,15 @@ def grpo_optimum(ref_logp: np.ndarray, good: np.ndarray, beta: float, group: int
         Log-probabilities (nats).
     """
 
+    @jax.jit
     def optimum(success):
-        slope = rivals.group_std_slope(jnp.asarray(success), group)
-        return np.asarray(targets.forward_kl(ref_logp, slope * good, beta))
+        return targets.forward_kl(ref_logp, rivals.group_std_slope(success, group) * good, beta)
 
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if np.exp(optimum(middle))[good].sum() > middle else (low, middle)
-    return optimum(low)
+    return np.asarray(optimum(low))
 
 
 def reinvent_elsewhere(ref_logp: np.ndarray, reward: np.ndarray, beta: float, sampler_logp: np.ndarray) -> np.ndarray:

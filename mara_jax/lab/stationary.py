@@ -1,11 +1,12 @@
 """Where an objective really ends: the distribution at which its exact expected gradient vanishes.
 
-The policy is one free categorical, a string is one token. Expectations run over every outcome or every ordered
+The policy is one free categorical, a string is one token. Expectations run over every outcome or every
 group of outcomes, through the same loss functions that training uses, in float64.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 # More groups than this say that enumeration is the wrong tool.
-MAX_GROUPS = 200_000
+MAX_GROUPS = 50_000
 
 # (live log-probabilities of all outcomes, indices of one group, further arrays) -> that group's loss
 Loss = Callable[..., Float[Array, ""]]
@@ -45,11 +46,14 @@ class Point(NamedTuple):
 
 
 def expected_field(loss: Loss, outcomes: int, group: int, sampler_logp: ArrayLike | None = None) -> Field:
-    """The expected gradient of minus a loss, over all ordered groups of outcomes by their probability.
+    """The expected gradient of minus a loss, over all groups of outcomes by their probability.
+
+    Groups that differ in their order alone are taken once, with their number of orders.
 
     Args:
         loss: of one group, given (live log-probabilities, indices of the group, any further arrays); the
-            groups' own probabilities are not differentiated, as in training.
+            groups' own probabilities are not differentiated, as in training. It must not depend on the order
+            of a group.
         outcomes: number of outcomes.
         group: samples in a group.
         sampler_logp: log-probabilities of what draws the samples; the policy itself by default.
@@ -60,17 +64,24 @@ def expected_field(loss: Loss, outcomes: int, group: int, sampler_logp: ArrayLik
     Raises:
         ValueError: for more than `MAX_GROUPS` groups.
     """
-    if outcomes**group > MAX_GROUPS:
-        raise ValueError(f"{outcomes} outcomes in groups of {group} make {outcomes**group} groups, over {MAX_GROUPS}")
-    groups = np.array(list(itertools.product(range(outcomes), repeat=group)))
+    count = math.comb(outcomes + group - 1, group)
+    if count > MAX_GROUPS:
+        raise ValueError(f"{outcomes} outcomes in groups of {group} make {count} groups, over {MAX_GROUPS}")
+    groups = np.array(list(itertools.combinations_with_replacement(range(outcomes), group)))
+    orders = np.array([_orders(row) for row in groups])
 
     def mean_loss(logits_a, *arrays):
         logp_a = jax.nn.log_softmax(logits_a)
         drawn_a = jax.lax.stop_gradient(logp_a) if sampler_logp is None else jnp.asarray(sampler_logp)
-        weight = jnp.exp(jnp.sum(drawn_a[groups], axis=-1))
+        weight = orders * jnp.exp(jnp.sum(drawn_a[groups], axis=-1))
         return -jnp.sum(weight * jax.vmap(lambda index: loss(logp_a, index, *arrays))(groups))
 
     return jax.grad(mean_loss)
+
+
+def _orders(row):
+    repeats = np.unique(row, return_counts=True)[1]
+    return math.factorial(len(row)) // math.prod(math.factorial(int(n)) for n in repeats)
 
 
 def find(
