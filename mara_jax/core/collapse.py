@@ -1,0 +1,353 @@
+"""What an objective's optimum will be, predicted from draws of the reference with their rewards, and how surely.
+
+n draws of the reference stand for the reference: each has the mass 1/n, and the optimum of the objective on them
+(core.targets) is the prediction. The rewards of MARA are those that training itself would see (core.augment).
+Resampling the draws (the bootstrap) says how far the prediction can be trusted. All of it is for one prompt.
+
+Draws of equal reward and answer share their fate under every objective here, so they are pooled into groups j first.
+The classes c are the answers and, last, none.
+"""
+
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mara_jax.core import augment, targets
+from mara_jax.core.targets import Direction, Scalar
+
+Method = Literal["vanilla", "answers"]
+_LEAST = 1e-15  # where Newton starts if the best group's weight is below float32's range
+_NEWTON = 24  # rounds; on the didactic problems and on draws eight are enough
+
+
+class Groups(NamedTuple):
+    """Draws of equal reward and answer, pooled: `index` of each draw's group, and the group's reward and answer."""
+
+    index: Int[np.ndarray, " n"]
+    reward: Float[np.ndarray, " j"]
+    answer: Int[np.ndarray, " j"]
+
+
+def pool(reward_n: Float[np.ndarray, " n"], answer_n: Int[np.ndarray, " n"], answers: int) -> Groups:
+    """Pools draws of equal reward and answer, and adds an empty group, of the best reward, for each answer not seen.
+
+    Args:
+        reward_n: reward of each draw.
+        answer_n: class index of each draw, negative for none.
+        answers: number of answer classes.
+
+    Returns:
+        The groups, ordered by answer and reward; empty ones last.
+    """
+    reward_n, answer_n = np.asarray(reward_n, np.float64), np.maximum(np.asarray(answer_n), -1)
+    pairs_j2, index_n = np.unique(np.stack([answer_n, reward_n], axis=1), axis=0, return_inverse=True)
+    unseen = np.setdiff1d(np.arange(answers), answer_n)
+    reward_j = np.concatenate([pairs_j2[:, 1], np.full(len(unseen), reward_n.max())])
+    return Groups(index_n.reshape(-1), reward_j, np.concatenate([pairs_j2[:, 0], unseen]).astype(np.int32))
+
+
+def log_weights(
+    log_weight_n: ArrayLike,
+    groups: Groups,
+    key: PRNGKeyArray,
+    resamples: int,
+    lift_n: ArrayLike | None = None,
+) -> Float[Array, "r j"]:
+    """Log-mass of every group: of the draws as they are (row 0), and of `resamples` resamples of them.
+
+    A row after these for each group without a draw gives that group what Wilson's 95 % interval allows at most.
+
+    Args:
+        log_weight_n: [n] log of each draw's mass (nats): -log n, or log ref where every outcome is enumerated.
+        groups: as from `pool`.
+        key: row i of the resamples is a function of it and i alone.
+        resamples: 0 for enumerated outcomes, which are no sample.
+        lift_n: [n] nats by which the objective lifts each draw (MARA over strings); none by default.
+
+    Returns:
+        Log-masses (nats), -inf for an empty group.
+    """
+    count, total = len(groups.reward), len(groups.index)
+    lift_n = np.zeros(total) if lift_n is None else lift_n
+    empty = tuple(np.setdiff1d(np.arange(count), groups.index).tolist()) if resamples else ()
+    return _log_weights(log_weight_n, lift_n, groups.index, key, count, resamples, empty)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "resamples", "empty"))
+def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int, empty: tuple[int, ...]):
+    total = index_n.shape[0]
+    member_jn = jnp.arange(count)[:, None] == index_n
+    lifted_jn = jnp.where(member_jn, jnp.asarray(log_weight_n) + lift_n, -jnp.inf)
+    most_j1 = jnp.max(lifted_jn, axis=1, keepdims=True)
+    weight_jn = jnp.exp(lifted_jn - jnp.where(jnp.isfinite(most_j1), most_j1, 0.0))
+    # The draws as they are, then the resamples. Bits are a function of (key, position): more rows leave these as
+    # they are.
+    chosen_rn = jax.random.randint(key, (resamples, total), 0, total)
+    times_rn = jax.vmap(lambda chosen_n: jnp.zeros(total).at[chosen_n].add(1.0))(chosen_rn)
+    times_rn = jnp.concatenate([jnp.ones((1, total)), times_rn])
+    sum_rj = jnp.matmul(times_rn, weight_jn.T, precision=jax.lax.Precision.HIGHEST)
+    rows = jnp.where(sum_rj > 0, jnp.log(sum_rj) + most_j1[:, 0], -jnp.inf)
+    _, most = augment.wilson_interval(jnp.zeros(()), total)
+    return jnp.concatenate([rows, *(rows[:1].at[0, j].set(jnp.log(most)) for j in empty)])
+
+
+def segment_logsumexp(value: Float[Array, " n"], index: Int[Array, " n"], segments: int) -> Float[Array, " s"]:
+    """log of the sum of exp(value) over the members of each segment; -inf for one without members.
+
+    Args:
+        value: logs (nats).
+        index: the segment of each.
+        segments: how many there are (static).
+
+    Returns:
+        One log a segment (nats).
+    """
+    member_sn = jnp.arange(segments)[:, None] == index
+    return jax.nn.logsumexp(jnp.where(member_sn, value, -jnp.inf), axis=-1)
+
+
+@jax.jit
+def string_lift(
+    reward_n: Float[Array, " n"], ref_logp_n: Float[Array, " n"], threshold: Scalar
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """How MARA over strings changes draws: each good one's reward to R(z), its mass by ref(z) / ref(y).
+
+    The weights 1 / ref(y) turn draws of the reference into a count of good strings; see `effective_samples`.
+
+    Args:
+        reward_n: reward of each draw.
+        ref_logp_n: reference log-probability of each whole string (nats).
+        threshold: reward from which a draw is good.
+
+    Returns:
+        The rewards, and the nats by which each draw's mass is lifted: the same for both directions of the KL.
+
+    Source:
+        Eq. 13 and Algorithm 2, whose optima these are, with z the likeliest good draw.
+    """
+    reward_1n, ref_1n = jnp.asarray(reward_n)[None], jnp.asarray(ref_logp_n)[None]
+    lifted_1n, ref_hat_1n = augment.mara(reward_1n, ref_1n, beta=1.0, threshold=threshold, direction="forward")
+    return lifted_1n[0], (ref_hat_1n - ref_1n)[0]
+
+
+def effective_samples(log_weight_n: ArrayLike) -> float:
+    """How many equally weighted draws tell as much as these: (sum of weights)^2 / sum of their squares.
+
+    Args:
+        log_weight_n: [n] log-weights (nats), up to a constant; -inf for a draw that does not count.
+
+    Returns:
+        From 1 to n; 0 where no draw counts.
+    """
+    log_n = np.asarray(log_weight_n, np.float64)
+    if not np.any(log_n > -np.inf):
+        return 0.0
+    weight_n = np.exp(log_n - log_n.max())
+    return float(weight_n.sum() ** 2 / np.sum(weight_n**2))
+
+
+def log_mass(
+    log_weight_j: Float[Array, " j"],
+    reward_j: Float[Array, " j"],
+    answer_j: Int[Array, " j"],
+    answers: int,
+    beta: Scalar,
+    threshold: Scalar,
+    direction: Direction,
+) -> Float[Array, " a"]:
+    """Log-mass of every answer as `core.augment.answer_log_mass` has it, from pooled draws.
+
+    Args:
+        log_weight_j: log-mass of each group (nats).
+        reward_j: its reward.
+        answer_j: its class, negative for none.
+        answers: number of classes (static).
+        beta: regularisation strength.
+        threshold: reward from which a draw is good.
+        direction: "reverse" for log Z, "forward" for log M.
+
+    Returns:
+        Nats, -inf for a class without a good draw.
+    """
+    score_j = log_weight_j + reward_j / beta if direction == "reverse" else log_weight_j
+    score_j = jnp.where((reward_j >= threshold) & (answer_j >= 0), score_j, -jnp.inf)
+    return segment_logsumexp(score_j, jnp.maximum(answer_j, 0), answers)
+
+
+def log_masses(
+    log_weight_j: Float[Array, " j"],
+    reward_j: Float[Array, " j"],
+    answer_j: Int[Array, " j"],
+    answers: int,
+    beta: Scalar,
+    direction: Direction,
+) -> Float[Array, " c"]:
+    """Log-mass of each answer, then of none, at the optimum of E[R] - beta KL on pooled draws (Eq. 3 or 6).
+
+    Args:
+        log_weight_j: log-mass of each group under the reference (nats), -inf for an empty one.
+        reward_j: its reward.
+        answer_j: its class, negative for none.
+        answers: number of classes (static).
+        beta: regularisation strength, above 0.
+        direction: "reverse" or "forward" (static).
+
+    Returns:
+        Nats; -inf for a class without mass.
+    """
+    logp_j = _optimum(log_weight_j, reward_j, beta, direction)
+    return segment_logsumexp(logp_j, jnp.where(answer_j < 0, answers, answer_j), answers + 1)
+
+
+def _optimum(log_weight_j, reward_j, beta, direction):
+    if direction == "reverse":
+        return targets.reverse_kl(log_weight_j, reward_j, beta)
+    return _forward_optimum(log_weight_j, reward_j, beta)
+
+
+def _forward_optimum(log_weight_j, reward_j, beta):
+    """What targets.forward_kl returns for weights that are all above 0 or never count, in a twentieth of the time.
+
+    1 over the sum of w / (x + gap) is concave in x = Lambda - Rmax and nearly straight, so Newton's steps from
+    below reach beta in a few rounds; a thousand resamples at a hundred betas need that.
+    """
+    support_j = log_weight_j > -jnp.inf
+    most = jnp.max(log_weight_j)
+    weight_j = jnp.exp(log_weight_j - most)
+    # x in units of exp(most), so that a lift of a hundred nats overflows nowhere.
+    gap_j = (jnp.max(jnp.where(support_j, reward_j, -jnp.inf)) - reward_j) * jnp.exp(-most)
+    gap_j = jnp.where(support_j, gap_j, jnp.inf)
+
+    def newton(_, x):
+        term_j = weight_j / (x + gap_j)
+        total, slope = jnp.sum(term_j), jnp.sum(term_j / (x + gap_j))
+        return x + total * (beta * total - 1) / slope
+
+    x = jax.lax.fori_loop(0, _NEWTON, newton, jnp.maximum(beta * jnp.sum(jnp.where(gap_j == 0, weight_j, 0.0)), _LEAST))
+    return jax.nn.log_softmax(jnp.where(support_j, log_weight_j - jnp.log(x + gap_j), -jnp.inf))
+
+
+def _lifted(reward_j, answer_j, likeliest_j, log_mass_a, beta, threshold, direction):
+    """Rewards of MARA over answers, and the nats by which it lifts each group's reference."""
+    ref_1j = jnp.maximum(likeliest_j, jnp.finfo(reward_j.dtype).min)[None]
+    settings = {"beta": beta, "threshold": threshold, "direction": direction}
+    signal_1j, ref_hat_1j = augment.mara_answers(reward_j[None], ref_1j, answer_j[None], log_mass_a[None], **settings)
+    return signal_1j[0], (ref_hat_1j - ref_1j)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("answers", "method", "direction"))
+def masses(
+    log_weight_rj: Float[Array, "r j"],
+    reward_j: Float[Array, " j"],
+    answer_j: Int[Array, " j"],
+    likeliest_j: Float[Array, " j"],
+    beta_b: Float[Array, " b"],
+    threshold: Scalar,
+    *,
+    answers: int,
+    method: Method,
+    direction: Direction,
+) -> Float[Array, "b r c"]:
+    """Mass of each answer, then of none, at one objective's optimum: for every beta and every row of weights.
+
+    For MARA over answers the masses are those of the draws as they are (row 0), as a run measures them once; a
+    resample stands for what the reference may be in truth. So its spread is that of the optimum that a run with
+    these masses has.
+
+    Args:
+        log_weight_rj: as from `log_weights`.
+        reward_j: reward of each group.
+        answer_j: class of each group, negative for none.
+        likeliest_j: log-probability of each group's likeliest draw (nats), which decides on R(z) where good rewards
+            differ.
+        beta_b: regularisation strengths, above 0.
+        threshold: reward from which a draw is good.
+        answers: number of classes.
+        method: "vanilla" or MARA over "answers"; MARA over strings is "vanilla" on what `string_lift` returns.
+        direction: "reverse" or "forward".
+
+    Returns:
+        Probabilities, which sum to 1.
+    """
+    zero = jnp.max(reward_j)  # only differences of rewards matter, and near 0 they keep their digits
+    reward_j, threshold = reward_j - zero, threshold - zero
+
+    def at(beta):
+        weight_rj, signal_j = log_weight_rj, reward_j
+        if method == "answers":
+            mass_a = log_mass(log_weight_rj[0], reward_j, answer_j, answers, beta, threshold, direction)
+            signal_j, lift_j = _lifted(reward_j, answer_j, likeliest_j, mass_a, beta, threshold, direction)
+            weight_rj = weight_rj + lift_j
+        logp_rj = jax.vmap(lambda weight_j: _optimum(weight_j, signal_j, beta, direction))(weight_rj)
+        return jnp.matmul(jnp.exp(logp_rj), member_jc, precision=jax.lax.Precision.HIGHEST)
+
+    class_j = jnp.where(answer_j < 0, answers, answer_j)
+    member_jc = (class_j[:, None] == jnp.arange(answers + 1)).astype(reward_j.dtype)
+    return jax.lax.map(at, beta_b)
+
+
+def objective_masses(
+    name: str,
+    direction: Direction,
+    reward_n: np.ndarray,
+    answer_n: np.ndarray,
+    ref_logp_n: np.ndarray | None,
+    answers: int,
+    beta_b: np.ndarray,
+    threshold: float,
+    *,
+    key: PRNGKeyArray,
+    resamples: int,
+    exact: bool = False,
+) -> np.ndarray:
+    """Masses at an objective's optimum, from draws of the reference or from every outcome there is.
+
+    Args:
+        name: "vanilla", or MARA over "answers" or "strings".
+        direction: "reverse" or "forward".
+        reward_n: reward of each draw.
+        answer_n: its class, negative for none.
+        ref_logp_n: reference log-probability of each whole string (nats); "strings" and `exact` need it.
+        answers: number of classes.
+        beta_b: regularisation strengths, above 0.
+        threshold: reward from which a draw is good.
+        key: of the resamples.
+        resamples: how many.
+        exact: the draws are all outcomes, each weighing what `ref_logp_n` says; then `resamples` is 0.
+
+    Returns:
+        [b, r, c] as `masses`.
+    """
+    lift_n = None
+    if name == "strings":
+        assert ref_logp_n is not None, "MARA over strings needs the reference's log-probabilities"
+        reward_n, lift_n = map(
+            np.asarray, string_lift(jnp.asarray(reward_n, float), jnp.asarray(ref_logp_n), threshold)
+        )
+    groups = pool(reward_n, answer_n, answers)
+    log_weight_n = np.full(len(reward_n), -np.log(len(reward_n)))
+    if exact:
+        assert ref_logp_n is not None, "enumerated outcomes need the reference's log-probabilities"
+        log_weight_n = ref_logp_n
+    weight_rj = log_weights(log_weight_n, groups, key, resamples, lift_n)
+    likeliest_j = np.asarray(weight_rj[0])  # where log ref is not known, a group's own mass stands for it
+    if ref_logp_n is not None:
+        likeliest_j = np.full(len(groups.reward), -np.inf)
+        np.maximum.at(likeliest_j, groups.index, ref_logp_n)
+    mass_brc = masses(
+        weight_rj,
+        jnp.asarray(groups.reward, float),
+        jnp.asarray(groups.answer),
+        jnp.asarray(likeliest_j),
+        jnp.asarray(beta_b, float),
+        threshold,
+        answers=answers,
+        method="answers" if name == "answers" else "vanilla",
+        direction=direction,
+    )
+    return np.asarray(mass_brc)

@@ -1,0 +1,302 @@
+"""What a configuration's optimum will be, from draws of its reference: every objective, as one JSON-able dict."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mara_jax.core import collapse, curves
+from mara_jax.core.targets import Direction
+
+RESAMPLES = 1000
+KEPT = 8  # answers, the largest ones, among which flips are looked for
+USEFUL = 30  # effective draws of a class below which MARA over strings is not predicted in earnest
+OBJECTIVES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
+
+
+class Draws(NamedTuple):
+    """n draws of the reference under one prompt, or (`exact`) every outcome there is.
+
+    `reward` [n]; `answer` [n] index into `answers`, negative for none; `ref_logp` [n] (nats, whole strings) or None
+    where it is not known; `answers` their names. `equal_strings`: every answer has as many good strings as any other.
+    """
+
+    reward: np.ndarray
+    answer: np.ndarray
+    ref_logp: np.ndarray | None
+    answers: tuple[str, ...]
+    equal_strings: bool = False
+    exact: bool = False
+
+
+class Settings(NamedTuple):
+    """The objective that is asked about: a key of OBJECTIVES, direction, beta and threshold (reward units)."""
+
+    objective: str
+    kl: Direction
+    beta: float
+    threshold: float
+
+
+def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Predicts every objective's optimum over a grid of betas, and at the configured one in particular.
+
+    Args:
+      draws: of the reference.
+      settings: of the run.
+      seed: of the resamples.
+      resamples: how many; none for exact draws.
+
+    Returns:
+      A dict of plain numbers and lists: the grid, for each direction and objective the curves with their intervals,
+      the flips, the collapsed stretches of beta, and what holds at the configured beta. None stands for what does
+      not exist or cannot be known.
+
+    Raises:
+      ValueError: no draws, lengths that differ, or values that are not finite.
+    """
+    check(draws)
+    resamples = 0 if draws.exact else resamples
+    beta_b = curves.beta_grid(draws.reward, settings.beta)
+    own = int(np.argmin(np.abs(beta_b - settings.beta)))
+    found: dict[str, Any] = {
+        "settings": settings._asdict(),
+        "answers": list(draws.answers),
+        "draws": reference_of(draws, settings.threshold),
+        "resamples": resamples,
+        "collapsed_at": curves.COLLAPSED,
+        "betas": beta_b.tolist(),
+        "own": own,
+        "objectives": {},
+    }
+    for direction in ("reverse", "forward"):
+        found["objectives"][direction] = {
+            name: _objective(name, direction, draws, settings.threshold, beta_b, own, seed, resamples)
+            for name in OBJECTIVES
+        }
+    found["verdict"] = verdict(found)
+    return found
+
+
+def check(draws: Draws) -> None:
+    """Refuses draws that nothing can be predicted from.
+
+    Raises:
+      ValueError: one line with the number at fault and the cure.
+    """
+    if len(draws.reward) == 0:
+        raise ValueError("0 draws of the reference: nothing can be predicted; give at least one, better 256")
+    for name in ("reward", "ref_logp"):
+        value = getattr(draws, name)
+        if value is not None and not np.all(np.isfinite(value) if name == "reward" else value < np.inf):
+            row = int(np.argmin(np.isfinite(value)))
+            raise ValueError(f"{name} of draw {row + 1} is {value[row]}: give a finite number")
+    if not len(draws.answers):
+        raise ValueError(f"none of the {len(draws.reward)} draws has an answer: nothing can collapse or be kept")
+
+
+def reference_of(draws: Draws, threshold: float) -> dict[str, Any]:
+    """What the draws say of the reference itself: counts of each answer, share with one, share good."""
+    answers = len(draws.answers)
+    counts = [int(np.sum(draws.answer == a)) for a in range(answers)]
+    return {
+        "count": len(draws.reward),
+        "exact": draws.exact,
+        "counts": counts,
+        "valid": float(np.mean(draws.answer >= 0)),
+        "good": float(np.mean(draws.reward >= threshold)),
+        "mean_reward": float(np.mean(draws.reward)),
+    }
+
+
+def _objective(name, direction, draws: Draws, threshold, beta_b, own, seed, resamples) -> dict[str, Any] | None:
+    """The curves of one objective, and what is read off them; None where the draws cannot tell."""
+    if name == "strings" and draws.ref_logp is None:
+        return None
+    answers = len(draws.answers)
+    mass_brc = collapse.objective_masses(
+        name,
+        direction,
+        draws.reward,
+        draws.answer,
+        draws.ref_logp,
+        answers,
+        beta_b,
+        threshold,
+        key=jax.random.key(seed),
+        resamples=resamples,
+        exact=draws.exact,
+    )
+    read = _read_off(mass_brc, resamples, beta_b, own, draws.answers)
+    if name == "strings":
+        read["trust"] = string_trust(draws, threshold)
+        if draws.equal_strings:
+            read |= _level(read["curves"], answers, own)
+    return read
+
+
+def _read_off(mass_brc: np.ndarray, resamples: int, beta_b, own: int, answers) -> dict[str, Any]:
+    found = curves.read(mass_brc, resamples)
+    sampled_bra = mass_brc[:, : resamples + 1, :-1]
+    lists = {name: value.tolist() for name, value in found._asdict().items()}
+    return {
+        "curves": lists,
+        "at_own": {name: value[own] for name, value in lists.items()},
+        "flips": _flips(sampled_bra, found, beta_b, answers),
+        "collapsed": _collapsed(sampled_bra, found, beta_b, answers),
+    }
+
+
+def _leading(share_ba: np.ndarray) -> np.ndarray:
+    """Up to KEPT answers: those that lead at some beta first, then by their largest share."""
+    rank_a = share_ba.max(axis=0)
+    rank_a[np.unique(share_ba.argmax(axis=1))] += 1.0
+    return np.argsort(-rank_a, kind="stable")[:KEPT]
+
+
+def _flips(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
+    """Where two answers change places: the beta with its interval, and which of the two leads below it."""
+    with np.errstate(divide="ignore"):
+        kept_k = _leading(found.share)
+        log_brk = np.log(mass_bra[:, :, kept_k])
+    flips = []
+    for i in range(len(kept_k)):
+        for j in range(i):
+            with np.errstate(invalid="ignore"):
+                ratio_rb = (log_brk[:, :, i] - log_brk[:, :, j]).T
+            for beta in curves.crossings(beta_b, ratio_rb[0]):
+                near = int(np.argmin(np.abs(np.log(beta_b / beta))))
+                share = float(found.share[near, kept_k[i]])
+                low, high, held = _interval(beta, beta_b, ratio_rb[1:])
+                below, above = (i, j) if np.nan_to_num(ratio_rb[0])[beta_b < beta][-1] > 0 else (j, i)
+                flips.append(
+                    {
+                        "beta": beta,
+                        "low": low,
+                        "high": high,
+                        "resamples_with_one": held,
+                        "below": answers[kept_k[below]],
+                        "above": answers[kept_k[above]],
+                        "share": share,
+                        "leads": bool(share >= 0.99 * found.top[near]),
+                    }
+                )
+    return sorted(flips, key=lambda flip: flip["beta"])
+
+
+def _collapsed(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
+    """Stretches of beta in which one answer has COLLAPSED of the completions with an answer; None: no end seen."""
+    above_b = curves.log_odds_above(found.top)
+    sampled_bra = mass_bra[:, 1:].astype(np.float64)
+    above_rb = curves.log_odds_above(sampled_bra.max(axis=-1) / np.maximum(sampled_bra.sum(axis=-1), 1e-300)).T
+    ends: list[float | None] = [*curves.crossings(beta_b, above_b)]
+    inside = np.flatnonzero(above_b > 0)
+    ends = ([None] if len(inside) and inside[0] == 0 else []) + ends
+    ends += [None] if len(ends) % 2 else []
+    stretches = []
+    for start, end in zip(ends[::2], ends[1::2], strict=True):
+        held = (beta_b >= (start or 0)) & (beta_b <= (end or np.inf)) & (above_b > 0)
+        if not held.any():
+            continue
+        leader = int(np.argmax(found.share[np.flatnonzero(held)[0]]))
+        stretches.append(
+            {
+                "answer": answers[leader],
+                "from": start,
+                "to": end,
+                "from_interval": _interval(start, beta_b, above_rb)[:2] if start else None,
+                "to_interval": _interval(end, beta_b, above_rb)[:2] if end else None,
+            }
+        )
+    return stretches
+
+
+def _interval(beta, beta_b, value_rb):
+    return curves.crossing_interval(beta, beta_b, value_rb) if len(value_rb) else (beta, beta, 1.0)
+
+
+def string_trust(draws: Draws, threshold: float) -> dict[str, Any]:
+    """Whether draws can tell how many good strings each answer has: the effective number of draws behind the count.
+
+    A string seen once where the reference gives it e^-60 stands for e^60 / n strings: a count by weights 1 / ref is
+    unbiased, but rests on the one or two least likely draws. No answer may have fewer than USEFUL effective draws.
+    """
+    assert draws.ref_logp is not None
+    counts = []
+    for a in range(len(draws.answers)):
+        good = (draws.answer == a) & (draws.reward >= threshold)
+        counts.append(collapse.effective_samples(np.where(good, -draws.ref_logp, -np.inf)))
+    seen = [count for count in counts if count > 0]
+    useful = draws.exact or (len(seen) == len(counts) and min(seen) >= USEFUL)
+    return {"effective_draws": counts, "needed": USEFUL, "useful": bool(useful), "known": draws.equal_strings}
+
+
+def _level(before: dict[str, list], answers: int, own: int) -> dict[str, Any]:
+    """Where every answer has as many good strings, equally likely strings are equally likely answers."""
+    none = {end: np.array(before["mass" + end])[:, -1:] for end in ("", "_low", "_high")}
+    level = {}
+    for end, other in (("", ""), ("_low", "_high"), ("_high", "_low")):
+        mass_b1 = (1 - none[other]) / answers
+        level["mass" + end] = np.concatenate([np.repeat(mass_b1, answers, axis=1), none[end]], axis=1)
+        level["share" + end] = np.full((len(mass_b1), answers), 1 / answers)
+        level["top" + end] = np.full(len(mass_b1), 1 / answers)
+        level["number" + end] = np.full(len(mass_b1), float(answers))
+    lists = {name: value.tolist() for name, value in level.items()}
+    return {"curves": lists, "at_own": {k: v[own] for k, v in lists.items()}, "flips": [], "collapsed": []}
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """One sentence: what the configured optimum does to the answers, and what would change it.
+
+    Args:
+      found: as `predict` builds it.
+    """
+    settings, answers = found["settings"], found["answers"]
+    name, kl, beta = settings["objective"], settings["kl"], settings["beta"]
+    own = found["objectives"][kl][name]
+    title = "vanilla RL" if name == "vanilla" else OBJECTIVES[name]
+    where = f"at beta {beta:g} the optimum of {title}, {kl} KL,"
+    if own is None:
+        return f"{where} cannot be told from these draws: MARA over strings needs ref_logp of each"
+    if len(answers) < 2:
+        return f'{where} holds the one answer that the draws have, "{answers[0]}": it was the only one to begin with'
+    trust = own.get("trust")
+    if trust and not (trust["known"] or trust["useful"]):
+        least = min(trust["effective_draws"])
+        return (
+            f"{where} cannot be told from these draws: they count strings by weights 1 / ref(y), and some "
+            f"answer's count rests on {least:.1f} effective draws ({trust['needed']} are needed)"
+        )
+    at = own["at_own"]
+    top = int(np.argmax(at["share"]))
+    low, high = at["share_low"][top], at["share_high"][top]
+    puts = f'{where} puts {at["share"][top]:.1%}{_between(low, high)} of the answers on "{answers[top]}"'
+    if at["share"][top] < found["collapsed_at"]:
+        warn = "" if high < found["collapsed_at"] else ", and may well collapse"
+        kept = f"{at['number']:.2g} of {len(answers)} answers are kept in effect"
+        return f"{puts}: no collapse is built in; {kept}{warn}"
+    return f"{puts}: expect collapse; {_cure(found)}"
+
+
+def _cure(found: dict[str, Any]) -> str:
+    settings, objectives = found["settings"], found["objectives"][found["settings"]["kl"]]
+    cures = []
+    stretch = next((c for c in objectives[settings["objective"]]["collapsed"] if _within(c, settings["beta"])), None)
+    if stretch and stretch["to"]:
+        cures.append(f"a beta above {stretch['to']:.3g} would keep more")
+    if settings["objective"] != "answers":
+        shares = objectives["answers"]["at_own"]["share"]
+        top = np.argsort(-np.array(shares), kind="stable")[:3]
+        mix = ", ".join(f'"{found["answers"][a]}" {shares[a]:.0%}' for a in top)
+        if max(shares) < found["collapsed_at"]:
+            cures.append(f"MARA over answers would give {mix}")
+    return ", and ".join(cures) or "no beta on the grid keeps more: the reference itself has to know other good answers"
+
+
+def _within(stretch: dict[str, Any], beta: float) -> bool:
+    return (stretch["from"] or 0.0) <= beta <= (stretch["to"] or math.inf)
+
+
+def _between(low: float, high: float) -> str:
+    return "" if low == high else f" [{low:.1%}, {high:.1%}]"
