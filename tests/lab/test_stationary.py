@@ -7,6 +7,7 @@ import pytest
 
 from mara_jax.core import advantages, kl, objectives, rivals, targets
 from mara_jax.lab import closed_forms, endings, one_token, stationary
+from mara_jax.policies import categorical
 
 REF, REWARD, BETA = endings.REF_LOGP, endings.REWARD, endings.BETA
 GOOD = REWARD >= endings.THRESHOLD
@@ -89,6 +90,13 @@ def test_every_placement_on_one_token_has_the_field_of_its_row(use):
     reward_part = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * REWARD))(LOGITS)
     got = gradient(one_token.placed_loss(estimator, placement, level, BETA), 1)
     np.testing.assert_allclose(got, reward_part + expected[names[estimator][placement]], atol=1e-13)
+
+
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_leave_one_out_over_all_groups_is_the_gradient_of_the_objective(group):
+    loss = one_token.policy_loss(objectives.reverse_kl, beta=BETA, advantage=advantages.leave_one_out)
+    want = categorical.exact_gradient(jnp.asarray(LOGITS), jnp.asarray(REF), jnp.asarray(REWARD), BETA)
+    np.testing.assert_allclose(gradient(loss, group), want, atol=1e-14)
 
 
 # GRPO and Dr. GRPO: the target each really has.
