@@ -127,19 +127,23 @@ def _problem(above: Axes, below: Axes, problem: dict[str, Any]) -> None:
 
 def _panel(ax: Axes, panel: dict[str, Any], reference: Sequence[float], *, last: bool) -> None:
     _stairs(ax, reference, color=REFERENCE, fill=True, alpha=0.55)
-    _stairs(ax, panel["trained"], color=COLOURS[panel["objective"]], fill=True, alpha=0.75)
+    colour = COLOURS[panel["objective"]]
+    _stairs(ax, panel["trained"], color=colour, fill=True, alpha=0.75)
     _stairs(ax, panel["optimum"], color=INK, linewidth=1.1, baseline=None)
     ax.set_xlim(-0.5, len(reference) - 0.5)
     highest, peak = max(*panel["trained"], *reference), max(panel["optimum"])
     if peak > 2.5 * highest:  # so that what was trained stays visible; the height that is cut off is written
         ax.set_ylim(0, 2 * highest)
         at = int(np.argmax(panel["optimum"]))
+        side = 1 if at < len(reference) / 2 else -1
         ax.annotate(
-            f"\u2191 {peak:.2f}", (at, 2 * highest), (-4, -2), textcoords="offset points",
-            ha="right", va="top", fontsize=8,
+            f"\u2191 {peak:.2f}", (at, 2 * highest), (4 * side, -2), textcoords="offset points",
+            ha="left" if side > 0 else "right", va="top", fontsize=8,
         )  # fmt: skip
     else:
         ax.set_ylim(0, 1.1 * max(highest, peak))
+    if max(panel["trained"]) > 0.3:  # a single outcome is thinner than the line of the optimum around it
+        ax.plot(int(np.argmax(panel["trained"])), max(panel["trained"]), "o", color=colour, markersize=4, zorder=3)
     ax.yaxis.set_major_locator(MaxNLocator(2))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_xticks([0, 50, 99], ["0", "50", "99"] if last else [])
@@ -229,16 +233,15 @@ def _ratio_lines(ax: Axes, problem: dict[str, Any], panels: dict[float, dict[str
     exact = gap / smallest["beta"] / np.log(10)
     trained = np.log10(smallest["trained"][1] / smallest["trained"][0])
     ax.plot([gap], [exact], "s", color=INK, markersize=8)
-    label = {"textcoords": "offset points", "fontsize": 13, "va": "center"}
-    ax.annotate(rf"${10 ** (exact % 1):.2f}\times10^{{{int(exact)}}}$ times likelier", (gap, exact), (12, 0), **label)
+    ax.annotate(
+        f"{_times(exact)} times likelier", (gap, exact), (12, 0), textcoords="offset points", fontsize=13, va="center"
+    )
     ax.plot([gap], [trained], "o", color=VANILLA, markersize=9, zorder=3)
     ax.annotate(
-        rf"trained at $\beta$ = {smallest['beta']:g}: {10**trained:,.0f} times",
-        (gap, trained),
-        (12, 9),
-        color=VANILLA,
-        **label,
-    )
+        rf"trained at $\beta$ = {smallest['beta']:g}:" + f"\n{_times(trained)} times", (gap, trained), (gap, 14),
+        color=VANILLA, fontsize=13, ha="center", va="center",
+        arrowprops={"arrowstyle": "-", "color": VANILLA, "shrinkB": 6},
+    )  # fmt: skip
     ax.set_ylim(-1, highest)
     ax.set_xlim(0, furthest)
     ax.set_xticks([0, 0.05, 0.1, 0.15, 0.2], ["0", "0.05", "0.1", "0.15", "0.2"])
@@ -246,6 +249,13 @@ def _ratio_lines(ax: Axes, problem: dict[str, Any], panels: dict[float, dict[str
     ax.set_ylabel("ratio of probabilities, powers of ten")
     ax.set_axisbelow(True)
     ax.grid(color=GRID, linewidth=0.8)
+
+
+def _times(decades: float) -> str:
+    """10 to that power, with three digits, or whole where it is small."""
+    if decades < 3:
+        return f"{10**decades:.0f}"
+    return rf"${10 ** (decades % 1):.2f}\times10^{{{int(decades)}}}$"
 
 
 def _families(figure: Figure, record: dict[str, Any]) -> None:
