@@ -21,6 +21,7 @@ from mara_jax.core import augment, targets
 from mara_jax.core.targets import Direction, Scalar
 
 Method = Literal["vanilla", "answers"]
+Objective = Literal["vanilla", "answers", "strings"]
 _LEAST = 1e-15  # where Newton starts if the best group's weight is below float32's range
 _NEWTON = 24  # rounds; on the didactic problems and on draws eight are enough
 
@@ -292,7 +293,7 @@ def masses(
 
 
 def objective_masses(
-    name: str,
+    name: Objective,
     direction: Direction,
     reward_n: np.ndarray,
     answer_n: np.ndarray,
@@ -351,3 +352,54 @@ def objective_masses(
         direction=direction,
     )
     return np.asarray(mass_brc)
+
+
+def objective_log_masses(
+    name: Method,
+    direction: Direction,
+    reward_pn: np.ndarray,
+    answer_pn: np.ndarray,
+    answers: int,
+    beta: float,
+    threshold: float,
+) -> np.ndarray:
+    """Log-mass of each answer, then of none, at one optimum, averaged over prompts; finite for every class.
+
+    Args:
+        name: "vanilla", or MARA over "answers".
+        direction: "reverse" or "forward".
+        reward_pn: reward of each draw of the reference.
+        answer_pn: its class, negative for none.
+        answers: number of classes.
+        beta: regularisation strength, above 0.
+        threshold: reward from which a draw is good.
+
+    Returns:
+        [c] nats. A class without a draw (none among them) counts as half a draw: an answer with the best reward, none
+        with the worst.
+    """
+    rows = []
+    for reward_n, answer_n in zip(reward_pn, answer_pn, strict=True):
+        groups = pool(reward_n, answer_n, answers)
+        reward_j, answer_j, count_j = (
+            groups.reward,
+            groups.answer,
+            np.bincount(groups.index, minlength=len(groups.reward)),
+        )
+        if not np.any(answer_j < 0):
+            reward_j, answer_j = np.append(reward_j, reward_n.min()), np.append(answer_j, -1)
+            count_j = np.append(count_j, 0)
+        log_weight_j = jnp.log(jnp.where(count_j > 0, count_j, 0.5) / len(reward_n))
+        rows.append(_log_masses_at(log_weight_j, reward_j, answer_j, beta, threshold, answers, name, direction))
+    return np.asarray(jax.nn.logsumexp(jnp.stack(rows), axis=0) - np.log(len(rows)), np.float64)
+
+
+@functools.partial(jax.jit, static_argnames=("answers", "method", "direction"))
+def _log_masses_at(log_weight_j, reward_j, answer_j, beta, threshold, answers, method, direction):
+    zero = jnp.max(reward_j)
+    reward_j, threshold = reward_j - zero, threshold - zero
+    if method == "answers":
+        mass_a = log_mass(log_weight_j, reward_j, answer_j, answers, beta, threshold, direction)
+        reward_j, lift_j = _lifted(reward_j, answer_j, log_weight_j, mass_a, beta, threshold, direction)
+        log_weight_j = log_weight_j + lift_j
+    return log_masses(log_weight_j, reward_j, answer_j, answers, beta, direction)

@@ -121,3 +121,38 @@ def crossing_interval(
         return None, None, 0.0
     low, high = np.quantile(nearest, [0.025, 0.975])
     return float(low), float(high), len(nearest) / len(found)
+
+
+class Leader(NamedTuple):
+    """The likeliest answer at one beta: its `index`, its `share` of the completions with an answer, and the interval
+    `low` to `high` of the largest share; `raise_above`, the next larger beta at which the largest share crosses
+    COLLAPSED, or None.
+    """
+
+    index: int
+    share: float
+    low: float
+    high: float
+    raise_above: float | None
+
+
+def leader(found: Curves, beta_b: Float[np.ndarray, " b"], beta: float) -> Leader:
+    """Reads off the likeliest answer.
+
+    Args:
+        found: the curves.
+        beta_b: their betas, in ascending order.
+        beta: one of them.
+
+    Returns:
+        The leader.
+    """
+    own = int(np.argmin(np.abs(beta_b - beta)))
+    beyond = [other for other in crossings(beta_b, log_odds_above(found.top)) if other > beta]
+    return Leader(
+        int(np.argmax(found.share[own])),
+        float(found.top[own]),
+        float(found.top_low[own]),
+        float(found.top_high[own]),
+        float(beyond[0]) if beyond else None,
+    )

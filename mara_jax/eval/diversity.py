@@ -78,6 +78,35 @@ def total_variation(share_p: ArrayLike, share_q: ArrayLike) -> float:
     return float(np.abs(np.asarray(share_p, np.float64) - np.asarray(share_q, np.float64)).sum() / 2)
 
 
+def gap(counts: ArrayLike, log_optimum: ArrayLike) -> dict[str, float]:
+    """How far sampled answers are from a known optimum, and from equally many of each.
+
+    The classes are the answers and, last, none: completions of one class are pooled, so each KL here is at most
+    that between the distributions over whole completions.
+
+    Args:
+      counts: [a + 1] completions that gave each answer, then those that gave none.
+      log_optimum: [a + 1] log-mass of each class at the objective's optimum (nats), finite.
+
+    Returns:
+      `kl_to_optimum` KL(pi || G) and `kl_from_optimum` KL(G || pi) in nats, a class never drawn counted half a
+      time; `tv_optimum` and `tv_uniform`, total variation of the plain shares to G and to equal shares of all
+      answers, none left out. All nan where nothing was drawn.
+    """
+    counts, log_optimum = np.asarray(counts, np.float64), np.asarray(log_optimum, np.float64)
+    if not counts.sum():
+        return dict.fromkeys(("kl_to_optimum", "kl_from_optimum", "tv_optimum", "tv_uniform"), float("nan"))
+    smoothed = np.where(counts > 0, counts, 0.5)
+    log_share, optimum = np.log(smoothed / smoothed.sum()), np.exp(log_optimum)
+    uniform = np.append(np.full(len(counts) - 1, 1 / (len(counts) - 1)), 0.0)
+    return {
+        "kl_to_optimum": float(np.exp(log_share) @ (log_share - log_optimum)),
+        "kl_from_optimum": float(optimum @ (log_optimum - log_share)),
+        "tv_optimum": total_variation(counts / counts.sum(), optimum),
+        "tv_uniform": total_variation(counts / counts.sum(), uniform),
+    }
+
+
 def slope(series: ArrayLike) -> float:
     """Slope of the least-squares line through a series, per step; nan for fewer than two finite values.
 

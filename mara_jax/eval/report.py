@@ -155,7 +155,30 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
         outcome = Outcome(name, np.asarray(shares, np.float64))
         mix = _mix(outcome, reference["answers"])
         lines.append(f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits")
+    if reference.get("collapse"):
+        lines.append(collapse_warning(reference["collapse"]))
     return lines
+
+
+def collapse_warning(found: dict[str, Any]) -> str:
+    """One line for a run whose own optimum gives one answer nearly everything, with the cure.
+
+    Args:
+      found: `answer`, its `share` at the optimum with the interval `low` to `high`, `raise_above` (a beta, or None),
+        `method`, `seen` (how many answers the reference gives), `prompts` and `collapsing`.
+    """
+    where = f" under {found['collapsing']} of {found['prompts']} prompts, at worst" if found["prompts"] > 1 else ""
+    interval = "" if found["low"] == found["high"] else f" [{found['low']:.1%}, {found['high']:.1%}]"
+    cures = []
+    if found["raise_above"]:
+        cures.append(f"raise algorithm.beta above {found['raise_above']:.3g}")
+    if found["method"] == "vanilla" and found["seen"] > 1:
+        cures.append("set algorithm.method=mara")
+    cure = " or ".join(cures) or "no beta helps, for the reference itself gives hardly any other: warm it up on more"
+    return (
+        f"WARNING: the optimum of these settings is a collapse:{where} {found['share']:.1%}{interval} of the answers "
+        f'"{found["answer"]}"; {cure}'
+    )
 
 
 def final_rows(workdir: str | os.PathLike) -> list[Outcome]:

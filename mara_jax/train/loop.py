@@ -23,13 +23,15 @@ from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
 
+SAMPLES = "reference_samples.jsonl"
 POOLED = 8  # batches whose answer counts the entropy pools, as in the paper's Figure 7
 
 
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     """Trains from the beginning or from the newest checkpoint in workdir, to `cfg.steps`.
 
-    Writes reference/ (where there is a warm-up), reference.json, metrics.jsonl, checkpoints/ and figures.
+    Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/
+    and figures.
     """
     with metrics.Display(cfg.steps) as display:
         policy, ref_params = _reference(cfg, task, workdir, display)
@@ -41,11 +43,14 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         log = metrics.Log(workdir / "metrics.jsonl", int(state.step))
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
-        counts = collections.deque((row["answers/counts"] for row in log.rows), maxlen=POOLED)
+        counts = collections.deque((_classes(row) for row in log.rows), maxlen=POOLED)
         for done in range(int(state.step), cfg.steps):
             state, row, texts = iterate(setup, state, done)
-            counts.append(row["answers/counts"])
-            row["answers/entropy_bits"] = diversity.entropy_bits(np.sum(counts, axis=0))
+            counts.append(_classes(row))
+            pooled = np.sum(counts, axis=0)
+            row["answers/entropy_bits"] = diversity.entropy_bits(pooled[:-1])
+            if known.get("log_optimum"):
+                row |= {f"gap/{name}": value for name, value in diversity.gap(pooled, known["log_optimum"]).items()}
             log.write(row)
             display.step(row, texts[: cfg.show_samples])
             checkpoints.save(done + 1, state, last=done + 1 == cfg.steps)
@@ -54,6 +59,11 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     figure = plots.final_figure(workdir)
     display.console.print(report.final_table(workdir))
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
+
+
+def _classes(row: dict[str, Any]) -> list[int]:
+    """Completions of a step that gave each answer, then those that gave none."""
+    return [*row["answers/counts"], row["samples"] - sum(row["answers/counts"])]
 
 
 def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
@@ -81,7 +91,9 @@ def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[
         known = json.loads(path.read_text())
     else:
         display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
-        known = reference.measure(cfg, policy, ref_params, task, prompts)
+        samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
+        metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers))
+        known = reference.measure(cfg, samples, task)
         known["objective"] = reference.describe(cfg)
         workdirs.write_json(path, known)
     for line in report.start_summary(known):

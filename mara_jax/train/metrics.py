@@ -39,9 +39,7 @@ class Log:
                 row = _parsed(line)
                 if row is not None and row["step"] <= steps_done:
                     kept.append(row)
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        part.replace(path)
+        write_rows(path, kept)
         self.rows = kept
         self.file = path.open("a")
 
@@ -52,6 +50,13 @@ class Log:
 
     def close(self) -> None:
         self.file.close()
+
+
+def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object a line to a sibling and renames it: all of them or none."""
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun, Policy
-from mara_jax.core import augment, targets
+from mara_jax.core import augment, collapse, curves, targets
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import transformer
 from mara_jax.sampling import rollout
@@ -19,9 +19,12 @@ from mara_jax.train.metrics import Display
 from mara_jax.train.state import State
 
 # Streams of random numbers: each has its own key, folded from the run's seed.
-STREAMS = {name: number for number, name in enumerate(("rollout", "reference", "measure", "init", "check"))}
+STREAMS = {
+    name: number for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap"))
+}
 NANO = "nano"
 NANO_VOCABULARY = 512
+RESAMPLES = 1000  # of the samples that measure the reference, for the interval of a predicted collapse
 
 
 def stream(seed: int, name: str) -> jax.Array:
@@ -79,11 +82,12 @@ def prompt_tokens(policy: transformer.Policy, task: Task, chat: bool) -> list[li
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """n scored completions of each of p prompts: reward, answer [p, n]; text, nested list."""
+    """n scored completions of each of p prompts: reward, answer [p, n]; text, nested list; logp [p, n] (nats)."""
 
     reward: np.ndarray
     answer: np.ndarray
     text: list[list[str]]
+    logp: np.ndarray
 
     @property
     def valid(self) -> float:
@@ -109,7 +113,7 @@ def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
 def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> Samples:
     """`count` scored completions of each prompt from one stream, in calls of the run's own group size."""
     size = min(run.rollout.group_size, count)
-    parts, texts = [], [[] for _ in prompts]
+    parts, logps, texts = [], [], [[] for _ in prompts]
     for first in range(0, count, size):
         drawn = rollout.sample(
             policy,
@@ -121,10 +125,12 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
             first_sample=first,
         )
         parts.append(score(task, np.arange(len(prompts)), drawn))
+        logps.append(np.sum(np.asarray(drawn.logp, np.float64), axis=-1))
         for group, more in zip(texts, drawn.text, strict=True):
             group.extend(more)
-    reward = np.concatenate([part.reward for part in parts], axis=1)[:, :count]
-    return Samples(reward, np.concatenate([part.answer for part in parts], axis=1)[:, :count], texts)
+    reward, answer = (np.concatenate([getattr(x, name) for x in parts], axis=1) for name in ("reward", "answer"))
+    logp = np.concatenate(logps, axis=1)
+    return Samples(reward[:, :count], answer[:, :count], [group[:count] for group in texts], logp[:, :count])
 
 
 def check_demonstrations(run: LanguageRun, policy: transformer.Policy, task: Task) -> None:
@@ -186,13 +192,33 @@ def _inside(value: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= value <= limits[1]
 
 
-def measure(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]]) -> dict[str, Any]:
+def samples_to_measure(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]]) -> Samples:
+    """The completions of the reference that a run is measured by: a function of its weights and the seed."""
+    return draw_samples(run, policy, params, task, prompts, "measure", run.warmup.measure_samples)
+
+
+def sample_rows(samples: Samples, answers: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The samples as rows, for reference_samples.jsonl: prompt, ref_logp (nats), reward, answer or None, text."""
+    return [
+        {
+            "prompt": p,
+            "ref_logp": float(samples.logp[p, i]),
+            "reward": float(samples.reward[p, i]),
+            "answer": answers[samples.answer[p, i]] if samples.answer[p, i] >= 0 else None,
+            "text": text,
+        }
+        for p, texts in enumerate(samples.text)
+        for i, text in enumerate(texts)
+    ]
+
+
+def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
     """What is known of the reference before training, as written to reference.json.
 
     Samples of it give the share of valid completions, the count of each answer with Wilson's 95 %
-    interval, and log Z (log M for the forward KL) of each answer per prompt, which MARA over answers uses.
+    interval, and log Z (log M for the forward KL) of each answer per prompt, which MARA over answers uses;
+    then where the objective leads, and whether that is a collapse.
     """
-    samples = draw_samples(run, policy, params, task, prompts, "measure", run.warmup.measure_samples)
     counts = samples.counts(len(task.answers))
     reward_pn, answer_pn = jnp.asarray(samples.reward), jnp.asarray(samples.answer)
     algorithm, answers = run.algorithm, len(task.answers)
@@ -207,6 +233,8 @@ def measure(run: LanguageRun, policy, params, task: Task, prompts: list[list[int
         "interval": [[float(end) for end in augment.wilson_interval(jnp.float32(n), total)] for n in counts],
         "log_mass": np.asarray(log_mass_pa, np.float64).tolist(),
         "optimum": optima(run, task, samples),
+        "log_optimum": log_optimum(run, task, samples),
+        "collapse": built_in_collapse(run, task, samples),
         "text": [group[:8] for group in samples.text],
     }
 
@@ -244,6 +272,70 @@ def _answer_shares(logp_pn, samples: Samples, task: Task) -> list[float]:
     mass_pn = np.exp(np.asarray(logp_pn, np.float64))
     shares = [float(np.mean(np.sum(mass_pn * (samples.answer == a), axis=1))) for a in range(len(task.answers))]
     return [*shares, max(0.0, 1.0 - sum(shares))]
+
+
+def objective_of(run: LanguageRun) -> collapse.Objective:
+    """The run's objective in the words of core.collapse."""
+    names: dict[str, collapse.Objective] = {"answer": "answers", "string": "strings"}
+    return "vanilla" if run.algorithm.method == "vanilla" else names[run.algorithm.anchor]
+
+
+def log_optimum(run: LanguageRun, task: Task, samples: Samples) -> list[float] | None:
+    """Log-mass (nats) of each answer, then of none, at the run's own optimum; None where samples cannot tell.
+
+    As `optima`, but with the digits that a probability of e^-1000 loses, and with half a sample for each answer
+    that none of them gave, so that no class has mass zero. MARA over strings is known where the task knows that
+    its answers have equally many: none then has at most its vanilla mass, which is given.
+    """
+    algorithm, name, answers = run.algorithm, objective_of(run), len(task.answers)
+    if name == "strings" and not getattr(task, "answers_have_equally_many_strings", False):
+        return None
+    of = collapse.objective_log_masses(
+        "answers" if name == "answers" else "vanilla",
+        algorithm.kl,
+        samples.reward,
+        samples.answer,
+        answers,
+        max(algorithm.beta, TINY_BETA),
+        algorithm.threshold,
+    )
+    if name == "strings":
+        of = np.append(np.full(answers, np.log(-np.expm1(min(of[-1], -1e-12)) / answers)), of[-1])
+    return of.tolist()
+
+
+def built_in_collapse(run: LanguageRun, task: Task, samples: Samples) -> dict[str, Any] | None:
+    """What is said of a run whose own optimum is a collapse; None for any other.
+
+    The rule: under some prompt at least two answers are possible, and the optimum of the run's objective on the
+    reference's samples gives one of them COLLAPSED (95 %) of the mass of all completions with an answer.
+
+    Returns:
+      The worst prompt's `answer`, its `share` with the bootstrap interval `low` and `high`, `raise_above`: the beta
+      above which the share is less (None where no beta helps), `seen`: how many answers the reference gave, and
+      `prompts`, `collapsing`: counts.
+    """
+    algorithm, name, answers = run.algorithm, objective_of(run), len(task.answers)
+    if answers < 2 or (name == "strings" and getattr(task, "answers_have_equally_many_strings", False)):
+        return None
+    beta, found = max(algorithm.beta, TINY_BETA), []
+    for reward_n, answer_n, logp_n in zip(samples.reward, samples.answer, samples.logp, strict=True):
+        if not np.any(answer_n >= 0):
+            continue
+        beta_b = curves.beta_grid(reward_n, beta)
+        key = stream(run.seed, "bootstrap")
+        mass_brc = collapse.objective_masses(
+            name, algorithm.kl, reward_n, answer_n, logp_n, answers, beta_b, algorithm.threshold,
+            key=key, resamples=RESAMPLES,
+        )  # fmt: skip
+        leader = curves.leader(curves.read(mass_brc, RESAMPLES), beta_b, beta)
+        seen = len(np.unique(answer_n[answer_n >= 0]))
+        found.append(leader._asdict() | {"answer": task.answers[leader.index], "seen": seen})
+    collapsing = [one for one in found if one["share"] >= curves.COLLAPSED]
+    if not collapsing:
+        return None
+    worst = max(collapsing, key=lambda one: one["share"])
+    return worst | {"method": algorithm.method, "prompts": len(found), "collapsing": len(collapsing)}
 
 
 def describe(run: LanguageRun) -> str:

@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.config import ToyRun, estimator_of
-from mara_jax.eval import plots
+from mara_jax.core import collapse, curves, kl
+from mara_jax.eval import plots, report
 from mara_jax.tasks import toy
 from mara_jax.train import sweep
 from mara_jax.train import workdir as workdirs
@@ -39,6 +42,35 @@ def choices_of(cfg: ToyRun) -> sweep.Choices:
     )
 
 
+def built_in_collapse(cfg: ToyRun, problem: toy.Problem) -> dict[str, Any] | None:
+    """What is said of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass; None for any other."""
+    settings, outcomes = cfg.algorithm, len(problem.reward)
+    beta_b = curves.beta_grid(problem.reward, settings.beta)
+    mass_brc = collapse.objective_masses(
+        "vanilla" if settings.method == "vanilla" else "strings",
+        settings.kl,
+        problem.reward,
+        np.arange(outcomes),
+        problem.ref_logp,
+        outcomes,
+        beta_b,
+        settings.threshold,
+        key=jax.random.key(0),
+        resamples=0,
+        exact=True,
+    )
+    leader = curves.leader(curves.read(mass_brc, 0), beta_b, settings.beta)
+    if leader.share < curves.COLLAPSED:
+        return None
+    return leader._asdict() | {
+        "answer": str(leader.index),
+        "method": settings.method,
+        "seen": outcomes,
+        "prompts": 1,
+        "collapsing": 1,
+    }
+
+
 def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
     """Trains once and writes metrics.jsonl, result.json and figure.png (and .svg) under workdir."""
     problem = toy.PROBLEMS[f"figure{cfg.toy.figure}"]()
@@ -49,6 +81,9 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         f"{problem.name}: {settings.method}, {settings.kl} KL, beta {settings.beta:g}, "
         f"{'exact' if cfg.toy.exact else 'sampled'} gradients, {cfg.steps} steps"
     )
+    known = built_in_collapse(cfg, problem)
+    if known:
+        display.note(report.collapse_warning(known))
     grid = sweep.grid(
         jnp.asarray(problem.ref_logp),
         jnp.asarray(problem.reward),
@@ -64,6 +99,10 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
             "step": step,
             "reward/mean": float(ended.reward_s[step]),
             "distance/target": float(ended.distance_s[step]),
+            "gap/kl_to_optimum": float(ended.kl_to_target_s[step]),
+            "gap/kl_from_optimum": float(ended.kl_from_target_s[step]),
+            "gap/tv_optimum": float(ended.distance_s[step]),
+            "gap/tv_uniform": float(ended.uniform_distance_s[step]),
         }
         for step in range(0, cfg.steps, EVERY)
     ]
@@ -75,6 +114,9 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         "reward": problem.reward.tolist(),
         "distance_to_optimum": float(ended.distance_to_target),
         "distance_to_uniform": float(ended.distance_to_uniform),
+        "kl_to_optimum": float(kl.reverse(ended.logp_a, ended.target_logp_a)),
+        "kl_from_optimum": float(kl.forward(ended.logp_a, ended.target_logp_a)),
+        "collapse": known,
     }
     workdirs.write_json(workdir / "result.json", result)
     figure = plots.toy_figure(workdir)
