@@ -1,0 +1,188 @@
+"""What other methods and frameworks ship, from their published formulas, as objectives that can be audited.
+
+Every function has the form of `train.step.objective`: (algorithm, scored, reference, beta, threshold) ->
+(loss, metrics). Formulas are taken on-policy, before any clipping acts: the ratio of new to old policy is 1
+and its gradient that of log pi. Rewards pass the configured augmentation first, so that MARA can be tried
+beside each.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax import config
+from mara_jax.core import advantages, kl
+from mara_jax.core.objectives import sequence_logp
+from mara_jax.train import step
+
+Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Setting(NamedTuple):
+    """One thing to audit.
+
+    `name` as asked for; `algorithm` its method, direction, estimator, level and baseline; `objective` the code
+    that turns a scored group into a loss; `form` what that code does, in one line.
+    """
+
+    name: str
+    algorithm: config.Algorithm
+    objective: Objective
+    form: str
+
+
+def _tokens(scored: step.Scored):
+    """Log-probabilities of policy and reference [p, g, t], zero where masked, and the strings' lengths [p, g]."""
+    assert scored.ref_token_logp is not None, "published formulas at token level need the reference's tokens"
+    logp_pgt, ref_pgt = (jnp.where(scored.mask > 0, x, 0.0) for x in (scored.logp, scored.ref_token_logp))
+    return logp_pgt, ref_pgt, jnp.sum(scored.mask, axis=-1)
+
+
+def _loss(loss_pg, weight_pg=None):
+    value = jnp.mean(loss_pg) if weight_pg is None else jnp.sum(loss_pg) / jnp.sum(weight_pg)
+    return value, {"loss": value}
+
+
+def _frozen(advantage_pg):
+    return jax.lax.stop_gradient(advantage_pg)
+
+
+def grpo(algorithm, scored, reference, beta, threshold):
+    """Token-level k3 in the loss, rewards over their group's standard deviation, 1/|o| (arXiv 2402.03300, Eq. 3-4)."""
+    logp_pgt, ref_pgt, length_pg = _tokens(scored)
+    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    advantage_pg1 = _frozen(advantages.group_normalised(reward_pg))[..., None]
+    return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1) / length_pg)
+
+
+def dr_grpo(algorithm, scored, reference, beta, threshold):
+    """GRPO without the standard deviation and without 1/|o| (arXiv 2503.20783); its k3 term kept."""
+    logp_pgt, ref_pgt, _ = _tokens(scored)
+    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    advantage_pg1 = _frozen(advantages.mean(reward_pg))[..., None]
+    return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1))
+
+
+def dapo(algorithm, scored, reference, beta, threshold):
+    """No KL, rewards over their group's standard deviation, one mean over all tokens (arXiv 2503.14476)."""
+    logp_pgt, _, length_pg = _tokens(scored)
+    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    return _loss(-_frozen(advantages.group_normalised(reward_pg)) * jnp.sum(logp_pgt, axis=-1), length_pg)
+
+
+def ppo(algorithm, scored, reference, beta, threshold):
+    """k1 of every token in its reward, summed from there to the end: PPO with gamma = lambda = 1 (arXiv 1909.08593)."""
+    logp_pgt, ref_pgt, _ = _tokens(scored)
+    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    k1_pgt = jax.lax.stop_gradient(logp_pgt - ref_pgt)
+    to_go_pgt = jnp.flip(jnp.cumsum(jnp.flip(k1_pgt, -1), -1), -1)
+    return _loss(-jnp.sum(_frozen(reward_pg[..., None] - beta * to_go_pgt) * logp_pgt, axis=-1))
+
+
+def k3_sum_in_reward(algorithm, scored, reference, beta, threshold):
+    """The tokens' k3 summed and taken off the string's reward, leave-one-out over both."""
+    logp_pgt, ref_pgt, _ = _tokens(scored)
+    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    return_pg = reward_pg - beta * jnp.sum(kl.k3(logp_pgt, ref_pgt), axis=-1)
+    return _loss(-_frozen(advantages.leave_one_out(return_pg)) * jnp.sum(logp_pgt, axis=-1))
+
+
+def length_normalised(algorithm, scored, reference, beta, threshold):
+    """k1 of the whole string in the reward and leave-one-out, as shipped here, but each string's term over |o|."""
+    reward_pg, ref_logp_pg = step.augmented(algorithm, scored, beta, threshold)
+    logp_pg = sequence_logp(scored.logp, scored.mask)
+    return_pg = reward_pg - beta * kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
+    return _loss(-_frozen(advantages.leave_one_out(return_pg)) * logp_pg / jnp.sum(scored.mask, axis=-1))
+
+
+def reinvent(algorithm, scored, reference, beta, threshold):
+    """(log ref + sigma R - log pi)^2 with sigma = 1/beta, on the policy's own strings (REINVENT, arXiv 1704.07555)."""
+    reward_pg, ref_logp_pg = step.augmented(algorithm, scored, beta, threshold)
+    return _loss(jnp.square(ref_logp_pg + reward_pg / beta - sequence_logp(scored.logp, scored.mask)))
+
+
+# name -> (level of the KL, baseline, formula); level and baseline as this package would call them.
+_FORMULAS: dict[str, tuple[str, str, Objective]] = {
+    "grpo": ("token", "group_normalised", grpo),
+    "dr_grpo": ("token", "mean", dr_grpo),
+    "dapo": ("token", "group_normalised", dapo),
+    "ppo": ("sequence", "none", ppo),
+    "k3_sum_in_reward": ("token", "leave_one_out", k3_sum_in_reward),
+    "length_normalised": ("sequence", "leave_one_out", length_normalised),
+    "reinvent": ("sequence", "none", reinvent),
+}
+
+# Estimators at the level at which frameworks commonly have them, in this package's own objective.
+_LEVELS = {
+    "k1_in_loss": "token",
+    "k2_in_loss": "token",
+    "k3_in_loss": "token",
+    "k1_in_reward": "sequence",
+    "k3_in_reward": "sequence",
+}
+
+# This package's own objective, with one choice changed.
+_CHANGED: dict[str, tuple[dict[str, str], str]] = {
+    "rloo": (
+        {"estimator": "k1_in_reward", "level": "sequence", "baseline": "leave_one_out"},
+        "k1 of the whole string in the reward, leave-one-out over both (arXiv 2402.14740)",
+    ),
+    "group_std": (
+        {"estimator": "k1_in_reward", "level": "sequence", "baseline": "group_normalised"},
+        "k1 of the whole string in the reward, both over their group's standard deviation",
+    ),
+}
+
+NAMES = (*_LEVELS, *_CHANGED, *_FORMULAS)
+
+
+def configured(name: str, algorithm: config.Algorithm) -> Setting:
+    """The setting that a configuration selects: the training step's own objective.
+
+    Args:
+        name: what to call it.
+        algorithm: of the configuration; its estimator "auto" is resolved.
+
+    Returns:
+        The setting.
+    """
+    estimator = config.estimator_of(algorithm)
+    algorithm = dataclasses.replace(algorithm, estimator=estimator)
+    level = "" if estimator in ("reference_samples", "ratio") else f", {algorithm.level} level"
+    return Setting(name, algorithm, step.objective, f"{estimator}{level}, baseline {algorithm.baseline}")
+
+
+def setting(name: str, base: config.Algorithm, level: str | None = None) -> Setting:
+    """A setting by its name.
+
+    Args:
+        name: one of NAMES.
+        base: gives method, anchor, direction, beta, threshold and, for the estimators, the baseline.
+        level: "sequence" or "token" log-ratios, for the estimators alone; by default what is common.
+
+    Returns:
+        The setting.
+
+    Raises:
+        ValueError: an unknown name, or a level where the formula fixes it.
+    """
+    if name not in NAMES:
+        raise ValueError(f"--as={name} is not known: choose one of {', '.join(NAMES)}")
+    if level not in (None, "sequence", "token"):
+        raise ValueError(f"--level={level} is not known: choose sequence or token")
+    if name == "reinvent" and base.beta == 0:
+        raise ValueError("algorithm.beta=0.0 with --as=reinvent, whose sigma is 1/beta: use a positive beta (0.1)")
+    if name in _LEVELS:
+        changed = dataclasses.replace(base, estimator=name, level=level or _LEVELS[name])
+        return configured(name, changed)
+    if level is not None:
+        raise ValueError(f"--level={level} has no meaning for --as={name}, whose formula fixes it: leave it out")
+    if name in _CHANGED:
+        fields, form = _CHANGED[name]
+        return Setting(name, dataclasses.replace(base, **fields), step.objective, form)
+    fixed, baseline, formula = _FORMULAS[name]
+    algorithm = dataclasses.replace(base, estimator=name, level=fixed, baseline=baseline)
+    return Setting(name, algorithm, formula, (formula.__doc__ or "").strip().rstrip("."))

@@ -1,0 +1,231 @@
+"""An audit as one record of numbers and words: what a setting optimises, where it ends, in one sentence."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mara_jax import config
+from mara_jax.core import kl
+from mara_jax.lab import audit, problems
+from mara_jax.lab.published import Setting
+
+REACHED = 1e-3  # total variation below which a stationary point is a closed form
+
+_KL_WORDS = {
+    ("reverse", "sequence"): "reverse KL at sequence level",
+    ("forward", "sequence"): "forward KL at sequence level",
+    ("reverse", "token"): "reverse KL at token level, which is each token's own share of it only",
+    ("forward", "token"): "forward KL at token level, which on strings is neither the reverse nor the forward KL",
+    ("reverse_minus_forward", "sequence"): "reverse minus forward KL at sequence level",
+    ("reverse_minus_forward", "token"): "reverse minus forward KL at token level",
+    ("reverse_minus_forward", "mixed"): "reverse KL at sequence level minus forward KL at token level",
+}
+
+OPTIMUM_WORDS = {
+    "reverse": "ref(y) exp(R(y)/beta), normalised",
+    "forward": "beta ref(y) / (Lambda - R(y))",
+    "reverse_mara_string": "every good string equally likely",
+    "forward_mara_string": "every good string equally likely",
+    "reverse_mara_answer": "every answer equally likely, the strings of one in proportion to ref(y) exp(R(y)/beta)",
+    "forward_mara_answer": "every answer equally likely, the strings of one in the reference's proportions",
+    "crossed": "good ones unequal, because rewards are augmented for the other KL",
+}
+
+
+def audited(
+    setting: Setting, *, one_token: bool = False, group: int = audit.GROUP, refused: str = ""
+) -> dict[str, Any]:
+    """Everything an audit finds, as numbers and words that can be written as JSON.
+
+    Args:
+        setting: what is audited.
+        one_token: on five outcomes of one token instead of fifteen strings.
+        group: strings a group, 1 to 4.
+        refused: why training refuses the setting, if it does.
+
+    Returns:
+        The record: see docs/audit.md.
+
+    Raises:
+        ValueError: a group too small for the baseline, or a beta of 0 that a formula divides by.
+    """
+    with jax.enable_x64(True):
+        problem = problems.five() if one_token else problems.strings()
+        found = audit.gradients(setting, problem, group)
+        whole = problems.anchors(problem, setting.algorithm)
+        end = audit.stationary(setting, problem, group, whole)
+        record = {
+            "name": setting.name,
+            "verdict": "",
+            "form": setting.form,
+            "rule": _rule(setting.algorithm),
+            "refused": refused or None,
+            "algorithm": dataclasses.asdict(setting.algorithm),
+            "enumerated": {"strings": len(problem.reward), "policies": len(problem.params), "group": group},
+            **_identified(setting, found),
+            "gradients": {
+                part: {name: audit.compare(found["found"][part], want) for name, want in found[part].items()}
+                for part in ("kl", "objective")
+            },
+            "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
+            "anchor_in_group": _anchor_bias(setting, problem, found["found"]["objective"], end),
+            "five_outcomes": _five(setting, group),
+        }
+    record["verdict"] = sentence(record)
+    return record
+
+
+def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
+    """The row of `core.kl.effective` that the estimator, its place and its level stand in, and the other level's."""
+    pair = config.ESTIMATORS.get(algorithm.estimator)
+    if pair is None:
+        return None
+    other = "token" if algorithm.level == "sequence" else "sequence"
+    return {
+        "level": algorithm.level,
+        "sentence": kl.effective(*pair, algorithm.level).sentence,
+        "other_level": other,
+        "other_sentence": kl.effective(*pair, other).sentence,
+    }
+
+
+def _identified(setting: Setting, found) -> dict[str, Any]:
+    """Which KL, how strong, whether the reward's gradient is that of E[R], and whether the whole is one objective."""
+    got = found["found"]
+    whole = {name: audit.factor_of(got["objective"], want) for name, want in found["objective"].items()}
+    matched = [name for name in audit.KLS if whole[name] is not None]
+    return {
+        "kl": audit.identify(got["kl"], found["unit"], setting.algorithm.beta),
+        "reward_factor": audit.factor_of(got["objective"] - got["kl"], found["reward"]["reward"]),
+        "objective": {"name": matched[0], "factor": whole[matched[0]]} if matched else None,
+    }
+
+
+def _ended(end: audit.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
+    distances = {name: problems.total_variation(end.probability, form) for name, form in forms.items()}
+    return {
+        "kind": end.kind,
+        "gradient": end.residual,
+        "nearest": min(distances, key=lambda name: distances[name]),
+        "total_variation": distances,
+        "probability": end.probability.tolist(),
+    }
+
+
+def _anchor_bias(setting: Setting, problem: problems.Problem, whole, end: audit.Point) -> list[dict[str, Any]]:
+    """What it costs to take MARA's anchor from groups of each size instead of from all good strings."""
+    if problems.anchors(problem, setting.algorithm) == problems.FROM_GROUP:
+        return []
+    # Groups of the reference's strings stand beside the policy's: only the smallest can be enumerated together.
+    sizes = audit.SIZES[:1] if setting.algorithm.estimator == "reference_samples" else audit.SIZES
+    rows = []
+    for size in sizes:
+        there = audit.stationary(setting, problem, size, problems.FROM_GROUP)
+        error = audit.compare(audit.in_group(setting, problem, size), whole)["relative_error"]
+        distance = problems.total_variation(there.probability, end.probability)
+        rows.append({"group": size, "gradient_error": error, "total_variation": distance})
+    return rows
+
+
+def _five(setting: Setting, group: int) -> dict[str, Any]:
+    """Where the setting ends on five outcomes, without and with MARA over strings."""
+    problem = problems.five()
+    ends = {}
+    for method in ("vanilla", "mara"):
+        algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
+        tried = setting._replace(algorithm=algorithm)
+        ends[method] = audit.stationary(tried, problem, group, problems.anchors(problem, algorithm))
+    return {
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        **{method: end.probability.tolist() for method, end in ends.items()},
+        **{f"{method}_kind": end.kind for method, end in ends.items()},
+    }
+
+
+def percent(comparison: dict[str, Any]) -> str:
+    """How far a gradient is off, over the policies: "exact", "25 %" or "20-40 %"."""
+    worst, least = comparison["relative_error"], comparison["smallest_error"]
+    if worst is None:
+        return "-"
+    if worst < audit.EXACT:
+        return "exact"
+    low, high = f"{100 * least:.3g}", f"{100 * worst:.3g}"
+    return f"{high} %" if low == high else f"{low}-{high} %"
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """What the setting optimises, in one sentence without its full stop.
+
+    Args:
+        record: as `audited` makes it, all but "verdict" filled in.
+
+    Returns:
+        A line.
+    """
+    return "; ".join(part for part in (_regulariser(record), _reward(record), _ending(record), _mara(record)) if part)
+
+
+def _regulariser(record: dict[str, Any]) -> str:
+    found, beta = record["kl"], record["algorithm"]["beta"]
+    if found["name"] == "none":
+        why = "beta is 0" if beta == 0 else "the KL has no gradient in expectation"
+        return f"nothing is regularised: {why}"
+    if found["name"] == "neither":
+        comparisons = record["gradients"]["kl"]
+        nearest = max(comparisons, key=lambda name: comparisons[name]["cosine"] or -1.0)
+        direction, level = nearest.split("_")
+        cosine = comparisons[nearest]["cosine"]
+        return f"neither KL, at neither level (nearest: {direction} KL at {level} level, cosine {cosine:.3f})"
+    words = _KL_WORDS[found["name"], found["level"]]
+    strength = _strength(record)
+    if strength is None or abs(strength - 1) < audit.EXACT:
+        return f"{words}, exactly"
+    return f"{words}, with {strength:.3g} times the configured beta"
+
+
+def _strength(record: dict[str, Any]) -> float | None:
+    """Weight of the KL against the reward, in units of the configured beta; None where the reward's is unknown."""
+    if record["objective"]:
+        return 1.0
+    factor = record["reward_factor"]
+    return None if factor is None else record["kl"]["beta"] / (record["algorithm"]["beta"] * factor)
+
+
+def _reward(record: dict[str, Any]) -> str:
+    if record["objective"] or record["reward_factor"] is not None:
+        return ""
+    return "the gradient as a whole is that of no E[R] - beta KL, as groups or strings are rescaled one by one"
+
+
+def _ending(record: dict[str, Any]) -> str:
+    end = record["stationary"]
+    distance = end["total_variation"][end["nearest"]]
+    if end["kind"] == "runs_away":
+        return "it has no optimum: some strings are driven out ever faster"
+    if record["kl"]["name"] == "none":
+        return "the policy collapses onto the best reward" + (" as augmented" if _is_mara(record) else "")
+    if distance < REACHED:
+        return f"optimum: {OPTIMUM_WORDS[_own_first(record)]}"
+    name = end["nearest"].replace("_", " ")
+    settled = "ends" if end["kind"] == "settled" else "does not settle within the search; it stands"
+    return f"it {settled} a total variation of {distance:.2g} from the nearest closed form ({name})"
+
+
+def _own_first(record: dict[str, Any]) -> str:
+    """The closed form that is reached; where several coincide, the one that the configuration asks for."""
+    distances, algorithm = record["stationary"]["total_variation"], record["algorithm"]
+    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if _is_mara(record) else algorithm["kl"]
+    return own if distances[own] < REACHED else record["stationary"]["nearest"]
+
+
+def _is_mara(record: dict[str, Any]) -> bool:
+    return record["algorithm"]["method"] == "mara"
+
+
+def _mara(record: dict[str, Any]) -> str:
+    if not _is_mara(record) or "mara" in _own_first(record):
+        return ""
+    return "MARA's balance is lost"
