@@ -1,5 +1,8 @@
 """A free categorical policy: one logit an outcome, exact draws and exact gradients."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -24,7 +27,10 @@ def sample(key: PRNGKeyArray, logp_a: Float[Array, " a"], count: int) -> Int[Arr
     """Draw outcomes by inverting the distribution function, exact to the spacing of the uniform draw.
 
     One uniform a draw, where a Gumbel draw needs one an outcome; an outcome of probability zero is never
-    drawn.
+    drawn. The function is inverted in two levels, blocks of about sqrt(a) outcomes and then inside one. Both
+    are written out as additions, comparisons and selections, which compilers fuse and vectorise over draws and
+    runs, where they walk through a cumulative sum, a search or a gather one element at a time. So the program
+    grows with the outcomes: this is meant for up to about a thousand.
 
     Args:
         key: random key.
@@ -34,12 +40,29 @@ def sample(key: PRNGKeyArray, logp_a: Float[Array, " a"], count: int) -> Int[Arr
     Returns:
         Outcome indices.
     """
-    cumulative_a = jnp.cumsum(jnp.exp(logp_a))
-    # Scaled by the sum as rounded, so that rounding never points past the last outcome.
-    uniform_n = jax.random.uniform(key, (count,), dtype=logp_a.dtype) * cumulative_a[-1]
-    drawn_n = jnp.searchsorted(cumulative_a, uniform_n, side="right", method="compare_all")
-    last = jnp.searchsorted(cumulative_a, cumulative_a[-1], side="left")
-    return jnp.minimum(drawn_n, last)
+    size = math.isqrt(logp_a.shape[-1])
+    weight_nk = jnp.pad(jnp.exp(logp_a), (0, -logp_a.shape[-1] % size)).reshape(-1, size)
+    # within_kn[j]: the mass of the first j + 1 outcomes of every block; the last is the blocks' own mass.
+    within_kn = list(itertools.accumulate(weight_nk[:, j] for j in range(size)))
+    mass_n = within_kn[-1]
+    below_n = list(itertools.accumulate(mass_n[i] for i in range(mass_n.shape[0])))
+    point_m = jax.random.uniform(key, (count,), dtype=logp_a.dtype) * below_n[-1]
+    passed_nm = [below <= point_m for below in below_n[:-1]]
+
+    def of_block(value_n):
+        """Its entry for the block that each draw falls into."""
+        chosen_m = value_n[0]
+        for passed_m, value in zip(passed_nm, value_n[1:], strict=True):
+            chosen_m = jnp.where(passed_m, value, chosen_m)
+        return chosen_m
+
+    rest_m = point_m - of_block([jnp.zeros_like(mass_n[0]), *below_n[:-1]])
+    whole_m = of_block(mass_n)
+    # Rounding may leave a rest as large as its block: an outcome is passed only while some mass lies behind it.
+    inside_m = [(within_m <= rest_m) & (within_m < whole_m) for within_m in map(of_block, within_kn[:-1])]
+    zero_m = jnp.zeros(count, jnp.int32)
+    # A dot product, which the compiler computes once: it would fuse and repeat a sum in each use of the draws.
+    return jnp.stack([sum(passed_nm, zero_m), sum(inside_m, zero_m)], axis=-1) @ jnp.array([size, 1], jnp.int32)
 
 
 def objective(

@@ -1,0 +1,160 @@
+"""CPU time of a sweep of the 100-outcome problem: one XLA program against a PyTorch loop over the same runs.
+
+  python benchmarks/toy_sweep.py                 8 betas x 5 seeds, both sides, then the cost of 40 to 40,000 runs
+  python benchmarks/toy_sweep.py --no-scaling    the comparison alone
+
+Prints one JSON object a line; the comparison's `ratio` is PyTorch's CPU seconds over ours. Both sides run on one
+thread and train the same objective: logits from zero, Adam, 32 draws a step, no baseline. Each PyTorch run does all
+32 samples as one array operation. Ours is compiled before it is timed; that time is reported apart. The sides take
+turns and medians are compared. torch comes with the extra `test`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["OMP_NUM_THREADS"] = "1"
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+import jax
+import numpy as np
+import torch
+
+from mara_jax.tasks import toy
+from mara_jax.train import sweep
+
+BETAS = (1.0, 0.5, 0.25, 0.132, 0.1, 0.05, 0.025, 0.01)
+SEEDS, STEPS, BATCH, LEARNING_RATE = 5, 1000, 32, 5e-3
+
+
+def torch_run(problem: toy.Problem, beta: float, seed: int, method: str) -> np.ndarray:
+    """One training run, reverse KL, in PyTorch; returns the final log-probabilities."""
+    generator = torch.Generator().manual_seed(seed)
+    ref_logp = torch.tensor(problem.ref_logp, dtype=torch.float32)
+    reward = torch.tensor(problem.reward, dtype=torch.float32)
+    logits = torch.zeros(len(reward), requires_grad=True)
+    adam = torch.optim.Adam([logits], lr=LEARNING_RATE, foreach=False, fused=True)
+    for _ in range(STEPS):
+        logp = torch.log_softmax(logits, 0)
+        with torch.no_grad():
+            drawn = torch.multinomial(logp.exp(), BATCH, replacement=True, generator=generator)
+            signal, ref = reward[drawn], ref_logp[drawn]
+            if method == "mara":
+                good = signal >= problem.threshold
+                anchor = torch.where(good, ref, -torch.inf).argmax()
+                signal = torch.where(good, signal[anchor] + beta * (ref[anchor] - ref), signal)
+            signal = signal - beta * (logp[drawn] - ref)
+        loss = -(signal * logp[drawn]).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return torch.log_softmax(logits, 0).detach().numpy()
+
+
+def torch_sweep(problem: toy.Problem, method: str, first_seed: int) -> np.ndarray:
+    return np.array([[torch_run(problem, b, first_seed + s, method) for s in range(SEEDS)] for b in BETAS])
+
+
+def our_sweep(problem: toy.Problem, method: str, first_seed: int) -> np.ndarray:
+    ended = sweep.grid(
+        problem.ref_logp,
+        problem.reward,
+        betas=np.array(BETAS),
+        seeds=first_seed + np.arange(SEEDS),
+        threshold=problem.threshold,
+        learning_rate=LEARNING_RATE,
+        choices=sweep.Choices(method=method, steps=STEPS, batch=BATCH, every=10),
+    )
+    return np.asarray(ended.logp_a)
+
+
+def timed(function, *args) -> tuple[np.ndarray, float]:
+    start = time.process_time()
+    value = function(*args)
+    return value, time.process_time() - start
+
+
+def compare(problem: toy.Problem, method: str, repeats: int) -> dict:
+    """Both sides in turn; also how far apart their mean final distributions are, against the seeds' own scatter."""
+    _, first = timed(our_sweep, problem, method, 0)
+    ours, theirs, our_cpu, their_cpu = [], [], [], []
+    for repeat in range(repeats):
+        for function, ended, cpu in ((our_sweep, ours, our_cpu), (torch_sweep, theirs, their_cpu)):
+            value, seconds = timed(function, problem, method, repeat * SEEDS)
+            ended.append(np.exp(value))
+            cpu.append(seconds)
+    return {
+        "benchmark": "toy_sweep",
+        "method": method,
+        "runs": len(BETAS) * SEEDS,
+        "steps": STEPS,
+        "ratio": statistics.median(their_cpu) / statistics.median(our_cpu),
+        "torch_cpu_s": their_cpu,
+        "ours_cpu_s": our_cpu,
+        "compile_cpu_s": first - statistics.median(our_cpu),
+        **agreement(np.concatenate(ours, axis=1), np.concatenate(theirs, axis=1)),
+    }
+
+
+def agreement(ours_bna: np.ndarray, theirs_bna: np.ndarray) -> dict:
+    """Total variation between the two sides' mean policies, and between two halves of one side's seeds."""
+
+    def apart(x_ba, y_ba):
+        return float(np.abs(x_ba - y_ba).sum(-1).mean() / 2)
+
+    half = theirs_bna.shape[1] // 2
+    return {
+        "tv_ours_torch": apart(ours_bna.mean(1), theirs_bna.mean(1)),
+        "tv_torch_halves": apart(theirs_bna[:, :half].mean(1), theirs_bna[:, half : 2 * half].mean(1)),
+    }
+
+
+def scaling(problem: toy.Problem) -> None:
+    """CPU time, wall time and peak memory against the number of runs, in chunks of the same compiled program."""
+    from mara_jax.train import study
+
+    for runs in (40, 400, 4_000, 40_000):
+        plan = study.Plan(
+            problems=(problem,),
+            betas=BETAS,
+            thresholds=(problem.threshold,),
+            seeds=tuple(range(runs // len(BETAS))),
+            learning_rate=LEARNING_RATE,
+            variants=(sweep.Choices(method="mara", steps=STEPS, batch=BATCH, every=STEPS),),
+        )
+        study.run(plan)  # compiles what this size needs
+        wall, cpu = time.perf_counter(), time.process_time()
+        study.run(plan)
+        row = {
+            "benchmark": "toy_sweep_scaling",
+            "runs": runs,
+            "cpu_s": time.process_time() - cpu,
+            "wall_s": time.perf_counter() - wall,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        row["cpu_ms_per_run"] = 1000 * row["cpu_s"] / runs
+        print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--method", choices=("vanilla", "mara", "both"), default="both")
+    parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    assert len(jax.devices()) == 1
+    problem = toy.figure6()
+    for method in ("vanilla", "mara") if asked.method == "both" else (asked.method,):
+        print(json.dumps(compare(problem, method, asked.repeats)), flush=True)
+    if asked.scaling:
+        scaling(problem)
+
+
+if __name__ == "__main__":
+    main()
