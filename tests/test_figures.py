@@ -109,8 +109,8 @@ def test_a_file_is_no_folder(tmp_path, capsys):
     assert file.read_text() == "mine"
 
 
-def test_a_failed_check_is_named_and_ends_the_command_with_one(tmp_path, capsys, monkeypatch):
-    honest = figure_records.record("3", "converged")
+def test_a_failed_check_is_named_and_ends_the_command_with_one(faithful, tmp_path, capsys, monkeypatch):
+    honest = strict((faithful[1] / "figure3.json").read_text())
 
     def planted(name, mode):
         record = copy.deepcopy(honest)
@@ -119,7 +119,7 @@ def test_a_failed_check_is_named_and_ends_the_command_with_one(tmp_path, capsys,
 
     monkeypatch.setattr(figure_records, "record", planted)
     monkeypatch.setenv("COLUMNS", "200")
-    assert figures.main([f"--out={tmp_path}", "--only=3", "--mode=converged"]) == 1
+    assert figures.main([f"--out={tmp_path}", "--only=3"]) == 1
     said = capsys.readouterr().out
     assert f"{len(honest['checks']) - 1} of {len(honest['checks'])}" in said
     assert f"{honest['checks'][0]['name']}: 7, not = 2.69e+43" in said
