@@ -74,6 +74,8 @@ def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int =
         found["objectives"][direction] = {
             name: _objective(name, direction, draws, settings.threshold, beta_b, own, seed, resamples)
             for name in OBJECTIVES
+            # Where each outcome is its own answer, MARA is the papers' form, over strings.
+            if not (draws.exact and name == "answers")
         }
     found["verdict"] = verdict(found)
     return found
@@ -256,7 +258,7 @@ def verdict(found: dict[str, Any]) -> str:
     name, kl, beta = settings["objective"], settings["kl"], settings["beta"]
     own = found["objectives"][kl][name]
     title = "vanilla RL" if name == "vanilla" else OBJECTIVES[name]
-    where = f"at beta {beta:g} the optimum of {title}, {kl} KL,"
+    where = f"At beta {beta:g} the optimum of {title}, {kl} KL,"
     if own is None:
         return f"{where} cannot be told from these draws: MARA over strings needs ref_logp of each"
     if len(answers) < 2:
@@ -273,9 +275,9 @@ def verdict(found: dict[str, Any]) -> str:
     low, high = at["share_low"][top], at["share_high"][top]
     puts = f'{where} puts {at["share"][top]:.1%}{_between(low, high)} of the answers on "{answers[top]}"'
     if at["share"][top] < found["collapsed_at"]:
-        warn = "" if high < found["collapsed_at"] else ", and may well collapse"
-        kept = f"{at['number']:.2g} of {len(answers)} answers are kept in effect"
-        return f"{puts}: no collapse is built in; {kept}{warn}"
+        warn = "" if high < found["collapsed_at"] else ", though it lies within the interval"
+        kept = f"{at['number']:.2g} of {len(answers)} answers are left in effect"
+        return f"{puts}: no collapse is predicted{warn}; {kept}"
     return f"{puts}: expect collapse; {_cure(found)}"
 
 
@@ -285,12 +287,14 @@ def _cure(found: dict[str, Any]) -> str:
     stretch = next((c for c in objectives[settings["objective"]]["collapsed"] if _within(c, settings["beta"])), None)
     if stretch and stretch["to"]:
         cures.append(f"a beta above {stretch['to']:.3g} would keep more")
-    if settings["objective"] != "answers":
-        shares = objectives["answers"]["at_own"]["share"]
+    other = "answers" if "answers" in objectives else "strings"
+    if settings["objective"] != other:
+        shares = objectives[other]["at_own"]["share"]
         top = np.argsort(-np.array(shares), kind="stable")[:3]
         mix = ", ".join(f'"{found["answers"][a]}" {shares[a]:.0%}' for a in top)
+        more = ", ..." if len(shares) > len(top) else ""
         if max(shares) < found["collapsed_at"]:
-            cures.append(f"MARA over answers would give {mix}")
+            cures.append(f"{OBJECTIVES[other]} would give {mix}{more}")
     return ", and ".join(cures) or "no beta on the grid keeps more: the reference itself has to know other good answers"
 
 
