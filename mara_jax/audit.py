@@ -12,11 +12,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mara_jax import config
 from mara_jax import main as training
 from mara_jax.lab import published, verdict
+from mara_jax.lab.verdict import REACHED
 
 EXAMPLE = "python -m mara_jax.audit --config=configs/onetwo.py:nano, or --as=grpo"
 _ROWS = {
@@ -32,7 +34,7 @@ _FORMS = {
     "forward_mara_string": "forward KL, MARA over strings",
     "reverse_mara_answer": "reverse KL, MARA over answers",
     "forward_mara_answer": "forward KL, MARA over answers",
-    "crossed": "this reward beside the other KL",
+    "crossed": "the other KL beside this reward",
 }
 
 
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
         print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if asked.json:
-        print(json.dumps(record))
+        print(json.dumps(record, allow_nan=False))
     else:
         show(record, Console(highlight=False))
     return 0
@@ -83,15 +85,16 @@ def audited(asked: flags.FlagValues) -> dict[str, Any]:
     run: config.Run | None = None
     if asked["config"].value is not None:
         run = config.build(asked["config"].value)
-    one_token, refused = isinstance(run, config.ToyRun), ""
+    one_token, refused, ignored = isinstance(run, config.ToyRun), "", ()
     if name is not None:
         base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
         setting = published.setting(name, base, level)
     else:
         assert run is not None
         setting = published.configured(config_flags.get_config_filename(asked["config"]), run.algorithm)
-        refused = refusal(run)
-    return verdict.audited(setting, one_token=one_token, group=int(asked["group"].value or 0), refused=refused)
+        refused, ignored = refusal(run), _ignored(run)
+    group = int(asked["group"].value or 0)
+    return verdict.audited(setting, one_token=one_token, group=group, refused=refused, ignored=ignored)
 
 
 def refusal(run: config.Run) -> str:
@@ -103,67 +106,83 @@ def refusal(run: config.Run) -> str:
     return ""
 
 
+def _ignored(run: config.Run) -> tuple[str, ...]:
+    """Settings that make samples come from another distribution than the policy, which no audit here follows."""
+    if isinstance(run, config.ToyRun):
+        return ()
+    names = [name for name in ("temperature", "top_p") if getattr(run.rollout, name) != 1]
+    return tuple(f"rollout.{name}={getattr(run.rollout, name):g}" for name in names)
+
+
 def show(record: dict[str, Any], console: Console) -> None:
-    """Prints a record for people: the sentence, three short tables, and how it was computed."""
+    """Prints a record for people: the sentence, short tables, and how it was computed."""
     algorithm, counted = record["algorithm"], record["enumerated"]
-    console.print(f"[bold]{record['name']}[/bold]: {record['form']}")
     method = "vanilla" if algorithm["method"] == "vanilla" else f"MARA over {algorithm['anchor']}s ({algorithm['kl']})"
+    console.print(f"[bold]{escape(record['name'])}[/bold]: {record['form']}")
     console.print(f"{method}, beta {algorithm['beta']:g}, threshold {algorithm['threshold']:g}")
-    console.print(f"\n[bold]Optimises {record['verdict']}.[/bold]\n")
-    if record["rule"]:
-        console.print(f"{record['rule']['level']} level: {record['rule']['sentence']}.")
-        console.print(f"{record['rule']['other_level']} level: {record['rule']['other_sentence']}.\n")
+    console.print(f"\n[bold]Verdict: {escape(record['verdict'])}.[/bold]\n")
+    if rule := record["rule"]:
+        console.print(f"At {rule['level']} level, as here: {rule['sentence']}.")
+        if rule["other_sentence"] != rule["sentence"]:
+            console.print(f"At {rule['other_level']} level: {rule['other_sentence']}.")
+        console.print()
     if record["refused"]:
-        console.print(f"Training refuses this configuration: {record['refused']}\n")
-    console.print(_gradients(record))
-    console.print(_endings(record))
-    console.print(_outcomes(record["five_outcomes"]))
-    for row in record["anchor_in_group"]:
-        console.print(
-            f"MARA's anchor taken from groups of {row['group']}: gradient off by {row['gradient_error']:.1%}, "
-            f"end {row['total_variation']:.4f} away"
-        )
+        console.print(f"Training refuses this configuration: {escape(record['refused'])}.\n")
+    if record["ignored"]:
+        console.print(f"Not audited: {', '.join(record['ignored'])}; samples are taken from the policy as it is.\n")
+    tables = [_gradients(record), _endings(record), _outcomes(record["five_outcomes"])]
+    tables += [_anchors(record["anchor_in_group"])] if record["anchor_in_group"] else []
+    for table in tables:
+        # A table's own title is broken at the table's width; a line of its own is not.
+        console.print(table.title)
+        table.title = None
+        console.print(table)
     console.print(
-        f"{counted['strings']} strings, {counted['policies']} policies, every group of {counted['group']}, float64"
+        f"\nComputed from all {counted['strings']} strings of a small policy, at {counted['policies']} policies, "
+        f"over every group of {counted['group']}, in float64."
     )
 
 
 def _gradients(record: dict[str, Any]) -> Table:
-    table = Table(title="Expected gradient against that of", title_justify="left")
-    for title in ("", "KL alone: cosine", "off by", "E\\[R] - beta KL: cosine", "off by"):
-        table.add_column(title, justify="left" if not title else "right")
+    title = "Expected gradient against the exact one: cosine, and how far off (three policies)"
+    table = Table(title=title, title_justify="left", box=None)
+    for header in ("", "", "of the KL alone", "", "of E\\[R] - beta KL", ""):
+        table.add_column(header, no_wrap=True)
     for name, words in _ROWS.items():
         cells = []
         for part in ("kl", "objective"):
             found = record["gradients"][part][name]
             cells += ["-" if found["cosine"] is None else f"{found['cosine']:.4f}", verdict.percent(found)]
-        table.add_row(words, *cells)
+        table.add_row("", words, *cells)
     return table
 
 
 def _endings(record: dict[str, Any]) -> Table:
     end = record["stationary"]
-    title = {
-        "settled": "Where training from the reference ends: total variation to the optimum of",
-        "runs_away": "It does not end; where it was left: total variation to the optimum of",
-        "unsettled": "Not settled within the search; where it stands: total variation to the optimum of",
-    }[end["kind"]]
-    table = Table(title=title, title_justify="left", show_header=False)
-    vanilla = record["algorithm"]["method"] == "vanilla"
+    note = {"settled": "", "runs_away": " (it has no end; where it was left)", "unsettled": " (not settled)"}
+    title = f"\nTotal variation between where it ends{note[end['kind']]} and the optimum of"
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
     for name, distance in end["total_variation"].items():
-        if not vanilla or "mara" not in name:
-            table.add_row(_FORMS[name], f"{distance:.4f}", "<-" if name == end["nearest"] else "")
+        table.add_row("", _FORMS[name], f"{distance:.4f}", "<-" if distance < REACHED else "")
     return table
 
 
 def _outcomes(five: dict[str, Any]) -> Table:
-    table = Table(title="On five outcomes it ends at", title_justify="left", show_header=False)
-    table.add_row("reward", *(f"{r:g}" for r in five["reward"]))
+    table = Table(title="\nOn five outcomes of one token it ends at", title_justify="left", box=None, show_header=False)
+    table.add_row("", "reward", *(f"{r:g}" for r in five["reward"]))
     for name, words in (("reference", "reference"), ("vanilla", "without MARA"), ("mara", "with MARA over strings")):
-        note = (
-            "" if five.get(f"{name}_kind", "settled") == "settled" else f" ({five[name + '_kind'].replace('_', ' ')})"
-        )
-        table.add_row(words + note, *(f"{p:.4f}" for p in five[name]))
+        kind = five.get(f"{name}_kind", "settled")
+        note = "" if kind == "settled" else f" ({kind.replace('_', ' ')})"
+        table.add_row("", words + note, *(f"{p:.4f}" for p in five[name]))
+    return table
+
+
+def _anchors(rows: list[dict[str, Any]]) -> Table:
+    """What is lost by Algorithm 1's anchor, which is the best of the group and not of all good strings."""
+    table = Table(title="\nMARA's anchor taken from the group", title_justify="left", box=None, show_header=False)
+    for row in rows:
+        gradient, distance = f"{row['gradient_error']:.1%}", f"{row['total_variation']:.4f}"
+        table.add_row("", f"of {row['group']}: gradient off by", gradient, "ends away by", distance)
     return table
 
 

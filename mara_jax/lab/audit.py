@@ -20,7 +20,8 @@ from mara_jax.lab.published import Setting
 from mara_jax.train import step
 
 GROUP = 2  # strings a group in the comparison of gradients: the fewest with which every baseline is defined
-SIZES = (2, 3, 4)  # group sizes at which an anchor taken from the group is compared with the whole set's
+# Group sizes at which an anchor taken from the group is compared with the whole set's.
+SIZES, SIZES_OF_OUTCOMES = (2, 3, 4), (2, 4, 8)
 EXACT, ZERO = 1e-8, 1e-10  # relative errors below which two gradients are the same, and a gradient is none
 WIDTH = 1e-5  # of the differences that give the slope of a field (nats)
 LONGEST = 30.0  # step of a logit (nats)

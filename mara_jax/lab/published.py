@@ -151,7 +151,7 @@ def configured(name: str, algorithm: config.Algorithm) -> Setting:
     """
     estimator = config.estimator_of(algorithm)
     algorithm = dataclasses.replace(algorithm, estimator=estimator)
-    level = "" if estimator in ("reference_samples", "ratio") else f", {algorithm.level} level"
+    level = "" if estimator in ("reference_samples", "ratio") else f" at {algorithm.level} level"
     return Setting(name, algorithm, step.objective, f"{estimator}{level}, baseline {algorithm.baseline}")
 
 

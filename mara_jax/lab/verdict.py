@@ -12,6 +12,7 @@ from mara_jax.lab import audit, problems
 from mara_jax.lab.published import Setting
 
 REACHED = 1e-3  # total variation below which a stationary point is a closed form
+BALANCED = 1e-2  # and below which good strings or answers count as equal
 
 _KL_WORDS = {
     ("reverse", "sequence"): "reverse KL at sequence level",
@@ -30,12 +31,17 @@ OPTIMUM_WORDS = {
     "forward_mara_string": "every good string equally likely",
     "reverse_mara_answer": "every answer equally likely, the strings of one in proportion to ref(y) exp(R(y)/beta)",
     "forward_mara_answer": "every answer equally likely, the strings of one in the reference's proportions",
-    "crossed": "good ones unequal, because rewards are augmented for the other KL",
+    "crossed": "good strings unequal, as their rewards are augmented for the other KL",
 }
 
 
 def audited(
-    setting: Setting, *, one_token: bool = False, group: int = audit.GROUP, refused: str = ""
+    setting: Setting,
+    *,
+    one_token: bool = False,
+    group: int = audit.GROUP,
+    refused: str = "",
+    ignored: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Everything an audit finds, as numbers and words that can be written as JSON.
 
@@ -44,6 +50,7 @@ def audited(
         one_token: on five outcomes of one token instead of fifteen strings.
         group: strings a group, 1 to 4.
         refused: why training refuses the setting, if it does.
+        ignored: settings of the run that bear on the objective and are left out of the audit.
 
     Returns:
         The record: see docs/audit.md.
@@ -64,6 +71,7 @@ def audited(
             "refused": refused or None,
             "algorithm": dataclasses.asdict(setting.algorithm),
             "enumerated": {"strings": len(problem.reward), "policies": len(problem.params), "group": group},
+            "ignored": list(ignored),
             **_identified(setting, found),
             "gradients": {
                 part: {name: audit.compare(found["found"][part], want) for name, want in found[part].items()}
@@ -119,7 +127,8 @@ def _anchor_bias(setting: Setting, problem: problems.Problem, whole, end: audit.
     if problems.anchors(problem, setting.algorithm) == problems.FROM_GROUP:
         return []
     # Groups of the reference's strings stand beside the policy's: only the smallest can be enumerated together.
-    sizes = audit.SIZES[:1] if setting.algorithm.estimator == "reference_samples" else audit.SIZES
+    sizes = audit.SIZES if problem.strings.tokens.shape[1] > 1 else audit.SIZES_OF_OUTCOMES
+    sizes = sizes[:1] if setting.algorithm.estimator == "reference_samples" else sizes
     rows = []
     for size in sizes:
         there = audit.stationary(setting, problem, size, problems.FROM_GROUP)
@@ -152,7 +161,7 @@ def percent(comparison: dict[str, Any]) -> str:
         return "-"
     if worst < audit.EXACT:
         return "exact"
-    low, high = f"{100 * least:.3g}", f"{100 * worst:.3g}"
+    low, high = (f"{100 * x:.1f}" if x < 0.0995 else f"{100 * x:.0f}" for x in (least, worst))
     return f"{high} %" if low == high else f"{low}-{high} %"
 
 
@@ -174,16 +183,21 @@ def _regulariser(record: dict[str, Any]) -> str:
         why = "beta is 0" if beta == 0 else "the KL has no gradient in expectation"
         return f"nothing is regularised: {why}"
     if found["name"] == "neither":
-        comparisons = record["gradients"]["kl"]
+        # Where groups are rescaled, the KL without any reward is rescaled as it never is beside one.
+        whole = record["reward_factor"] is None
+        comparisons = record["gradients"]["objective" if whole else "kl"]
         nearest = max(comparisons, key=lambda name: comparisons[name]["cosine"] or -1.0)
         direction, level = nearest.split("_")
         cosine = comparisons[nearest]["cosine"]
-        return f"neither KL, at neither level (nearest: {direction} KL at {level} level, cosine {cosine:.3f})"
+        return f"neither KL, at neither level (nearest: {direction} KL at {level} level, cosine {cosine:.2f})"
     words = _KL_WORDS[found["name"], found["level"]]
     strength = _strength(record)
-    if strength is None or abs(strength - 1) < audit.EXACT:
+    if strength is None:
+        return words
+    if abs(strength - 1) < audit.EXACT:
         return f"{words}, exactly"
-    return f"{words}, with {strength:.3g} times the configured beta"
+    group = record["enumerated"]["group"]
+    return f"{words}, with {strength:.3g} times the configured beta at groups of {group}"
 
 
 def _strength(record: dict[str, Any]) -> float | None:
@@ -197,7 +211,7 @@ def _strength(record: dict[str, Any]) -> float | None:
 def _reward(record: dict[str, Any]) -> str:
     if record["objective"] or record["reward_factor"] is not None:
         return ""
-    return "the gradient as a whole is that of no E[R] - beta KL, as groups or strings are rescaled one by one"
+    return "groups or strings are rescaled one by one, so the gradient is that of no E[R] - beta KL"
 
 
 def _ending(record: dict[str, Any]) -> str:
@@ -208,9 +222,10 @@ def _ending(record: dict[str, Any]) -> str:
     if record["kl"]["name"] == "none":
         return "the policy collapses onto the best reward" + (" as augmented" if _is_mara(record) else "")
     if distance < REACHED:
-        return f"optimum: {OPTIMUM_WORDS[_own_first(record)]}"
+        words = "optimum" if record["objective"] else "yet it ends at"
+        return f"{words}: {OPTIMUM_WORDS[_own_first(record)]}"
     name = end["nearest"].replace("_", " ")
-    settled = "ends" if end["kind"] == "settled" else "does not settle within the search; it stands"
+    settled = "ends" if end["kind"] == "settled" else "did not settle within the search, and stands"
     return f"it {settled} a total variation of {distance:.2g} from the nearest closed form ({name})"
 
 
@@ -226,6 +241,7 @@ def _is_mara(record: dict[str, Any]) -> bool:
 
 
 def _mara(record: dict[str, Any]) -> str:
-    if not _is_mara(record) or "mara" in _own_first(record):
+    distances = record["stationary"]["total_variation"]
+    if not _is_mara(record) or min(distances[name] for name in distances if "mara" in name) < BALANCED:
         return ""
     return "MARA's balance is lost"
