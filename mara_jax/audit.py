@@ -2,6 +2,11 @@
 
 python -m mara_jax.audit --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 python -m mara_jax.audit --as=NAME [--level=sequence|token] [--config=...]
+
+--as      a setting by name; the configuration, if given, then gives method, beta, threshold and baseline
+--level   log-ratios of whole strings or of tokens, for the estimators among the names
+--group   strings a group, 1 to 4; 2 by default
+--json    print one JSON object and nothing else
 """
 
 import json
@@ -40,6 +45,9 @@ _FORMS = {
 
 def main(argv: list[str]) -> int:
     """Parses flags, audits, prints; returns the exit status."""
+    if "--help" in argv[1:]:
+        print(f"{__doc__}\nnames: {', '.join(published.NAMES)}")
+        return 0
     try:
         asked = parse(argv)
         record = audited(asked)

@@ -133,7 +133,7 @@ def exact_gradients(problem: problems.Problem, params, reward, ref_logp) -> dict
 
 
 def gradients(setting: Setting, problem: problems.Problem, group: int = GROUP) -> dict[str, dict[str, np.ndarray]]:
-    """Expected and exact gradients at every policy of the problem, [k, c * v] each, as one compiled program.
+    """Expected and exact gradients at every policy of the problem, [k, c * v] each.
 
     Args:
         setting: what is audited.
@@ -145,30 +145,31 @@ def gradients(setting: Setting, problem: problems.Problem, group: int = GROUP) -
         "kl": the gradients of -beta KL for each of KLS, "unit" those of -KL; "objective": those of
         E[R] - beta KL with rewards and reference augmented; "reward": that of E[R].
     """
-    beta = setting.algorithm.beta
+    beta, n = setting.algorithm.beta, len(problem.reward)
     bare = setting._replace(algorithm=dataclasses.replace(setting.algorithm, method="vanilla"))
-    without_reward = problem._replace(reward=np.zeros(len(problem.reward)))
-    alone = case(bare, without_reward, group, problems.FROM_GROUP)
-    alone = alone._replace(ref_groups=small.groups(len(problem.reward), 1))
+    alone = case(bare, problem._replace(reward=np.zeros(n)), group, problems.FROM_GROUP)
+    alone = alone._replace(ref_groups=small.groups(n, 1))
     whole = case(setting, problem, group, problems.anchors(problem, setting.algorithm))
     whole = whole._replace(ref_groups=alone.ref_groups)
-    augmented = problems.augmented(problem, setting.algorithm)
-
-    def at(params, alone, whole, augmented):
-        plain = exact_gradients(whole.problem, params, whole.problem.reward, whole.problem.ref_logp)
-        lifted = exact_gradients(whole.problem, params, *augmented)
-        found = {"kl": expected_gradient(bare, alone, params), "objective": expected_gradient(setting, whole, params)}
-        return {
-            "found": found,
-            "kl": {name: -beta * plain[name] for name in KLS},
-            "objective": {name: lifted["reward"] - beta * lifted[name] for name in KLS},
-            "reward": {"reward": lifted["reward"]},
-            "unit": {name: -plain[name] for name in KLS},
-        }
-
-    at_all = jax.jit(jax.vmap(at, (0, None, None, None)))
-    tree = at_all(jnp.asarray(problem.params), alone, whole, augmented)
+    found = {"kl": _at_policies(bare, alone), "objective": _at_policies(setting, whole)}
+    plain = _exact_at_policies(problem, problem.params, problem.reward, problem.ref_logp)
+    lifted = _exact_at_policies(problem, problem.params, *problems.augmented(problem, setting.algorithm))
+    tree = {
+        "found": found,
+        "kl": {name: -beta * plain[name] for name in KLS},
+        "objective": {name: lifted["reward"] - beta * lifted[name] for name in KLS},
+        "reward": {"reward": lifted["reward"]},
+        "unit": {name: -plain[name] for name in KLS},
+    }
     return jax.tree.map(lambda x: np.asarray(x).reshape(len(problem.params), -1), tree)
+
+
+_exact_at_policies = jax.jit(jax.vmap(exact_gradients, (None, 0, None, None)))
+
+
+@functools.partial(jax.jit, static_argnames="setting")
+def _at_policies(setting: Setting, over: Case) -> jax.Array:
+    return jax.vmap(functools.partial(expected_gradient, setting, over))(over.problem.params)
 
 
 def in_group(setting: Setting, problem: problems.Problem, size: int) -> np.ndarray:
@@ -180,8 +181,7 @@ def in_group(setting: Setting, problem: problems.Problem, size: int) -> np.ndarr
         size: strings a group.
     """
     over = case(setting, problem, size, problems.FROM_GROUP)
-    at_all = jax.jit(jax.vmap(functools.partial(expected_gradient, setting), (None, 0)))
-    return np.asarray(at_all(over, jnp.asarray(problem.params))).reshape(len(problem.params), -1)
+    return np.asarray(_at_policies(setting, over)).reshape(len(problem.params), -1)
 
 
 def compare(got: np.ndarray, want: np.ndarray) -> dict[str, Any]:

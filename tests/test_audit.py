@@ -1,0 +1,73 @@
+"""The audit command: what it prints, what it refuses, and that a refused configuration can still be audited."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from mara_jax import audit
+
+ROOT = pathlib.Path(__file__).parent.parent
+NANO = f"--config={ROOT}/configs/onetwo.py:nano"
+TOY = f"--config={ROOT}/configs/toy.py"
+
+
+@pytest.fixture
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_json_is_one_object_and_nothing_else():
+    command = [sys.executable, "-m", "mara_jax.audit", "--as=k1_in_loss", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    record = json.loads(done.stdout)
+    assert record["kl"] == {"name": "none", "level": None, "beta": 0.0}
+    assert record["verdict"].startswith("nothing is regularised") and record["algorithm"]["level"] == "token"
+    assert record["five_outcomes"]["mara"][2] > 0.9999
+    assert record["refused"] is None and record["anchor_in_group"] == []
+
+
+def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_told(capsys, quick_compilation):
+    flags = ["audit", TOY, "--config.algorithm.estimator=k3_in_loss", "--config.algorithm.method=vanilla"]
+    assert audit.main(flags) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Verdict: forward KL at sequence level, exactly; optimum: beta ref(y) / (Lambda - R(y))." in printed
+    assert "Training refuses this configuration: algorithm.estimator=k3_in_loss" in printed
+    assert "At sequence level, as here: k3 of the whole string as a loss term optimises the forward KL" in printed
+    assert "without MARA 0.6287 0.3143 0.0524 0.0037 0.0009" in printed
+    assert "with MARA over strings 0.2337 0.1600 0.6023" in printed
+    assert "5 strings" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "nothing to audit: give --config=FILE.py or --as=NAME"),
+        (["--as=grqo"], "--as=grqo is not known: choose one of k1_in_loss"),
+        (["--as=grpo", "--level=token"], "--level=token has no meaning for --as=grpo"),
+        (["--as=k3_in_loss", "--level=word"], "--level=word"),
+        ([NANO, "--level=token"], "of a configuration set --config.algorithm.level"),
+        ([NANO, "--config.algorithm.betta=1"], "algorithm has no 'betta'; it has method"),
+        ([NANO, "--config.algorithm.method=grpo"], "algorithm.method='grpo' is unknown: choose one of vanilla, mara"),
+        ([NANO, "--config.algorithm.beta=-1.0"], "must not be negative"),
+        ([NANO, "--config.algorithm.beta=x"], "--config.algorithm.beta=x"),
+        ([NANO, "--group=1"], "leave_one_out needs groups of at least 2 samples"),
+        ([NANO, "--group=9"], "--group=9"),
+        ([f"--config={ROOT}/configs/none.py"], "none.py"),
+        (["loudly"], "unexpected argument 'loudly'"),
+    ],
+    ids=lambda x: " ".join(x).replace(str(ROOT), "") if isinstance(x, list) else "",
+)
+def test_bad_input_is_one_line(flags, words, capsys):
+    assert audit.main(["audit", *flags]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("mara_jax: ") and printed.err.count("\n") == 1
+    assert words in printed.err
