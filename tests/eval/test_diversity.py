@@ -67,3 +67,26 @@ def test_slope():
     assert np.isnan(diversity.slope([2.0])) and np.isnan(diversity.slope([]))
     noisy = np.random.default_rng(0).normal(size=20)
     assert np.isclose(diversity.slope(noisy), np.polyfit(np.arange(20), noisy, 1)[0])
+
+
+def test_gap_by_hand():
+    """Counts 6, 2 and none of 8; optimum 1/2, 1/4, 1/4: log 2 is the only logarithm but that of the half count."""
+    optimum = np.log([0.5, 0.25, 0.25])
+    got = diversity.gap([6, 2, 0], optimum)
+    share = np.array([6, 2, 0.5]) / 8.5
+    assert got["tv_optimum"] == pytest.approx(0.25) and got["tv_uniform"] == pytest.approx(0.25)
+    assert got["kl_to_optimum"] == pytest.approx(share @ (np.log(share) - optimum))
+    assert got["kl_from_optimum"] == pytest.approx(np.exp(optimum) @ (optimum - np.log(share)))
+    even = diversity.gap([4, 2, 2], optimum)
+    assert [even[name] for name in ("kl_to_optimum", "kl_from_optimum", "tv_optimum")] == pytest.approx([0, 0, 0])
+    assert even["tv_uniform"] == pytest.approx(0.25)  # the two without an answer are not uniform over answers
+    assert diversity.gap([1, 1, 0], np.log([0.25, 0.25, 0.5]))["kl_to_optimum"] == pytest.approx(
+        0.8 * np.log(0.4 / 0.25) + 0.2 * np.log(0.2 / 0.5)
+    )
+
+
+def test_gap_keeps_masses_that_a_float_loses():
+    assert diversity.gap([5, 4, 1], [np.log(0.5), np.log(0.5), -1000.0])["kl_to_optimum"] == pytest.approx(
+        0.5 * np.log(1) + 0.4 * np.log(0.8) + 0.1 * (np.log(0.1) + 1000)
+    )
+    assert np.isnan(diversity.gap([0, 0, 0], np.log([0.5, 0.4, 0.1]))["tv_optimum"])

@@ -155,6 +155,22 @@ def test_start_summary_says_objective_reference_and_optima(tmp_path):
     ]
 
 
+def test_start_summary_warns_of_a_collapse_with_its_cure(tmp_path):
+    known = report.read(write_run(tmp_path / "run", ROWS)).reference
+    found = {"answer": "1", "share": 0.971, "low": 0.952, "high": 0.99, "raise_above": 0.0312, "seen": 2}
+    found |= {"method": "vanilla", "prompts": 1, "collapsing": 1}
+    assert report.start_summary(known | {"collapse": None}) == report.start_summary(known)
+    assert report.start_summary(known | {"collapse": found})[4:] == [
+        'WARNING: the optimum of these settings is a collapse: 97.1% [95.2%, 99.0%] of the answers "1"; '
+        "raise algorithm.beta above 0.0312 or set algorithm.method=mara"
+    ]
+    alone = found | {"raise_above": None, "seen": 1, "prompts": 5, "collapsing": 2}
+    assert report.collapse_warning(alone) == (
+        "WARNING: the optimum of these settings is a collapse: under 2 of 5 prompts, at worst 97.1% [95.2%, 99.0%] of "
+        'the answers "1"; no beta helps, for the reference itself gives hardly any other: warm it up on more'
+    )
+
+
 NOTHING_VALID = {"counts": (0, 0), "optimum": {"vanilla": [0.0, 0.0, 1.0]}}
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,6 +80,32 @@ def test_a_run_leaves_what_it_says(whole):
     if sum(reference["counts"]):
         assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
     assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
+
+
+def test_the_gap_to_the_optimum_follows_from_counts(whole):
+    """Pooled over at most 8 batches, so over all 6: MARA's optimum halves the answers but for what no answer gets."""
+    reference = json.loads((whole / "reference.json").read_text())
+    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    counts = np.sum([row["answers/counts"] for row in rows(whole)], axis=0)
+    share = np.append(counts, 48 - counts.sum()) / 48
+    optimum = np.exp(reference["log_optimum"])
+    assert optimum.sum() == pytest.approx(1, abs=1e-5)
+    assert line["gap/tv_optimum"] == pytest.approx(np.abs(share - optimum).sum() / 2, abs=1e-5)
+    assert line["gap/tv_uniform"] == pytest.approx(np.abs(share - [0.5, 0.5, 0]).sum() / 2)
+    assert min(line["gap/kl_to_optimum"], line["gap/kl_from_optimum"]) > 0
+    # No answer earns 0, an answer 1: e^-10 of what the reference gives it, if it gave any.
+    none = 1 - reference["valid"]
+    if none and all(reference["counts"]):
+        most = max(reference["counts"]) / 16
+        assert reference["log_optimum"][2] == pytest.approx(np.log(none / (2 * most)) - 10, abs=1e-3)
+
+
+def test_the_measured_samples_are_kept(whole):
+    reference = json.loads((whole / "reference.json").read_text())
+    kept = [json.loads(line) for line in (whole / "reference_samples.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in kept].count("1") == reference["counts"][0]
+    assert len(kept) == 16 and [row["text"] for row in kept[:8]] == reference["text"][0]
+    assert all(row["ref_logp"] < 0 and row["reward"] == (row["answer"] is not None) for row in kept)
 
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):

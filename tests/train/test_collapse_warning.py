@@ -1,0 +1,100 @@
+"""A run whose own optimum is a collapse says so at its start: the rule, on samples and problems known by hand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mara_jax.config import Algorithm, LanguageRun, Toy, ToyRun
+from mara_jax.core import targets
+from mara_jax.tasks import onetwo, toy
+from mara_jax.train import reference
+from mara_jax.train import toy as toy_run
+
+TASK = onetwo.OneTwo()
+
+
+def samples(ones: int, twos: int, none: int, reward: float = 1.0) -> reference.Samples:
+    """One prompt; a "1" earns `reward`, a "2" earns 1."""
+    answer = np.repeat([0, 1, -1], [ones, twos, none])[None]
+    earned = np.where(answer == 0, reward, np.where(answer == 1, 1.0, 0.0))
+    return reference.Samples(earned, answer, [[""] * answer.size], np.full(answer.shape, -3.0))
+
+
+def run(beta: float = 0.1, **algorithm) -> LanguageRun:
+    return LanguageRun(algorithm=Algorithm(**{"method": "vanilla", "beta": beta, "threshold": 0.5} | algorithm))
+
+
+def test_equal_rewards_keep_the_reference_s_ratio_at_every_beta():
+    for kl in ("reverse", "forward"):
+        found = reference.built_in_collapse(run(kl=kl), TASK, samples(192, 8, 56))
+        assert found and found["answer"] == "1" and found["share"] == pytest.approx(0.96, abs=1e-4)
+        assert found["low"] < 0.95 < 0.96 < found["high"] and found["raise_above"] is None and found["seen"] == 2
+    assert reference.built_in_collapse(run(), TASK, samples(188, 12, 56)) is None  # .94
+
+
+def test_the_cure_is_the_beta_where_the_share_is_95_percent():
+    """Ratio 2 : 1 = (40 / 160) exp(.1 / beta) reaches 19 at beta = .1 / log 76."""
+    found = reference.built_in_collapse(run(0.02), TASK, samples(160, 40, 56, reward=0.9))
+    assert found and found["answer"] == "2" and found["raise_above"] == pytest.approx(0.1 / np.log(76), rel=1e-3)
+    assert found["share"] == pytest.approx(1 / (1 + 4 * np.exp(-5)), abs=1e-4)
+    assert reference.built_in_collapse(run(0.024), TASK, samples(160, 40, 56, reward=0.9)) is None
+
+
+def test_mara_does_not_collapse_unless_the_reference_has_one_answer_alone():
+    assert reference.built_in_collapse(run(method="mara"), TASK, samples(196, 4, 56)) is None
+    assert reference.built_in_collapse(run(method="mara", anchor="string"), TASK, samples(196, 4, 56)) is None
+    found = reference.built_in_collapse(run(method="mara"), TASK, samples(200, 0, 56))
+    assert found and found["share"] == 1 and found["seen"] == 1 and found["low"] < 0.95
+
+
+def test_nothing_valid_is_no_collapse():
+    assert reference.built_in_collapse(run(), TASK, samples(0, 0, 20)) is None
+
+
+def test_log_optimum_has_every_class():
+    vanilla = reference.log_optimum(run(1e-3), TASK, samples(30, 10, 20))
+    assert vanilla == pytest.approx([np.log(0.75), np.log(0.25), np.log(0.5) - 1000], rel=1e-5)
+    assert np.all(np.isfinite(reference.log_optimum(run(), TASK, samples(20, 0, 0))))
+    strings = reference.log_optimum(run(method="mara", anchor="string"), TASK, samples(30, 10, 20))
+    assert strings[:2] == pytest.approx([np.log(0.5)] * 2, abs=1e-4)
+    assert strings[2] == pytest.approx(np.log(0.5) - 10, 1e-4)
+
+
+@pytest.mark.parametrize("kl", ["reverse", "forward"])
+@pytest.mark.parametrize(("method", "figure"), [("vanilla", 2), ("vanilla", 6), ("mara", 2)])
+def test_toy_runs_are_warned_exactly(kl, method, figure):
+    """Against the optimum itself, on both sides of the beta that the warning names."""
+    algorithm = Algorithm(method=method, anchor="string", kl=kl, beta=0.002, baseline="none")
+    problem = toy.PROBLEMS[f"figure{figure}"]()
+    cfg = ToyRun(algorithm=algorithm, toy=Toy(figure=figure))
+    found = toy_run.built_in_collapse(cfg, problem)
+    optimum = targets.reverse_kl if kl == "reverse" else targets.forward_kl
+    if (method, figure) != ("vanilla", 2):
+        assert found is None
+        return
+    best = float(np.exp(optimum(problem.ref_logp, problem.reward, 0.002)).max())
+    assert found and found["answer"] == "79" and found["share"] == pytest.approx(best, abs=1e-5)
+    at_edge = np.exp(optimum(problem.ref_logp, problem.reward, found["raise_above"])).max()
+    assert at_edge == pytest.approx(0.95, abs=2e-3)
+    above = dataclasses.replace(algorithm, beta=1.02 * found["raise_above"])
+    assert toy_run.built_in_collapse(dataclasses.replace(cfg, algorithm=above), problem) is None
+
+
+def test_a_toy_run_logs_its_exact_gap(tmp_path, capsys):
+    """Before the first step the policy is uniform over 100 outcomes, so every distance is known."""
+    algorithm = Algorithm(method="vanilla", anchor="string", beta=0.002, baseline="none")
+    toy_run.run(ToyRun(steps=20, algorithm=algorithm, toy=Toy(figure=2)), tmp_path / "run")
+    problem = toy.figure2()
+    optimum = np.asarray(targets.reverse_kl(problem.ref_logp, problem.reward, 0.002), np.float64)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 10]
+    first, mass = rows[0], np.exp(optimum)
+    assert first["gap/kl_to_optimum"] == pytest.approx(np.mean(np.log(0.01) - optimum), rel=1e-5)
+    assert first["gap/kl_from_optimum"] == pytest.approx(mass @ (optimum - np.log(0.01)), rel=1e-5)
+    assert first["gap/tv_optimum"] == pytest.approx(np.abs(mass - 0.01).sum() / 2, rel=1e-5)
+    good = int((problem.reward >= 0.8).sum())
+    assert first["gap/tv_uniform"] == pytest.approx(1 - good / 100, rel=1e-5)
+    shown = capsys.readouterr().out
+    assert shown.count("WARNING") == 1 and 'of the answers "79"; raise algorithm.beta above 0.0041' in shown
