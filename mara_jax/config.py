@@ -149,13 +149,28 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """A study of many toy runs: the product of its axes; without betas there is none, and one run is made."""
+
+    betas: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()  # none: algorithm.threshold
+    gaps: tuple[float, ...] = ()  # best reward minus the left peak's, figures 2 and 4; none: the figure's own
+    seeds: int = 1  # from `seed` on
+    methods: tuple[str, ...] = ("vanilla", "mara")
+    kls: tuple[str, ...] = ("reverse", "forward")
+    estimators: tuple[str, ...] = ("auto",)  # of each KL, those that are its own
+    chunk: int = 1024  # runs of each method and KL at once
+
+
+@dataclass(frozen=True)
 class ToyRun:
-    """One training run of a free categorical over 100 outcomes."""
+    """Training of a free categorical over 100 outcomes: one run, or a study of many."""
 
     steps: int = 1000
     seed: int = 0
     algorithm: Algorithm = field(default_factory=lambda: Algorithm(anchor="string", baseline="none"))
     toy: Toy = field(default_factory=Toy)
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 Run = LanguageRun | ToyRun
@@ -205,13 +220,30 @@ def _build(kind: type, defaults: Any, values: dict[str, Any], where: str) -> Any
 
 
 def _typed(value: Any, default: Any, where: str) -> Any:
-    if isinstance(default, tuple) and isinstance(value, list | tuple) and len(value) == len(default):
-        return tuple(float(v) for v in value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return _typed_tuple(tuple(value), default, where)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
         raise ValueError(f"{where}={value!r} must be a {type(default).__name__}, as in {default!r}")
     return value
+
+
+# Tuples of any length, and what they hold; every other one is a pair of numbers.
+_ELEMENT = {"betas": float, "thresholds": float, "gaps": float, "methods": str, "kls": str, "estimators": str}
+
+
+def _typed_tuple(value: tuple, default: tuple, where: str) -> tuple:
+    element = _ELEMENT.get(where.split(".")[-1])
+    if element is None and len(value) != len(default):
+        raise ValueError(f"{where}={value!r} must have {len(default)} entries, as {default!r} has")
+    if element is str:
+        wrong = [v for v in value if not isinstance(v, str)]
+    else:
+        wrong = [v for v in value if isinstance(v, bool) or not isinstance(v, int | float)]
+    if wrong:
+        raise ValueError(f"{where}={value!r} must hold {'words' if element is str else 'numbers'}, not {wrong[0]!r}")
+    return value if element is str else tuple(float(v) for v in value)
 
 
 def unknown_field(kind: type, path: str) -> str:
@@ -280,6 +312,32 @@ def _check_toy(run: ToyRun) -> None:
         raise ValueError(
             f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward (1.0): lower it"
         )
+    if run.sweep.betas:
+        _check_sweep(run)
+
+
+def _check_sweep(run: ToyRun) -> None:
+    sweep = run.sweep
+    _positive(sweep, "seeds", "chunk", where="sweep.")
+    for name, known in (("methods", METHODS), ("kls", tuple(TRAINABLE)), ("estimators", tuple(ESTIMATORS))):
+        if not getattr(sweep, name):
+            raise ValueError(f"sweep.{name} is empty: choose from {', '.join(known)}")
+        for value in getattr(sweep, name):
+            if value not in known:
+                raise ValueError(f"sweep.{name} has {value!r}, which is unknown: choose from {', '.join(known)}")
+    for kl in sweep.kls:
+        if not any(name == "auto" or name in TRAINABLE[kl] for name in sweep.estimators):
+            raise ValueError(
+                f"sweep.estimators={sweep.estimators} has none for the {kl} KL: add auto or "
+                f"{' or '.join(TRAINABLE[kl])}, or take {kl} out of sweep.kls"
+            )
+    for name, low, high in (("betas", 0, None), ("thresholds", None, 1), ("gaps", None, 1)):
+        for value in getattr(sweep, name):
+            if (low is not None and value <= low) or (high is not None and value > high):
+                limit = f"above {low}" if high is None else f"at most {high}"
+                raise ValueError(f"sweep.{name} has {value}: each must be {limit}")
+    if sweep.gaps and run.toy.figure not in (2, 4):
+        raise ValueError(f"sweep.gaps means nothing for toy.figure={run.toy.figure}: figures 2 and 4 have two peaks")
 
 
 def _check_words(algorithm: Algorithm) -> None:

@@ -90,6 +90,11 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
     """Hands the run to the loop of its kind; imports wait until the config is known to be good."""
     logging.set_verbosity(logging.ERROR)  # Orbax tells every write
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if isinstance(run, config.ToyRun) and run.sweep.betas:
+        from mara_jax.train import toy_study
+
+        toy_study.run(run, workdir)
+        return
     if isinstance(run, config.ToyRun):
         from mara_jax.train import toy
 

@@ -39,13 +39,16 @@ def _two_bumps(left: float, right: float) -> np.ndarray:
     return left * np.exp(-(((x - 0.2) / 0.05) ** 2) / 2) + right * np.exp(-(((x - 0.8) / 0.05) ** 2) / 2)
 
 
-def figure2() -> Problem:
+def figure2(left: float = 0.75) -> Problem:
     """The reference on the left half, rewards .75 (left) and 1 (right).
+
+    Args:
+        left: height of the left bump.
 
     Returns:
         The problem on which the optimum flips sides at beta = .25 / 1.9 under reverse KL.
     """
-    return Problem("figure2", _half_supported(), _two_bumps(0.75, 1.0), 0.7)
+    return Problem("figure2", _half_supported(), _two_bumps(left, 1.0), left - 0.05)
 
 
 def figure3() -> Problem:
