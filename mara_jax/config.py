@@ -366,8 +366,8 @@ def _check_algorithm(algorithm: Algorithm) -> None:
         )
     if algorithm.baseline == "group_normalised" and algorithm.beta > 0:
         raise ValueError(
-            "algorithm.baseline='group_normalised' divides each group by its own standard deviation, so reward "
-            "and KL no longer keep the ratio beta and the optimum is not the stated one: use leave_one_out"
+            "algorithm.baseline='group_normalised' divides each group by its own standard deviation, so the "
+            "expected gradient is that of no E[R] - beta KL: use leave_one_out"
         )
     if algorithm.baseline == "mean" and algorithm.beta > 0 and estimator_of(algorithm) in KL_BESIDE_REWARD:
         raise ValueError(

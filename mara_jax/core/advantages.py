@@ -57,7 +57,9 @@ def group_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     """Reward minus its group's mean, over the group's standard deviation (GRPO).
 
     The deviation is the sample's (divisor g - 1), as in the public implementations. Its scale differs from
-    group to group, so the optimum is no longer that of the objective as written.
+    group to group, so the expected gradient is that of no E[R] - beta KL. A free policy whose penalty stands in
+    this reward still ends at the stated optimum, where all returns are equal; with the KL as a term of its own, or
+    on a policy that cannot reach the optimum, it ends elsewhere (docs/rivals.md).
 
     Args:
         reward_pg: reward of each sample; at least two samples a group.
