@@ -21,7 +21,7 @@ from mara_jax.train import step
 
 GROUP = 2  # strings a group in the comparison of gradients: the fewest with which every baseline is defined
 # Group sizes at which an anchor taken from the group is compared with the whole set's.
-SIZES, SIZES_OF_OUTCOMES = (2, 3, 4), (2, 4, 8)
+SIZES, SIZES_OF_OUTCOMES = (2, 4), (2, 4, 8)
 EXACT, ZERO = 1e-8, 1e-10  # relative errors below which two gradients are the same, and a gradient is none
 WIDTH = 1e-5  # of the differences that give the slope of a field (nats)
 LONGEST = 30.0  # step of a logit (nats)
@@ -172,16 +172,16 @@ def _at_policies(setting: Setting, over: Case) -> jax.Array:
     return jax.vmap(functools.partial(expected_gradient, setting, over))(over.problem.params)
 
 
-def in_group(setting: Setting, problem: problems.Problem, size: int) -> np.ndarray:
-    """The expected gradient of the whole objective with MARA's anchor taken from each group, [k, c * v].
+def at_policies(setting: Setting, problem: problems.Problem, size: int, anchor: problems.Anchors) -> np.ndarray:
+    """The expected gradient of the whole objective at every policy of the problem, [k, c * v].
 
     Args:
         setting: what is audited.
         problem: where.
         size: strings a group.
+        anchor: MARA's anchor.
     """
-    over = case(setting, problem, size, problems.FROM_GROUP)
-    return np.asarray(_at_policies(setting, over)).reshape(len(problem.params), -1)
+    return np.asarray(_at_policies(setting, case(setting, problem, size, anchor))).reshape(len(problem.params), -1)
 
 
 def compare(got: np.ndarray, want: np.ndarray) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def audited(
                 for part in ("kl", "objective")
             },
             "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
-            "anchor_in_group": _anchor_bias(setting, problem, found["found"]["objective"], end),
-            "five_outcomes": _five(setting, group),
+            "anchor_in_group": _anchor_bias(setting, problem, group, end),
+            "five_outcomes": _five(setting, group, end if one_token else None),
         }
     record["verdict"] = sentence(record)
     return record
@@ -122,30 +122,35 @@ def _ended(end: audit.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _anchor_bias(setting: Setting, problem: problems.Problem, whole, end: audit.Point) -> list[dict[str, Any]]:
+def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: audit.Point) -> list[dict[str, Any]]:
     """What it costs to take MARA's anchor from groups of each size instead of from all good strings."""
-    if problems.anchors(problem, setting.algorithm) == problems.FROM_GROUP:
+    whole = problems.anchors(problem, setting.algorithm)
+    if whole == problems.FROM_GROUP:
         return []
-    # Groups of the reference's strings stand beside the policy's: only the smallest can be enumerated together.
     sizes = audit.SIZES if problem.strings.tokens.shape[1] > 1 else audit.SIZES_OF_OUTCOMES
-    sizes = sizes[:1] if setting.algorithm.estimator == "reference_samples" else sizes
+    if setting.algorithm.estimator == "reference_samples":
+        sizes = sizes[:1]  # the reference's groups stand beside the policy's: larger ones are too many together
+    elif setting.algorithm.baseline == "group_normalised":
+        sizes = (group,)  # the end without the bias depends on the group as well
     rows = []
     for size in sizes:
         there = audit.stationary(setting, problem, size, problems.FROM_GROUP)
-        error = audit.compare(audit.in_group(setting, problem, size), whole)["relative_error"]
+        wanted, got = (audit.at_policies(setting, problem, size, anchor) for anchor in (whole, problems.FROM_GROUP))
         distance = problems.total_variation(there.probability, end.probability)
+        error = audit.compare(got, wanted)["relative_error"]
         rows.append({"group": size, "gradient_error": error, "total_variation": distance})
     return rows
 
 
-def _five(setting: Setting, group: int) -> dict[str, Any]:
-    """Where the setting ends on five outcomes, without and with MARA over strings."""
+def _five(setting: Setting, group: int, end: audit.Point | None) -> dict[str, Any]:
+    """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own."""
     problem = problems.five()
     ends = {}
     for method in ("vanilla", "mara"):
         algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
         tried = setting._replace(algorithm=algorithm)
-        ends[method] = audit.stationary(tried, problem, group, problems.anchors(problem, algorithm))
+        known = end if tried == setting else None
+        ends[method] = known or audit.stationary(tried, problem, group, problems.anchors(problem, algorithm))
     return {
         "reference": np.exp(problem.ref_logp).tolist(),
         "reward": problem.reward.tolist(),
@@ -195,7 +200,9 @@ def _regulariser(record: dict[str, Any]) -> str:
     if strength is None:
         return words
     if abs(strength - 1) < audit.EXACT:
-        return f"{words}, exactly"
+        factor = record["objective"]["factor"] if record["objective"] else 1.0
+        longer = "" if abs(factor - 1) < audit.EXACT else f", in a gradient {factor:.3g} times as long"
+        return f"{words}, exactly{longer}"
     group = record["enumerated"]["group"]
     return f"{words}, with {strength:.3g} times the configured beta at groups of {group}"
 

@@ -155,6 +155,21 @@ def test_groups_by_multiplicity_are_all_ordered_groups():
     np.testing.assert_allclose(got, want, atol=1e-14)
 
 
+def test_an_anchor_from_the_group_misses_less_of_the_gradient_in_larger_groups():
+    algorithm = Algorithm(method="mara", anchor="string", baseline="none")
+    setting, problem = published.configured("anchor", algorithm), problems.five()
+    whole = problems.anchors(problem, algorithm)
+    errors = []
+    for size in (1, 2, 4):
+        got, want = (audit.at_policies(setting, problem, size, anchor) for anchor in (problems.FROM_GROUP, whole))
+        errors.append(audit.compare(got, want)["relative_error"])
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2] > 0.1
+    # A group of one is its own anchor, which is no augmentation at all.
+    vanilla = published.configured("vanilla", dataclasses.replace(algorithm, method="vanilla"))
+    alone = [audit.at_policies(s, problem, 1, problems.FROM_GROUP) for s in (setting, vanilla)]
+    np.testing.assert_allclose(*alone, atol=1e-14)
+
+
 def test_grpo_by_hand():
     """Two strings of one and two tokens, rewards 1 and 0: advantages +-1/sqrt(2) (and the published epsilon)."""
     logp, ref = np.log([[0.5, 1.0], [0.25, 0.8]]), np.log([[0.4, 1.0], [0.5, 0.2]])
@@ -212,7 +227,7 @@ def negated(plain):
 def test_planted_bugs_change_the_verdict(monkeypatch, bug, words):
     if bug is not None:
         monkeypatch.setattr(objectives, "reverse_kl", bug(objectives.reverse_kl))
-    monkeypatch.setattr(verdict, "_five", lambda setting, group: {})
+    monkeypatch.setattr(verdict, "_five", lambda *_: {})
     # A name of its own: what is compiled is kept by setting.
     record = verdict.audited(published.configured(f"with {bug}", VANILLA))
     assert record["verdict"].startswith(words), record["verdict"]
