@@ -70,7 +70,12 @@ def audited(
             "rule": _rule(setting.algorithm),
             "refused": refused or None,
             "algorithm": dataclasses.asdict(setting.algorithm),
-            "enumerated": {"strings": len(problem.reward), "policies": len(problem.params), "group": group},
+            "enumerated": {
+                "strings": len(problem.reward),
+                "good": int(np.sum(problem.reward >= setting.algorithm.threshold)),
+                "policies": len(problem.params),
+                "group": group,
+            },
             "ignored": list(ignored),
             **_identified(setting, found),
             "gradients": {
@@ -239,7 +244,8 @@ def _ending(record: dict[str, Any]) -> str:
 def _own_first(record: dict[str, Any]) -> str:
     """The closed form that is reached; where several coincide, the one that the configuration asks for."""
     distances, algorithm = record["stationary"]["total_variation"], record["algorithm"]
-    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if _is_mara(record) else algorithm["kl"]
+    lifted = _is_mara(record) and record["enumerated"]["good"] > 0
+    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if lifted else algorithm["kl"]
     return own if distances[own] < REACHED else record["stationary"]["nearest"]
 
 
@@ -249,6 +255,8 @@ def _is_mara(record: dict[str, Any]) -> bool:
 
 def _mara(record: dict[str, Any]) -> str:
     distances = record["stationary"]["total_variation"]
+    if _is_mara(record) and record["enumerated"]["good"] == 0:
+        return f"MARA does nothing, as no reward here (at most 1) reaches {record['algorithm']['threshold']:g}"
     if not _is_mara(record) or min(distances[name] for name in distances if "mara" in name) < BALANCED:
         return ""
     return "MARA's balance is lost"

@@ -231,3 +231,10 @@ def test_planted_bugs_change_the_verdict(monkeypatch, bug, words):
     # A name of its own: what is compiled is kept by setting.
     record = verdict.audited(published.configured(f"with {bug}", VANILLA))
     assert record["verdict"].startswith(words), record["verdict"]
+
+
+def test_a_threshold_out_of_reach_is_told(monkeypatch):
+    monkeypatch.setattr(verdict, "_five", lambda *_: {})
+    record = verdict.audited(published.configured("out of reach", Algorithm(threshold=2.0)))
+    assert "optimum: ref(y) exp(R(y)/beta)" in record["verdict"]
+    assert record["verdict"].endswith("MARA does nothing, as no reward here (at most 1) reaches 2")
