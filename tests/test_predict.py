@@ -137,7 +137,7 @@ def test_95_percent_intervals_hold_the_exact_optimum(world, name, direction):
         inside[i] = (read.mass_low[0] - 1e-6 <= want) & (want <= read.mass_high[0] + 1e-6)
         errors.append(read.mass[0] - want)
     print(name, direction, "inside:", inside.sum(axis=0), "mean error:", np.mean(errors, axis=0).round(4))
-    assert np.all(inside.sum(axis=0) >= 88)
+    assert np.all(inside.sum(axis=0) >= 88) and inside.sum(axis=0).mean() >= 91
     assert np.all(np.abs(np.mean(errors, axis=0)) < 4 * np.std(errors, axis=0) / np.sqrt(SETS) + 5e-3)
 
 

@@ -22,16 +22,21 @@ from mara_jax.core.targets import Direction, Scalar
 
 Method = Literal["vanilla", "answers"]
 Objective = Literal["vanilla", "answers", "strings"]
+_FEW = 16  # groups
 _LEAST = 1e-15  # where Newton starts if the best group's weight is below float32's range
-_NEWTON = 24  # rounds; on the didactic problems and on draws eight are enough
+_NEWTON = 12  # rounds: after eight 1e-5 is left on the didactic problems and on draws, and each squares the error
 
 
 class Groups(NamedTuple):
-    """Draws of equal reward and answer, pooled: `index` of each draw's group, and the group's reward and answer."""
+    """Draws of equal reward and answer, pooled: `index` of each draw's group, and the group's reward and answer.
+
+    `unseen` holds the groups that stand for answers without a draw. Other groups without one are filling.
+    """
 
     index: Int[np.ndarray, " n"]
     reward: Float[np.ndarray, " j"]
     answer: Int[np.ndarray, " j"]
+    unseen: tuple[int, ...]
 
 
 def pool(reward_n: Float[np.ndarray, " n"], answer_n: Int[np.ndarray, " n"], answers: int) -> Groups:
@@ -48,8 +53,12 @@ def pool(reward_n: Float[np.ndarray, " n"], answer_n: Int[np.ndarray, " n"], ans
     reward_n, answer_n = np.asarray(reward_n, np.float64), np.maximum(np.asarray(answer_n), -1)
     pairs_j2, index_n = np.unique(np.stack([answer_n, reward_n], axis=1), axis=0, return_inverse=True)
     unseen = np.setdiff1d(np.arange(answers), answer_n)
-    reward_j = np.concatenate([pairs_j2[:, 1], np.full(len(unseen), reward_n.max())])
-    return Groups(index_n.reshape(-1), reward_j, np.concatenate([pairs_j2[:, 0], unseen]).astype(np.int32))
+    count = len(pairs_j2)
+    # Many groups are filled up to one number for all objectives, so that they share a compiled program.
+    filling = max(len(reward_n) - count, 0) if count > _FEW else 0
+    reward_j = np.concatenate([pairs_j2[:, 1], np.full(len(unseen), reward_n.max()), np.full(filling, reward_n.min())])
+    answer_j = np.concatenate([pairs_j2[:, 0], unseen, np.full(filling, -1)]).astype(np.int32)
+    return Groups(index_n.reshape(-1), reward_j, answer_j, tuple(range(count, count + len(unseen))))
 
 
 def log_weights(
@@ -61,7 +70,7 @@ def log_weights(
 ) -> Float[Array, "r j"]:
     """Log-mass of every group: of the draws as they are (row 0), and of `resamples` resamples of them.
 
-    A row after these for each group without a draw gives that group what Wilson's 95 % interval allows at most.
+    A row after these for each unseen answer gives that answer what Wilson's 95 % interval allows at most.
 
     Args:
         log_weight_n: [n] log of each draw's mass (nats): -log n, or log ref where every outcome is enumerated.
@@ -75,12 +84,12 @@ def log_weights(
     """
     count, total = len(groups.reward), len(groups.index)
     lift_n = np.zeros(total) if lift_n is None else lift_n
-    empty = tuple(np.setdiff1d(np.arange(count), groups.index).tolist()) if resamples else ()
-    return _log_weights(log_weight_n, lift_n, groups.index, key, count, resamples, empty)
+    unseen = groups.unseen if resamples else ()
+    return _log_weights(log_weight_n, lift_n, groups.index, key, count, resamples, unseen)
 
 
-@functools.partial(jax.jit, static_argnames=("count", "resamples", "empty"))
-def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int, empty: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnames=("count", "resamples", "unseen"))
+def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int, unseen: tuple[int, ...]):
     total = index_n.shape[0]
     member_jn = jnp.arange(count)[:, None] == index_n
     lifted_jn = jnp.where(member_jn, jnp.asarray(log_weight_n) + lift_n, -jnp.inf)
@@ -94,7 +103,7 @@ def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int,
     sum_rj = jnp.matmul(times_rn, weight_jn.T, precision=jax.lax.Precision.HIGHEST)
     rows = jnp.where(sum_rj > 0, jnp.log(sum_rj) + most_j1[:, 0], -jnp.inf)
     _, most = augment.wilson_interval(jnp.zeros(()), total)
-    return jnp.concatenate([rows, *(rows[:1].at[0, j].set(jnp.log(most)) for j in empty)])
+    return jnp.concatenate([rows, *(rows[:1].at[0, j].set(jnp.log(most)) for j in unseen)])
 
 
 def segment_logsumexp(value: Float[Array, " n"], index: Int[Array, " n"], segments: int) -> Float[Array, " s"]:
@@ -381,15 +390,13 @@ def objective_log_masses(
     rows = []
     for reward_n, answer_n in zip(reward_pn, answer_pn, strict=True):
         groups = pool(reward_n, answer_n, answers)
-        reward_j, answer_j, count_j = (
-            groups.reward,
-            groups.answer,
-            np.bincount(groups.index, minlength=len(groups.reward)),
-        )
-        if not np.any(answer_j < 0):
+        reward_j, answer_j = groups.reward, groups.answer
+        count_j = np.bincount(groups.index, minlength=len(reward_j)).astype(float)
+        count_j[list(groups.unseen)] = 0.5
+        if not np.any(answer_n < 0):
             reward_j, answer_j = np.append(reward_j, reward_n.min()), np.append(answer_j, -1)
-            count_j = np.append(count_j, 0)
-        log_weight_j = jnp.log(jnp.where(count_j > 0, count_j, 0.5) / len(reward_n))
+            count_j = np.append(count_j, 0.5)
+        log_weight_j = jnp.log(count_j / len(reward_n))
         rows.append(_log_masses_at(log_weight_j, reward_j, answer_j, beta, threshold, answers, name, direction))
     return np.asarray(jax.nn.logsumexp(jnp.stack(rows), axis=0) - np.log(len(rows)), np.float64)
 

@@ -184,3 +184,23 @@ def test_effective_samples():
     assert collapse.effective_samples(np.array([700.0, 0, -np.inf])) == pytest.approx(1)
     assert collapse.effective_samples(np.log([3.0, 1.0])) == pytest.approx(1.6)
     assert collapse.effective_samples(np.array([-np.inf])) == 0
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_many_rewards_are_filled_up_without_a_trace(direction):
+    """Forty draws of forty rewards, one answer of three unseen, one draw in four without an answer."""
+    rng = np.random.default_rng(0)
+    reward, answer = rng.random(40), np.where(rng.random(40) < 0.25, -1, rng.integers(0, 2, 40))
+    groups = collapse.pool(reward, answer, 3)
+    assert len(groups.reward) == 41 and groups.unseen == (40,)
+    reward[5:30] = 0.5  # fewer groups, the same shape
+    groups = collapse.pool(reward, answer, 3)
+    assert len(groups.reward) == 41 and len(np.unique(groups.index)) < 20
+    optimum = targets.reverse_kl if direction == "reverse" else targets.forward_kl
+    want = class_masses(optimum(np.full(40, -np.log(40)), reward, 0.2), answer, 3)
+    got = masses("vanilla", direction, reward=reward, answer=answer, ref_logp=None, betas=np.array([0.2]))
+    assert np.allclose(got[0, 0], want, atol=2e-6)
+    weighed = np.append(np.full(40, -np.log(40)), np.log(0.5 / 40))
+    logp = optimum(weighed, np.append(reward, reward.max()), 0.2)
+    logs = collapse.objective_log_masses("vanilla", direction, reward[None], answer[None], 3, 0.2, 0.8)
+    assert np.allclose(np.exp(logs), class_masses(logp, np.append(answer, 2), 3), atol=2e-6)
