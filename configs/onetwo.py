@@ -50,7 +50,7 @@ def smol() -> LanguageRun:
     """A real pretrained model on a laptop: six supervised steps teach it the format, then 30 steps of RL."""
     return LanguageRun(
         steps=30,
-        policy=Policy(weights="smollm2-135m-instruct"),
+        policy=Policy(weights="smollm2-135m-instruct", remat="elementwise"),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),

@@ -10,7 +10,7 @@ from mara_jax.sampling import rollout
 
 # Above this many float32 logits at once, the head runs in chunks of positions and is recomputed in the
 # backward pass, so that no array of the size of positions times vocabulary is ever held.
-MAX_LOGITS = 80_000_000
+MAX_LOGITS = 24_000_000
 
 
 def completion_hidden(

@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mara_jax.config import Checkpoint
+from mara_jax.train import memory
 from mara_jax.train.state import State
 
 
@@ -26,6 +27,7 @@ class Checkpoints:
         """Writes the state reached after `step` steps, if the step is due or the last."""
         if (last or step % self.every == 0) and step not in self.manager.all_steps():
             self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            memory.give_back()
 
     def latest(self) -> int | None:
         """Steps done at the newest complete checkpoint, or None."""

@@ -18,7 +18,7 @@ from mara_jax.eval import diversity, plots, report
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import metrics, optim, reference, step
+from mara_jax.train import memory, metrics, optim, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
@@ -53,6 +53,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
                 row |= {f"gap/{name}": value for name, value in diversity.gap(pooled, known["log_optimum"]).items()}
             log.write(row)
             display.step(row, texts[: cfg.show_samples])
+            if len(log.rows) == 1:
+                memory.give_back()  # what compiling left behind
             checkpoints.save(done + 1, state, last=done + 1 == cfg.steps)
         checkpoints.close()
         log.close()
