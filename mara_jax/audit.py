@@ -154,7 +154,7 @@ def show(record: dict[str, Any], console: Console) -> None:
 def _gradients(record: dict[str, Any]) -> Table:
     title = "Expected gradient against the exact one: cosine, and how far off (three policies)"
     table = Table(title=title, title_justify="left", box=None)
-    for header in ("", "", "of the KL alone", "", "of E\\[R] - beta KL", ""):
+    for header in ("", "", "KL alone", "off by", "E\\[R] - beta KL", "off by"):
         table.add_column(header, no_wrap=True)
     for name, words in _ROWS.items():
         cells = []
