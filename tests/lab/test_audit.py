@@ -222,7 +222,7 @@ def negated(plain):
         (unmasked, "neither KL, at neither level"),
         (negated, "reverse KL at sequence level, with -1 times the configured beta"),
     ],
-    ids=str,
+    ids=["none", "halved", "unmasked", "negated"],  # a function's own name holds its address
 )
 def test_planted_bugs_change_the_verdict(monkeypatch, bug, words):
     if bug is not None:
