@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mara_jax.core.targets import Direction, Scalar, check_direction
+from mara_jax.core.targets import Direction, Scalar, anchor_index, check_direction
 
 # What an answer class never seen in the reference's samples is taken to weigh, in nats below the anchor
 # class: as if the reference gave it one string for every 256 of the anchor's.
@@ -29,10 +29,10 @@ def mara(
 ) -> tuple[Float[Array, "p g"], Float[Array, "p g"]]:
     """Mode-anchored reward augmentation of each group (row).
 
-    The anchor z is the row's good sample (reward >= threshold) likeliest under the reference, unless one is
-    given. For "reverse" (Algorithm 1) a good sample's reward becomes R(z) + beta (log ref(z) - log ref(y));
-    for "forward" (Algorithm 2) its reward becomes R(z) and its reference ref(z). Other samples, and rows
-    without a good sample, stay as they are.
+    The anchor z is the row's good sample (reward >= threshold) likeliest under the reference (of equally likely
+    ones the best rewarded), unless one is given. For "reverse" (Algorithm 1) a good sample's reward becomes
+    R(z) + beta (log ref(z) - log ref(y)); for "forward" (Algorithm 2) its reward becomes R(z) and its reference
+    ref(z). Other samples, and rows without a good sample, stay as they are.
 
     Args:
         reward_pg: reward of each sample.
@@ -57,7 +57,7 @@ def mara(
     reward_pg, ref_logp_pg = jnp.asarray(reward_pg), jnp.asarray(ref_logp_pg)
     good = reward_pg >= threshold
     if anchor_reward is None or anchor_ref_logp is None:
-        index = jnp.argmax(jnp.where(good, ref_logp_pg, -jnp.inf), axis=-1, keepdims=True)
+        index = anchor_index(ref_logp_pg, reward_pg, good)
         anchor_reward = jnp.take_along_axis(reward_pg, index, axis=-1)
         anchor_ref_logp = jnp.take_along_axis(ref_logp_pg, index, axis=-1)
         # An argmax over nothing points anywhere: no good sample that the reference can reach, no anchor.
@@ -125,7 +125,7 @@ def mara_answers(
     if anchor_reward is None:
         in_anchor = good & (answer_pg == jnp.argmax(log_mass_pa, axis=-1, keepdims=True))
         preferred = jnp.where(jnp.any(in_anchor, axis=-1, keepdims=True), in_anchor, good)
-        index = jnp.argmax(jnp.where(preferred, ref_logp_pg, -jnp.inf), axis=-1, keepdims=True)
+        index = anchor_index(ref_logp_pg, reward_pg, preferred)
         anchor_p1 = jnp.take_along_axis(reward_pg, index, axis=-1)
     else:
         anchor_p1 = jnp.broadcast_to(jnp.asarray(anchor_reward), reward_pg.shape[:-1])[..., None]

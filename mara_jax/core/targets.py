@@ -31,6 +31,27 @@ def check_direction(direction: str) -> None:
         raise ValueError(f"direction {direction!r} is not known: use 'reverse' or 'forward'")
 
 
+def anchor_index(
+    ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], eligible: Bool[Array, "*batch a"]
+) -> Int[Array, "*batch 1"]:
+    """The anchor z: the eligible outcome likeliest under the reference, of equally likely ones the best rewarded.
+
+    The paper leaves ties open. Taking the larger reward makes the choice independent of the order of outcomes,
+    and the anchor of a batch tend to that of the whole set.
+
+    Args:
+        ref_logp: reference log-probabilities (nats).
+        reward: reward of each outcome.
+        eligible: which outcomes may be the anchor.
+
+    Returns:
+        Its index, the last axis kept; it means nothing where no eligible outcome is one the reference reaches.
+    """
+    eligible_ref = jnp.where(eligible, ref_logp, -jnp.inf)
+    likeliest = eligible & (eligible_ref == jnp.max(eligible_ref, axis=-1, keepdims=True))
+    return jnp.argmax(jnp.where(likeliest, reward, -jnp.inf), axis=-1, keepdims=True)
+
+
 @jax.jit
 def reverse_kl(
     ref_logp: Float[Array, "*batch a"], reward: Float[Array, "*batch a"], beta: Scalar
@@ -153,9 +174,9 @@ def mara(
     """Optimum under mode-anchored reward augmentation, anchored over the whole good set (Eq. 13).
 
     Every good outcome (reward >= threshold) counts with the reference and the reward of the anchor, the good
-    outcome likeliest under the reference; so all good outcomes end equal, those of reference zero included.
-    The sum of the reference then is no longer 1 and stays so. Without a good outcome that the reference can
-    reach, the result is the unaugmented optimum.
+    outcome likeliest under the reference (`anchor_index`); so all good outcomes end equal, those of reference
+    zero included. The sum of the reference then is no longer 1 and stays so. Without a good outcome that the
+    reference can reach, the result is the unaugmented optimum.
 
     Args:
         ref_logp: reference log-probabilities (nats).
@@ -172,7 +193,7 @@ def mara(
     """
     ref_logp, reward = jnp.asarray(ref_logp), jnp.asarray(reward)
     good = reward >= threshold
-    anchor = jnp.argmax(jnp.where(good, ref_logp, -jnp.inf), axis=-1, keepdims=True)
+    anchor = anchor_index(ref_logp, reward, good)
     anchor_ref = jnp.take_along_axis(ref_logp, anchor, axis=-1)
     reachable = jnp.any(good & (ref_logp > -jnp.inf), axis=-1, keepdims=True)
     lifted = good & reachable
@@ -255,7 +276,7 @@ def _forward_answers(ref_logp, reward, answer, good, beta):
     log_mass = jnp.where(good, log_mass, -jnp.inf)
     anchor = jnp.max(log_mass, axis=-1, keepdims=True)
     in_anchor = good & (log_mass == anchor)
-    likeliest = jnp.argmax(jnp.where(in_anchor, ref_logp, -jnp.inf), axis=-1, keepdims=True)
+    likeliest = anchor_index(ref_logp, reward, in_anchor)
     shift = jnp.where(good, anchor - jnp.where(good, log_mass, 0.0), 0.0)
     lifted_reward = jnp.where(good, jnp.take_along_axis(reward, likeliest, axis=-1), reward)
     return forward_kl(ref_logp + shift, lifted_reward, beta)

@@ -80,26 +80,18 @@ def _maps(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarray
     figure = Figure(figsize=(2.0 + 2.75 * 2 * len(methods), height), dpi=150)
     panels = figure.subplots(len(rows), 2 * len(methods), sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(left=0.075, right=0.9, top=1 - 0.95 / height, bottom=0.55 / height, hspace=0.28, wspace=0.08)
-    image = None
+    image, turns = None, False
     for i, variant in enumerate(axes["variants"]):
         row, column = rows.index((variant["kl"], variant["estimator"])), 2 * methods.index(variant["method"])
         for offset, (word, value_vgb) in enumerate((("trained", trained_vgb), ("optimum", optimum_vgb))):
             panel = panels[row, column + offset]
-            image = panel.pcolormesh(
-                axes["gaps"],
-                axes["betas"],
-                value_vgb[i].T,
-                cmap=SHADES,
-                vmin=0,
-                vmax=1,
-                shading="nearest",
-                rasterized=True,
-            )
+            grid = edges(axes["gaps"]), np.exp(edges(np.log(axes["betas"])))
+            image = panel.pcolormesh(*grid, value_vgb[i].T, cmap=SHADES, vmin=0, vmax=1, rasterized=True)
             panel.set_yscale("log")
             method = "vanilla" if variant["method"] == "vanilla" else "MARA"
             panel.set_title(f"{method}, {variant['kl']} KL: {word}", loc="left", fontsize=10)
             if variant["method"] == "vanilla" and variant["kl"] == "reverse":
-                _turning_line(panel, axes)
+                turns |= _turning_line(panel, axes)
     for panel in panels[:, 0]:
         panel.set_ylabel("$\\beta$")
     for panel in panels[-1]:
@@ -107,12 +99,21 @@ def _maps(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarray
     assert image is not None
     bar = figure.colorbar(image, cax=figure.add_axes((0.915, 0.55 / height, 0.012, 1 - 1.5 / height)))
     bar.set_label("coverage of the good outcomes")
-    _titles(figure, axes, height)
+    _titles(figure, axes, height, "; dashed: the optimum turns from one peak to the other" if turns else "")
     return figure
 
 
-def _turning_line(panel: Axes, axes: dict[str, Any]) -> None:
-    """Where the best outcomes of the two peaks are equally likely at the optimum."""
+def edges(value: Any) -> np.ndarray:
+    """Cell edges half-way between neighbouring values, and as far beyond the first and the last."""
+    value = np.asarray(value, np.float64)
+    if len(value) == 1:
+        return value[0] + np.array([-0.5, 0.5])
+    middle = (value[1:] + value[:-1]) / 2
+    return np.concatenate([[2 * value[0] - middle[0]], middle, [2 * value[-1] - middle[-1]]])
+
+
+def _turning_line(panel: Axes, axes: dict[str, Any]) -> bool:
+    """Draws where the best outcomes of the two peaks are equally likely at the optimum; says if it is in sight."""
     ref_ga, reward_ga = np.asarray(axes["ref_logp"]), np.asarray(axes["reward"])
     half = ref_ga.shape[1] // 2
     rows = np.arange(len(ref_ga))
@@ -123,6 +124,7 @@ def _turning_line(panel: Axes, axes: dict[str, Any]) -> None:
     seen = (tie > low) & (tie < high)
     if seen.sum() > 1:
         panel.plot(np.asarray(axes["gaps"])[seen], tie[seen], color=VANILLA, linestyle="--", linewidth=1.6)
+    return bool(seen.sum() > 1)
 
 
 def _lines(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarray) -> Figure:
@@ -140,18 +142,16 @@ def _lines(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarra
     panel.set_xlabel("$\\beta$")
     panel.set_ylabel("coverage of the good outcomes (optimum dashed)")
     panel.legend(frameon=False, fontsize=9)
-    _titles(figure, axes, 5.2)
+    _titles(figure, axes, 5.2, "")
     return figure
 
 
-def _titles(figure: Figure, axes: dict[str, Any], height: float) -> None:
+def _titles(figure: Figure, axes: dict[str, Any], height: float, more: str) -> None:
     title = "Which good outcomes survive training"
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=15, fontweight="bold", va="top")
     number = len(axes["seeds"])
     seeds = f"mean of {number} seed{'s' * (number > 1)}"
-    text = f"{axes['problem']}: 100 outcomes, {axes['steps']} steps, {seeds}; 1 = all equally likely"
-    if any(v["method"] == "vanilla" and v["kl"] == "reverse" for v in axes["variants"]) and len(axes["gaps"]) > 1:
-        text += "; dashed: the optimum turns from one peak to the other"
+    text = f"{axes['problem']}: 100 outcomes, {axes['steps']} steps, {seeds}; 1 = all equally likely{more}"
     figure.text(0.012, 1 - 0.42 / height, text, fontsize=9.5, color=QUIET, va="top")
     figure.patch.set_facecolor("white")
     for panel in figure.axes:

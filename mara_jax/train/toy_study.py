@@ -58,11 +58,11 @@ def one_device_a_core() -> None:
 
 def plan_of(cfg: ToyRun) -> study.Plan:
     """The product of a config's axes."""
-    name, gaps = f"figure{cfg.toy.figure}", cfg.sweep.gaps
+    name, gaps = f"figure{cfg.toy.figure}", gaps_of(cfg)
     return study.Plan(
         variants=tuple(_variant(cfg, *words) for words in _words(cfg)),
         problems=tuple(TWO_PEAKS[name](1 - gap) for gap in gaps) if gaps else (toy.PROBLEMS[name](),),
-        betas=cfg.sweep.betas,
+        betas=tuple(sorted(set(cfg.sweep.betas))),
         thresholds=cfg.sweep.thresholds or (cfg.algorithm.threshold,),
         seeds=tuple(range(cfg.seed, cfg.seed + cfg.sweep.seeds)),
         learning_rate=cfg.toy.learning_rate,
@@ -70,12 +70,17 @@ def plan_of(cfg: ToyRun) -> study.Plan:
     )
 
 
+def gaps_of(cfg: ToyRun) -> tuple[float, ...]:
+    """The reward gaps in order, each once."""
+    return tuple(sorted(set(cfg.sweep.gaps)))
+
+
 def axes_of(cfg: ToyRun, plan: study.Plan) -> dict:
     """What stands along each axis of the arrays, and what was good and likely in each problem."""
     return {
         "variants": [{"method": m, "kl": kl, "estimator": estimator} for m, kl, estimator in _words(cfg)],
         "problem": plan.problems[0].name,
-        "gaps": list(cfg.sweep.gaps),
+        "gaps": list(gaps_of(cfg)),
         "betas": list(plan.betas),
         "thresholds": list(plan.thresholds),
         "seeds": list(plan.seeds),

@@ -198,3 +198,18 @@ def test_under_jit_vmap_and_in_float32():
         # 0.8 as float32 is not 0.8: a threshold equal to the reward still counts as good.
         reward, _ = augment.mara(np.array([[0.8, 0.8]]), np.array([[-1.0, -2.0]]), **SETTINGS)
         np.testing.assert_allclose(reward, [[0.8, 0.9]], rtol=1e-6)
+
+
+def test_of_equally_likely_good_outcomes_the_best_rewarded_is_the_anchor():
+    """Whatever their order, in the batch and over the whole set, both directions."""
+    ref_logp, reward = np.log([0.3, 0.3, 0.3, 0.1]), np.array([0.6, 1.0, 0.8, 0.2])
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1], [1, 3, 2, 0]):
+        for direction in ("reverse", "forward"):
+            got, ref = augment.mara(
+                reward[order][None], ref_logp[order][None], beta=0.1, threshold=0.5, direction=direction
+            )
+            np.testing.assert_allclose(got[0], np.array([1.0, 1.0, 1.0, 0.2])[order], rtol=1e-6)
+            np.testing.assert_allclose(ref[0], ref_logp[order], rtol=1e-6)
+        weight = np.array([0.3 * np.exp(10.0)] * 3 + [0.1 * np.exp(2.0)])
+        want = (weight / weight.sum())[order]
+        np.testing.assert_allclose(np.exp(targets.mara(ref_logp[order], reward[order], 0.1, 0.5)), want, rtol=1e-5)

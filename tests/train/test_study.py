@@ -140,3 +140,8 @@ def test_coverage_of_the_optimum_in_the_phase_diagram():
     got = phase.optimum_coverage(np.log([[[[0.6, 0.2, 0.2]]]]), axes)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     np.testing.assert_allclose(got, [[[np.exp(entropy) / 2]]], rtol=1e-6)
+
+
+def test_cells_of_the_phase_diagram_meet_half_way():
+    np.testing.assert_allclose(phase.edges([1.0, 2.0, 4.0]), [0.5, 1.5, 3.0, 5.0])
+    np.testing.assert_allclose(phase.edges([3.0]), [2.5, 3.5])
