@@ -2,14 +2,14 @@
 
     python -m mara_jax.predict --config=configs/FILE.py[:VARIANT] [--config.x.y=VALUE] [--samples=N]
     python -m mara_jax.predict --run=WORKDIR [--samples=N] [--beta=0.1 --threshold=0.8 --kl=forward --method=answers]
-    python -m mara_jax.predict --rows=FILE.csv|FILE.jsonl [--beta --threshold --kl --method]
+    python -m mara_jax.predict --rows=FILE.csv|FILE.jsonl [--prompt=I] [--beta --threshold --kl --method]
 
 Each with [--out=DIR] (picture and numbers) and [--json] (the numbers on stdout). Rows hold ref_logp (nats, may be
-empty), reward, and answer (empty or null: none).
+empty), reward, answer (empty or null: none), and prompt where there are several (an index; left out: 0).
 """
 
 import contextlib
-import json
+import math
 import os
 import pathlib
 import sys
@@ -39,7 +39,7 @@ for _name, _help in _TEXTS.items():
 for _name, _help in _NUMBERS.items():
     flags.DEFINE_float(_name, None, _help, flag_values=FLAGS)
 flags.DEFINE_integer("samples", None, "Draws of the reference (default: warmup.measure_samples).", flag_values=FLAGS)
-flags.DEFINE_integer("prompt", 0, "Which of the task's prompts.", flag_values=FLAGS)
+flags.DEFINE_integer("prompt", 0, "Which of the prompts, of the task or of the rows.", flag_values=FLAGS)
 flags.DEFINE_integer("resamples", prediction.RESAMPLES, "Resamples of the bootstrap.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print the numbers instead of the table.", flag_values=FLAGS)
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
         print("mara_jax: interrupted; nothing was written", file=sys.stderr)
         return 130
     if _flag("json"):
-        print(json.dumps(found))
+        print(drawing.to_json(found))
         return 0
     console = Console(soft_wrap=True, highlight=False)
     drawing.show(found, console)
@@ -94,9 +94,8 @@ def parse(argv: list[str]) -> str:
     for name in OBJECTIVE:
         if sources == ["config"] and name in given:
             raise ValueError(f"--{name} is for --run and --rows: with --config use --config.algorithm.{name}")
-    for name in ("samples", "prompt"):
-        if sources == ["rows"] and name in given:
-            raise ValueError(f"--{name} has no meaning with --rows: the file's rows are all draws of one prompt")
+    if sources == ["rows"] and "samples" in given:
+        raise ValueError("--samples has no meaning with --rows: the file's rows are the draws")
     for name, least in (("resamples", 100), ("samples", 2), ("prompt", 0)):
         value = _flag(name)
         if value is not None and value < least:
@@ -106,6 +105,8 @@ def parse(argv: list[str]) -> str:
             raise ValueError(f"--{name}={_flag(name)} is unknown: choose {' or '.join(known)}")
     if _flag("beta") is not None and not 0 < _flag("beta") < float("inf"):
         raise ValueError(f"--beta={_flag('beta')} must be positive: try 0.1")
+    if _flag("threshold") is not None and not math.isfinite(_flag("threshold")):
+        raise ValueError(f"--threshold={_flag('threshold')} must be a finite reward: try 0.8")
     return sources[0]
 
 
@@ -120,7 +121,8 @@ def gather(source: str) -> tuple[prediction.Draws, prediction.Settings]:
         drawn, run = draws.of_run(pathlib.Path(_flag("run")), samples, prompt)
         settings = draws.settings_of(run)
     else:
-        drawn, settings = draws.read_rows(pathlib.Path(_flag("rows"))), DEFAULT
+        drawn = draws.read_rows(pathlib.Path(_flag("rows")), prompt=prompt if FLAGS["prompt"].present else None)
+        settings = DEFAULT
     asked = {name: _flag(name) for name in OBJECTIVE if _flag(name) is not None}
     if "method" in asked:
         asked["objective"] = asked.pop("method")

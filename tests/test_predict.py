@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from mara_jax.core import augment, collapse, curves, targets
+from mara_jax.eval import prediction as drawing
 from mara_jax.lab import draws, prediction
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
@@ -174,6 +175,67 @@ def test_no_collapse_is_called_none():
     assert found["objectives"]["reverse"]["vanilla"]["flips"] == []
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_two_answers_always_flip_as_leaders(direction):
+    """Wherever the crossing falls between two betas of the grid: 26 draws of none, and 160 to 200 "a" against "b"."""
+    for count in range(160, 201, 5):
+        reward, answer = (
+            np.repeat([0.9, 1.0, 0.0], [count, 230 - count, 26]),
+            np.repeat([0, 1, -1], [count, 230 - count, 26]),
+        )
+        found = prediction.predict(
+            prediction.Draws(reward, answer, None, ("a", "b")),
+            prediction.Settings("vanilla", direction, 0.1, 0.8),
+            resamples=100,
+        )
+        (flip,) = found["objectives"][direction]["vanilla"]["flips"]
+        assert flip["leads"] and flip["share"] == pytest.approx(0.5, abs=2e-3), count
+
+
+def test_two_answers_that_cross_below_a_third_do_not_lead():
+    reward, answer = np.repeat([0.9, 1.0, 1.0], [20, 10, 70]), np.repeat([0, 1, 2], [20, 10, 70])
+    drawn = prediction.Draws(reward, answer, None, ("a", "b", "c"))
+    found = prediction.predict(drawn, prediction.Settings("vanilla", "reverse", 0.1, 0.8), resamples=100)
+    (flip,) = found["objectives"]["reverse"]["vanilla"]["flips"]
+    assert flip["beta"] == pytest.approx(0.1 / np.log(2), rel=1e-3) and not flip["leads"]
+    assert flip["share"] == pytest.approx(1 / 9, abs=1e-3)  # 10 of 10 + 10 + 70
+
+
+@pytest.mark.parametrize("kind", ["answers", "strings"])
+def test_mara_without_a_good_draw_changes_nothing(kind):
+    drawn = prediction.Draws(np.repeat([0.1, 0.2], [80, 20]), np.repeat([0, 1], [80, 20]), None, ("a", "b"))
+    found = prediction.predict(drawn, prediction.Settings(kind, "reverse", 10.0, 0.5), resamples=100)
+    assert "no draw reaches the threshold 0.5: MARA changes nothing" in found["verdict"]
+    assert "puts 79.8%" in found["verdict"]  # 80 / (80 + 20 exp(.01))
+
+
+def test_three_draws_cannot_tell():
+    drawn = prediction.Draws(np.array([1.0, 1.0, 0.0]), np.array([0, 1, -1]), None, ("a", "b"))
+    found = prediction.predict(drawn, prediction.Settings("vanilla", "reverse", 0.1, 0.5), resamples=100)
+    assert "cannot be told from these draws" in found["verdict"] and "[0%, 100%]" in found["verdict"]
+
+
+@pytest.mark.parametrize(("reward", "beta"), [(1e39, 0.1), (-1e31, 0.1), (1.0, 1e-40), (1.0, 1e39)])
+def test_what_float32_cannot_hold_is_refused(reward, beta):
+    drawn = prediction.Draws(np.array([reward, 0.0]), np.array([0, 1]), None, ("a", "b"))
+    with pytest.raises(ValueError, match=r"reward of draw 1|beta="):
+        prediction.predict(drawn, prediction.Settings("vanilla", "reverse", beta, 0.5), resamples=100)
+
+
+def test_json_has_no_nan():
+    assert json.loads(drawing.to_json({"a": [float("nan"), 1.5], "b": float("inf")})) == {"a": [None, 1.5], "b": None}
+
+
+def test_rows_with_a_mark_in_front_and_with_prompts(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("reward,answer,prompt\n1,x,0\n0.5,y,2\n0.25,y,2\n", encoding="utf-8-sig")
+    assert draws.read_rows(path, prompt=2).reward.tolist() == [0.5, 0.25]
+    with pytest.raises(ValueError, match=r"--prompt=1.*only of 0, 2"):
+        draws.read_rows(path, prompt=1)
+    path.write_text("reward,answer,prompt\n1,x,2\n")
+    assert draws.read_rows(path).reward.tolist() == [1.0]
+
+
 def test_strings_are_predicted_only_from_draws_that_can_tell():
     """Weights 1 / ref: 80 e^2 against 20 e^3 strings; spread over 60 nats one draw alone would decide."""
     found = made("strings", 0.02)["objectives"]["reverse"]["strings"]
@@ -212,7 +274,11 @@ def test_rows_of_both_kinds_are_read_alike(tmp_path):
         ("reward,answer\nwarm,x\n", ["row 1", "'warm'"]),
         ("reward,answer\nnan,x\n", ["row 1", "finite"]),
         ("ref_logp,reward,answer\n2.5,1,x\n", ["row 1", "ref_logp=2.5"]),
-        ("reward\n1\n", ["row 1", "lacks"]),
+        ("reward\n1\n", ["'reward'", "lacks"]),
+        ("reward;answer\n1;x\n", ["'reward;answer'", "commas"]),
+        ("reward,answer\n1e39,x\n", ["rows.csv, row 1", "1e39"]),
+        ("reward,answer,prompt\n1,x,0\n1,x,one\n", ["rows.csv, row 2", "prompt='one'"]),
+        ("reward,answer,prompt\n1,x,0\n1,x,2\n", ["prompts 0, 2", "--prompt=0"]),
         ("reward,answer\n", ["no rows"]),
     ],
 )
@@ -253,6 +319,8 @@ def test_the_command_writes_what_it_says(tmp_path):
         (["--run=docs"], ["config.json", "does not exist"]),
         (["--config=configs/toy.py", "--beta=0.1"], ["--config.algorithm.beta"]),
         (["--rows=x.csv", "--beta=0"], ["--beta=0.0", "positive"]),
+        (["--rows=x.csv", "--beta=nan"], ["--beta=nan", "positive"]),
+        (["--rows=x.csv", "--threshold=nan"], ["--threshold=nan", "finite"]),
         (["--rows=x.csv", "--method=both"], ["--method=both", "vanilla"]),
     ],
 )

@@ -1,6 +1,7 @@
 """A prediction as a person reads it: the table, the sentence and the picture, from the dict that was predicted."""
 
 import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,19 @@ def _leading(found: dict[str, Any], most: int) -> list[int]:
     return sorted(np.argsort(-np.max(shares, axis=0), kind="stable")[:most].tolist())
 
 
+def to_json(found: dict[str, Any], indent: int | None = None) -> str:
+    """The numbers as strict JSON, which has no NaN and no infinity: null stands for them."""
+    return json.dumps(_plain(found), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(found: dict[str, Any], out: Path) -> Path:
     """Writes prediction.json, prediction.png and prediction.svg.
 
@@ -172,7 +186,7 @@ def write(found: dict[str, Any], out: Path) -> Path:
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     part = out / "prediction.part"
-    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.write_text(to_json(found, indent=1) + "\n")
     part.replace(path.with_suffix(".json"))
     return path
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mara_jax import config
-from mara_jax.lab.prediction import Draws, Settings
+from mara_jax.lab.prediction import LARGEST, Draws, Settings
 from mara_jax.tasks import onetwo, toy
 from mara_jax.train import reference
 from mara_jax.train.metrics import Display
@@ -17,13 +17,13 @@ from mara_jax.train.metrics import Display
 SAMPLES = "reference_samples.jsonl"  # in a run's folder: what its reference was measured on
 
 
-def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int = 0) -> Draws:
+def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> Draws:
     """The draws in a CSV (with a header) or JSONL file.
 
     Args:
       path: the file.
       answers: names of answers that exist whether they were drawn or not.
-      prompt: the rows of other prompts are left out, where rows have that field.
+      prompt: the rows of other prompts are left out; a row without that field is of prompt 0. None: there is but one.
 
     Raises:
       ValueError: one line naming the file, the row and what is wrong with it.
@@ -31,16 +31,14 @@ def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int = 0
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path} is neither .csv nor .jsonl: give a file of ref_logp, reward, answer in one of these")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet's CSV begins with a mark of its own
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
-    lines = csv.DictReader(text.splitlines()) if path.suffix == ".csv" else text.splitlines()
+    lines = _csv(text, path) if path.suffix == ".csv" else text.splitlines()
     rows = [_row(line, f"{path}, row {number}") for number, line in enumerate(lines, 1) if line]
-    rows = [row for row in rows if row[3] == prompt]
     if not rows:
-        raise ValueError(
-            f"{path} holds no rows" + (f" of prompt {prompt}" if prompt else "") + ": nothing to predict from"
-        )
+        raise ValueError(f"{path} holds no rows: nothing to predict from")
+    rows = _of_prompt(rows, prompt, path)
     names = answers or tuple(sorted({name for _, _, name, _ in rows if name is not None}))
     unknown = sorted({name for _, _, name, _ in rows if name is not None} - set(names))
     if unknown:
@@ -48,6 +46,38 @@ def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int = 0
     ref_logp = None if any(row[0] is None for row in rows) else np.array([row[0] for row in rows], np.float64)
     answer = np.array([-1 if row[2] is None else names.index(row[2]) for row in rows])
     return Draws(np.array([row[1] for row in rows], np.float64), answer, ref_logp, names)
+
+
+def _csv(text: str, path: pathlib.Path) -> csv.DictReader:
+    lines = csv.DictReader(text.splitlines())
+    header = lines.fieldnames
+    if header and not {"reward", "answer"} <= set(header):
+        raise ValueError(
+            f"{path}: the header {','.join(header)!r} lacks reward or answer: the first line must name the columns "
+            "ref_logp,reward,answer with commas between"
+        )
+    return lines
+
+
+def _of_prompt(rows: list, prompt: int | None, path: pathlib.Path) -> list:
+    """The rows of one prompt: a prediction is about one reference distribution, so others must not mix in."""
+    present = sorted({row[3] for row in rows})
+    named = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+    if prompt is None and len(present) > 1:
+        raise ValueError(f"{path} has rows of the prompts {named}: choose one with --prompt={present[0]}")
+    if prompt is not None and prompt not in present:
+        raise ValueError(f"--prompt={prompt}: {path} holds no rows of it, only of {named}")
+    return [row for row in rows if prompt in (None, row[3])]
+
+
+def _prompt(value: Any, where: str) -> int:
+    try:
+        number = float(0 if value in (None, "") else value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"{where}: prompt={value!r} must be a whole number from 0, or left out")
+    return int(number)
 
 
 def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
@@ -66,12 +96,12 @@ def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
         except (TypeError, ValueError):
             raise ValueError(f"{where}: {name}={value!r} is not a number") from None
     ref_logp, reward = numbers
-    if reward is None or not np.isfinite(reward):
-        raise ValueError(f"{where}: reward={line['reward']!r} must be a finite number")
+    if reward is None or not abs(reward) <= LARGEST:
+        raise ValueError(f"{where}: reward={line['reward']!r} must be a finite number, at most {LARGEST:g} either way")
     if ref_logp is not None and not -np.inf < ref_logp <= 1e-3:
         raise ValueError(f"{where}: ref_logp={ref_logp} is not the log of a probability (nats, at most 0)")
     name = line["answer"]
-    return ref_logp, reward, None if name in (None, "") else str(name), int(line.get("prompt") or 0)
+    return ref_logp, reward, None if name in (None, "") else str(name), _prompt(line.get("prompt"), where)
 
 
 def settings_of(run: config.Run) -> Settings:

@@ -11,6 +11,8 @@ from mara_jax.core.targets import Direction
 
 RESAMPLES = 1000
 KEPT = 8  # answers, the largest ones, among which flips are looked for
+LARGEST = 1e30  # of rewards, and of their spread over beta: beyond it float32 runs out of range on the way
+WIDE = 0.9  # length of a share's interval from which it says nothing
 USEFUL = 30  # effective draws of a class below which MARA over strings is not predicted in earnest
 OBJECTIVES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
 
@@ -54,9 +56,10 @@ def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int =
       not exist or cannot be known.
 
     Raises:
-      ValueError: no draws, lengths that differ, or values that are not finite.
+      ValueError: no draws, or values that are not finite or beyond float32's range.
     """
     check(draws)
+    _check_settings(draws, settings)
     resamples = 0 if draws.exact else resamples
     beta_b = curves.beta_grid(draws.reward, settings.beta)
     own = int(np.argmin(np.abs(beta_b - settings.beta)))
@@ -94,12 +97,26 @@ def check(draws: Draws) -> None:
         if value is not None and not np.all(np.isfinite(value) if name == "reward" else value < np.inf):
             row = int(np.argmin(np.isfinite(value)))
             raise ValueError(f"{name} of draw {row + 1} is {value[row]}: give a finite number")
+    if np.max(np.abs(draws.reward)) > LARGEST:
+        row = int(np.argmax(np.abs(draws.reward)))
+        raise ValueError(f"reward of draw {row + 1} is {draws.reward[row]:g}: at most {LARGEST:g} either way; rescale")
     if not len(draws.answers):
         raise ValueError(f"none of the {len(draws.reward)} draws has an answer: nothing can collapse or be kept")
 
 
+def _check_settings(draws: Draws, settings: Settings) -> None:
+    if not math.isfinite(settings.threshold):
+        raise ValueError(f"threshold={settings.threshold} must be a finite reward: try 0.8")
+    spread = float(np.ptp(draws.reward)) or 1.0
+    if not spread / LARGEST <= settings.beta <= LARGEST:
+        raise ValueError(
+            f"beta={settings.beta:g} must lie in [{spread / LARGEST:.1g}, {LARGEST:g}] where rewards differ by "
+            f"{np.ptp(draws.reward):g}: try {spread / 10:.1g}"
+        )
+
+
 def reference_of(draws: Draws, threshold: float) -> dict[str, Any]:
-    """What the draws say of the reference itself: counts of each answer, share with one, share good."""
+    """What the draws say of the reference itself: counts of each answer, share with one, good, and both."""
     answers = len(draws.answers)
     counts = [int(np.sum(draws.answer == a)) for a in range(answers)]
     return {
@@ -108,6 +125,7 @@ def reference_of(draws: Draws, threshold: float) -> dict[str, Any]:
         "counts": counts,
         "valid": float(np.mean(draws.answer >= 0)),
         "good": float(np.mean(draws.reward >= threshold)),
+        "good_answers": float(np.mean((draws.reward >= threshold) & (draws.answer >= 0))),
         "mean_reward": float(np.mean(draws.reward)),
     }
 
@@ -130,10 +148,12 @@ def _objective(name, direction, draws: Draws, threshold, beta_b, own, seed, resa
         resamples=resamples,
         exact=draws.exact,
     )
+    if not np.all(np.isfinite(mass_brc[:, 0])):
+        raise ValueError(f"the {direction} optimum of {OBJECTIVES[name]} is beyond float32: rescale rewards and beta")
     read = _read_off(mass_brc, resamples, beta_b, own, draws.answers)
     if name == "strings":
         read["trust"] = string_trust(draws, threshold)
-        if draws.equal_strings:
+        if read["trust"]["known"]:
             read |= _level(read["curves"], answers, own)
     return read
 
@@ -168,8 +188,7 @@ def _flips(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, An
             with np.errstate(invalid="ignore"):
                 ratio_rb = (log_brk[:, :, i] - log_brk[:, :, j]).T
             for beta in curves.crossings(beta_b, ratio_rb[0]):
-                near = int(np.argmin(np.abs(np.log(beta_b / beta))))
-                share = float(found.share[near, kept_k[i]])
+                share, leads = _at_crossing(beta, beta_b, mass_bra[:, 0], (kept_k[i], kept_k[j]))
                 low, high, held = _interval(beta, beta_b, ratio_rb[1:])
                 below, above = (i, j) if np.nan_to_num(ratio_rb[0])[beta_b < beta][-1] > 0 else (j, i)
                 flips.append(
@@ -181,10 +200,22 @@ def _flips(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, An
                         "below": answers[kept_k[below]],
                         "above": answers[kept_k[above]],
                         "share": share,
-                        "leads": bool(share >= 0.99 * found.top[near]),
+                        "leads": leads,
                     }
                 )
     return sorted(flips, key=lambda flip: flip["beta"])
+
+
+def _at_crossing(beta: float, beta_b, mass_ba: np.ndarray, pair: tuple[int, int]) -> tuple[float, bool]:
+    """The share at which two answers meet, and whether none of the others lies above them there.
+
+    Log-masses are interpolated in 1 / beta, as crossings are: at the nearest beta of the grid one of the two is ahead.
+    """
+    log_ba = np.log(np.maximum(mass_ba.astype(np.float64), 1e-45))
+    log_a = np.array([np.interp(-1.0 / beta, -1.0 / beta_b, log_b) for log_b in log_ba.T])
+    met = max(log_a[list(pair)])
+    others_a = np.delete(log_a, pair)
+    return float(np.exp(met) / np.exp(log_a).sum()), bool(np.all(others_a <= met + 0.01))
 
 
 def _collapsed(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
@@ -230,8 +261,9 @@ def string_trust(draws: Draws, threshold: float) -> dict[str, Any]:
         good = (draws.answer == a) & (draws.reward >= threshold)
         counts.append(collapse.effective_samples(np.where(good, -draws.ref_logp, -np.inf)))
     seen = [count for count in counts if count > 0]
+    known = draws.equal_strings and bool(np.any(draws.reward >= threshold))
     useful = draws.exact or (len(seen) == len(counts) and min(seen) >= USEFUL)
-    return {"effective_draws": counts, "needed": USEFUL, "useful": bool(useful), "known": draws.equal_strings}
+    return {"effective_draws": counts, "needed": USEFUL, "useful": bool(useful), "known": known}
 
 
 def _level(before: dict[str, list], answers: int, own: int) -> dict[str, Any]:
@@ -257,6 +289,9 @@ def verdict(found: dict[str, Any]) -> str:
     settings, answers = found["settings"], found["answers"]
     name, kl, beta = settings["objective"], settings["kl"], settings["beta"]
     own = found["objectives"][kl][name]
+    idle = name != "vanilla" and not found["draws"]["good_answers" if name == "answers" else "good"]
+    if idle:  # its optimum is vanilla's, whatever is known of strings
+        own = found["objectives"][kl]["vanilla"]
     title = "vanilla RL" if name == "vanilla" else OBJECTIVES[name]
     where = f"At beta {beta:g} the optimum of {title}, {kl} KL,"
     if own is None:
@@ -273,6 +308,17 @@ def verdict(found: dict[str, Any]) -> str:
     at = own["at_own"]
     top = int(np.argmax(at["share"]))
     low, high = at["share_low"][top], at["share_high"][top]
+    if idle:
+        which = (
+            "outcome" if found["draws"]["exact"] else "good draw has an answer" if found["draws"]["good"] else "draw"
+        )
+        reaches = "" if which.startswith("good") else f" reaches the threshold {settings['threshold']:g}"
+        where = f"no {which}{reaches}: MARA changes nothing. {where}"
+    if high - low >= WIDE:
+        return (
+            f'{where} cannot be told from these draws: the share of "{answers[top]}" may lie anywhere in '
+            f"[{low:.0%}, {high:.0%}]; give more than {found['draws']['count']} draws"
+        )
     puts = f'{where} puts {at["share"][top]:.1%}{_between(low, high)} of the answers on "{answers[top]}"'
     if at["share"][top] < found["collapsed_at"]:
         warn = "" if high < found["collapsed_at"] else ", though it lies within the interval"
