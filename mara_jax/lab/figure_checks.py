@@ -149,15 +149,17 @@ def _share_left(panel: Panel, good_a: np.ndarray) -> float:
 
 def _figure2(problem: toy.Problem, panels: Panels, mode: str) -> list[Check]:
     checks = [
-        near("optimum, reverse KL: beta of the flip", flip_beta(problem, didactic.OBJECTIVES["reverse"]), 0.1316, 5e-4),
+        near("optimum, reverse KL: beta of the flip", flip_beta(problem, didactic.OBJECTIVES["reverse"]), 0.1315, 1e-4),
         near("optimum, forward KL: beta of the flip", flip_beta(problem, didactic.OBJECTIVES["forward"]), 0.65, 0.01),
     ]
     for objective, table in PEAKS.items():
         for beta, expected in table.items():
             panel = panels[objective, beta]
-            for kind, tolerance in {"optimum": 6e-5, **({"trained": 2e-3} if mode == "converged" else {})}.items():
+            for kind, relative in {"optimum": 0.0, **({"trained": 0.03} if mode == "converged" else {})}.items():
                 for side, got, want in zip(("left", "right"), peaks(np.array(panel[kind])), expected, strict=True):
-                    checks.append(near(f"{kind}, {objective} KL, beta {beta:g}: {side} peak", got, want, tolerance))
+                    name = f"{kind}, {objective} KL, beta {beta:g}: {side} peak"
+                    # The published numbers have four decimals.
+                    checks.append(near(name, got, want, 6e-5 + relative * want))
     for beta, (expected, tolerance) in LAMBDAS.items():
         p_a = np.array(panels["forward", beta]["optimum"])
         best = int(np.argmax(p_a))

@@ -26,7 +26,7 @@ class Figure(NamedTuple):
 FIGURES = {
     "2": Figure(
         "Beta decides which mode wins, under both KLs",
-        "Reference on the left, higher reward on the right: one beta makes them equal (.1316 reverse, .65 forward).",
+        "Reference on the left, higher reward on the right: one beta makes them equal (.1315 reverse, .653 forward).",
         toy.figure2,
     ),
     "3": Figure(

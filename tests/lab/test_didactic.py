@@ -139,7 +139,7 @@ def test_figures_hold_all_betas_and_both_kls(converged):
 def test_published_numbers_are_among_the_checks(converged):
     """By value, so that a check that is dropped or loosened is missed here."""
     expected = {
-        "2": [0.1316, 0.65, 0.0291, 0.0056, 0.0951, 0.0752, 0.0808, 0.1468, 0.7362, 0.1525, 0.9816, 1.2938, 0.99921],
+        "2": [0.1315, 0.65, 0.0291, 0.0056, 0.0951, 0.0752, 0.0808, 0.1468, 0.7362, 0.1525, 0.9816, 1.2938, 0.99921],
         "3": [2.69e43],
         "5": [6.686],
         "6": [0.0616, 0.00385, 0.0200, 0.01939, 0.01996, 0.01884, 0.81],
