@@ -24,6 +24,7 @@ from mara_jax import config
 from mara_jax import main as training
 from mara_jax.lab import published, verdict
 from mara_jax.lab.verdict import REACHED
+from mara_jax.tasks import onetwo
 
 EXAMPLE = "python -m mara_jax.audit --config=configs/onetwo.py:nano, or --as=grpo"
 _ROWS = {
@@ -111,6 +112,10 @@ def refusal(run: config.Run) -> str:
         config.check(run)
     except ValueError as error:
         return str(error)
+    # Toy runs have been checked against their own rewards; a language run's task is 1-2, as in training.
+    threshold, most = run.algorithm.threshold, onetwo.OneTwo.max_reward
+    if isinstance(run, config.LanguageRun) and threshold > most:
+        return f"algorithm.threshold={threshold} is above every reachable reward ({most}): use at most {most}"
     return ""
 
 

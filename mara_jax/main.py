@@ -58,11 +58,10 @@ def read_flags(values: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       ValueError: one line for an unknown flag or field, a wrong type, a config file that is missing or broken.
     """
+    _config_file(argv)
     _known_fields(argv)
     try:
         rest = values(argv)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error}: --config must name a config file") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     except flags.Error as error:
@@ -71,6 +70,20 @@ def read_flags(values: flags.FlagValues, argv: list[str]) -> None:
         raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+
+
+def _config_file(argv: list[str]) -> None:
+    """Refuses a config file that is not there; absl would tell only at its first use, in several lines."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = arg.partition("=")
+        if name.lstrip("-") != "config" or not name.startswith("-"):
+            continue
+        file = (value or following).split(":")[0]
+        if file and not pathlib.Path(file).is_file():
+            what = "is not a file" if pathlib.Path(file).exists() else "does not exist"
+            raise ValueError(
+                f"config file {file!r} {what}: give --config=FILE.py, as in --config=configs/onetwo.py:nano"
+            )
 
 
 def _known_fields(argv: list[str]) -> None:

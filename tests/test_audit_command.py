@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from mara_jax import audit
+from mara_jax import audit, config
 
 ROOT = pathlib.Path(__file__).parent.parent
 NANO = f"--config={ROOT}/configs/onetwo.py:nano"
@@ -32,6 +32,12 @@ def test_json_is_one_object_and_nothing_else():
     assert record["verdict"].startswith("nothing is regularised") and record["algorithm"]["level"] == "token"
     assert record["five_outcomes"]["mara"][2] > 0.9999
     assert record["refused"] is None and record["anchor_in_group"] == []
+    listed = record["problem"]
+    assert len({tuple(tokens) for tokens in listed["tokens"]}) == 15 and sum(listed["reference"]) == pytest.approx(1)
+    # Every string ends with token 2 or is three tokens long, and nothing regularises: only the best rewards are left.
+    assert all(len(tokens) == 3 or tokens[-1] == 2 for tokens in listed["tokens"])
+    left = zip(record["stationary"]["probability"], listed["reward"], listed["answer"], strict=True)
+    assert all(reward == 1 and answer in (0, 1, 2) for p, reward, answer in left if p > 1e-6)
 
 
 def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_told(capsys, quick_compilation):
@@ -44,6 +50,15 @@ def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_tol
     assert "without MARA 0.6287 0.3143 0.0524 0.0037 0.0009" in printed
     assert "with MARA over strings 0.2337 0.1600 0.6023" in printed
     assert "5 strings" in printed
+
+
+def test_a_language_runs_threshold_out_of_reach_is_a_refusal():
+    asked = audit.parse(["audit", NANO, "--config.algorithm.threshold=5.0"])
+    assert audit.refusal(config.build(asked["config"].value)).startswith(
+        "algorithm.threshold=5.0 is above every reachable reward (1.0)"
+    )
+    asked = audit.parse(["audit", NANO, "--config.algorithm.threshold=1.0"])
+    assert audit.refusal(config.build(asked["config"].value)) == ""
 
 
 @pytest.mark.parametrize(
@@ -60,7 +75,9 @@ def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_tol
         ([NANO, "--config.algorithm.beta=x"], "--config.algorithm.beta=x"),
         ([NANO, "--group=1"], "leave_one_out needs groups of at least 2 samples"),
         ([NANO, "--group=9"], "--group=9"),
-        ([f"--config={ROOT}/configs/none.py"], "none.py"),
+        ([f"--config={ROOT}/configs/none.py"], f"mara_jax: config file '{ROOT}/configs/none.py' does not exist: give"),
+        ([f"--config={ROOT}/configs/none.py:nano", "--config.algorithm.beta=1.0"], "configs/none.py' does not exist"),
+        (["--config", str(ROOT)], "is not a file: give --config=FILE.py"),
         (["loudly"], "unexpected argument 'loudly'"),
     ],
     ids=lambda x: " ".join(x).replace(str(ROOT), "") if isinstance(x, list) else "",

@@ -76,6 +76,7 @@ def audited(
                 "policies": len(problem.params),
                 "group": group,
             },
+            "problem": _listed(problem),
             "ignored": list(ignored),
             **_identified(setting, found),
             "gradients": {
@@ -86,8 +87,20 @@ def audited(
             "anchor_in_group": _anchor_bias(setting, problem, group, end),
             "five_outcomes": _five(setting, group, end if one_token else None),
         }
+    record["optimum"] = optimum(record)
     record["verdict"] = sentence(record)
     return record
+
+
+def _listed(problem: problems.Problem) -> dict[str, list[Any]]:
+    """What a closed form needs, string by string, in the order of the probabilities; answer None for no answer."""
+    lengths = problem.strings.mask.sum(axis=1)
+    return {
+        "tokens": [row[:length].tolist() for row, length in zip(problem.strings.tokens, lengths, strict=True)],
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        "answer": [None if answer < 0 else int(answer) for answer in problem.answer],
+    }
 
 
 def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
@@ -226,13 +239,36 @@ def _reward(record: dict[str, Any]) -> str:
     return "groups or strings are rescaled one by one, so the gradient is that of no E[R] - beta KL"
 
 
+def optimum(record: dict[str, Any]) -> str | None:
+    """The closed form that is the optimum for certain, as the gradient is that of its E[R] - beta KL; else None.
+
+    Args:
+        record: "algorithm", "enumerated", "kl" and "objective" of `audited`.
+
+    Returns:
+        A name of `problems.closed_forms`.
+    """
+    found, whole, algorithm = record["kl"], record["objective"], record["algorithm"]
+    if found["name"] not in ("reverse", "forward") or found["level"] != "sequence" or not whole or whole["factor"] <= 0:
+        return None
+    # Where beta is tiny every KL may seem to fit the whole; the KL alone tells which it is, and how strong.
+    if abs(found["beta"] / (algorithm["beta"] * whole["factor"]) - 1) > audit.EXACT:
+        return None
+    if not _is_lifted(record):
+        return found["name"]
+    # Rewards augmented for the other KL have an optimum of another form.
+    return f"{algorithm['kl']}_mara_{algorithm['anchor']}" if found["name"] == algorithm["kl"] else None
+
+
 def _ending(record: dict[str, Any]) -> str:
-    end = record["stationary"]
+    end, known = record["stationary"], record["optimum"]
+    if known:
+        return f"optimum: {OPTIMUM_WORDS[known]}{_search(end, known)}"
     distance = end["total_variation"][end["nearest"]]
     if end["kind"] == "runs_away":
         return "it has no optimum: some strings are driven out ever faster"
     if record["kl"]["name"] == "none":
-        return "the policy collapses onto the best reward" + (" as augmented" if _is_mara(record) else "")
+        return "the policy collapses onto the best reward" + (" as augmented" if _is_lifted(record) else "")
     if distance < REACHED:
         words = "optimum" if record["objective"] else "yet it ends at"
         return f"{words}: {OPTIMUM_WORDS[_own_first(record)]}"
@@ -241,11 +277,25 @@ def _ending(record: dict[str, Any]) -> str:
     return f"it {settled} a total variation of {distance:.2g} from the nearest closed form ({name})"
 
 
+def _search(end: dict[str, Any], known: str) -> str:
+    """Where the search stands that should have come to an optimum known without it; nothing if it is there."""
+    distance = end["total_variation"][known]
+    if distance < REACHED:
+        return ""
+    stopped = {
+        "settled": "stopped short of it, where the gradient has all but vanished,",
+        "unsettled": "did not settle and stands",
+        "runs_away": "was broken off, too fast to follow,",
+    }[end["kind"]]
+    return (
+        f" (known from the gradient; the search from the reference {stopped} a total variation of {distance:.2g} away)"
+    )
+
+
 def _own_first(record: dict[str, Any]) -> str:
     """The closed form that is reached; where several coincide, the one that the configuration asks for."""
     distances, algorithm = record["stationary"]["total_variation"], record["algorithm"]
-    lifted = _is_mara(record) and record["enumerated"]["good"] > 0
-    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if lifted else algorithm["kl"]
+    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if _is_lifted(record) else algorithm["kl"]
     return own if distances[own] < REACHED else record["stationary"]["nearest"]
 
 
@@ -253,10 +303,19 @@ def _is_mara(record: dict[str, Any]) -> bool:
     return record["algorithm"]["method"] == "mara"
 
 
+def _is_lifted(record: dict[str, Any]) -> bool:
+    """MARA finds a good string, without which it changes no reward."""
+    return _is_mara(record) and record["enumerated"]["good"] > 0
+
+
 def _mara(record: dict[str, Any]) -> str:
-    distances = record["stationary"]["total_variation"]
-    if _is_mara(record) and record["enumerated"]["good"] == 0:
-        return f"MARA does nothing, as no reward here (at most 1) reaches {record['algorithm']['threshold']:g}"
-    if not _is_mara(record) or min(distances[name] for name in distances if "mara" in name) < BALANCED:
+    if not _is_mara(record):
+        return ""
+    if not _is_lifted(record):
+        threshold, most = record["algorithm"]["threshold"], max(record["problem"]["reward"])
+        reached = f"no string reaches the threshold of {threshold:g} (rewards here are at most {most:g})"
+        return f"{reached}: MARA changes nothing"
+    balanced = [distance for name, distance in record["stationary"]["total_variation"].items() if "mara" in name]
+    if "_mara_" in (record["optimum"] or "") or min(balanced) < BALANCED:
         return ""
     return "MARA's balance is lost"

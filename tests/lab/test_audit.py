@@ -233,8 +233,40 @@ def test_planted_bugs_change_the_verdict(monkeypatch, bug, words):
     assert record["verdict"].startswith(words), record["verdict"]
 
 
-def test_a_threshold_out_of_reach_is_told(monkeypatch):
+@pytest.mark.parametrize("anchor", ["string", "answer"])
+def test_a_threshold_out_of_reach_is_told(monkeypatch, anchor):
     monkeypatch.setattr(verdict, "_five", lambda *_: {})
-    record = verdict.audited(published.configured("out of reach", Algorithm(threshold=2.0)))
-    assert "optimum: ref(y) exp(R(y)/beta)" in record["verdict"]
-    assert record["verdict"].endswith("MARA does nothing, as no reward here (at most 1) reaches 2")
+    record = verdict.audited(published.configured("out of reach", Algorithm(anchor=anchor, threshold=2.0)))
+    assert record["verdict"] == (
+        "reverse KL at sequence level, exactly; optimum: ref(y) exp(R(y)/beta), normalised; "
+        "no string reaches the threshold of 2 (rewards here are at most 1): MARA changes nothing"
+    )
+
+
+@pytest.mark.parametrize(("kl", "words"), [("reverse", "ref(y) exp(R(y)/beta)"), ("forward", "beta ref(y) / (Lambda")])
+def test_an_optimum_known_from_the_gradient_needs_no_search(monkeypatch, kl, words):
+    """At this beta the search does not settle."""
+    monkeypatch.setattr(verdict, "_five", lambda *_: {})
+    record = verdict.audited(published.configured("tiny", Algorithm(method="vanilla", kl=kl, beta=1e-4)))
+    assert record["optimum"] == kl
+    assert f"{kl} KL at sequence level, exactly; optimum: {words}" in record["verdict"]
+    told = "the search from the reference" in record["verdict"]
+    assert told == (record["stationary"]["total_variation"][kl] >= verdict.REACHED)
+    listed = record["problem"]
+    log = np.log(listed["reference"]) + np.array(listed["reward"]) / 1e-4
+    form = np.exp(log - np.logaddexp.reduce(log))
+    outside = problems.total_variation(np.array(record["stationary"]["probability"]), form)
+    assert kl == "forward" or outside == pytest.approx(record["stationary"]["total_variation"]["reverse"], abs=1e-12)
+
+
+def test_an_optimum_is_known_only_where_the_gradient_says_so():
+    def asked(name="reverse", level="sequence", beta=0.1, factor=1.0, **algorithm):
+        given = {"method": "mara", "anchor": "answer", "kl": "reverse", "beta": 0.1, **algorithm}
+        kl = {"name": name, "level": level, "beta": beta}
+        whole = {"name": "reverse_sequence", "factor": factor} if factor else None
+        return verdict.optimum({"algorithm": given, "enumerated": {"good": 2}, "kl": kl, "objective": whole})
+
+    assert asked() == "reverse_mara_answer" and asked(method="vanilla") == "reverse"
+    assert asked(beta=2.0, factor=20.0) == "reverse_mara_answer"  # REINVENT's
+    wrong = [{"name": "forward"}, {"level": "token"}, {"beta": 0.05}, {"factor": None}, {"beta": -0.1, "factor": -1.0}]
+    assert [asked(**change) for change in wrong] == [None] * 5
