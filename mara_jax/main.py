@@ -68,6 +68,8 @@ def read_flags(values: flags.FlagValues, argv: list[str]) -> None:
         # For an error inside a config file absl's message holds a whole traceback: its last line says it.
         text = str(error).strip()
         raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
+    except Exception as error:  # a config file is Python: running it can fail in any way
+        raise ValueError(f"the config file cannot be run: {type(error).__name__}: {error}") from error
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
 

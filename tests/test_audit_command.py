@@ -88,3 +88,14 @@ def test_bad_input_is_one_line(flags, words, capsys):
     assert printed.out == ""
     assert printed.err.startswith("mara_jax: ") and printed.err.count("\n") == 1
     assert words in printed.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("def get_config(:", "SyntaxError"), ("def get_config():\n    return 1 / 0", "ZeroDivisionError")]
+)
+def test_a_config_file_that_cannot_be_run_is_one_line(tmp_path, text, words):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"the config file cannot be run: {words}") as raised:
+        audit.parse(["audit", f"--config={path}"])
+    assert "\n" not in str(raised.value)
