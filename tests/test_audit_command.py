@@ -91,7 +91,8 @@ def test_bad_input_is_one_line(flags, words, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("def get_config(:", "SyntaxError"), ("def get_config():\n    return 1 / 0", "ZeroDivisionError")]
+    ("text", "words"),
+    [("def get_config(:", "SyntaxError"), ("def get_config():\n    return 1 / 0", "ZeroDivisionError")],
 )
 def test_a_config_file_that_cannot_be_run_is_one_line(tmp_path, text, words):
     path = tmp_path / "broken.py"
