@@ -2,6 +2,7 @@
 
   python benchmarks/toy_sweep.py                 8 betas x 5 seeds, both sides, then the cost of 40 to 40,000 runs
   python benchmarks/toy_sweep.py --no-scaling    the comparison alone
+  python benchmarks/toy_sweep.py --draws         what drawing costs, three ways
 
 Prints one JSON object a line; the comparison's `ratio` is PyTorch's CPU seconds over ours. Both sides run on one
 thread and train the same objective: logits from zero, Adam, 32 draws a step, no baseline. Each PyTorch run does all
@@ -22,9 +23,11 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
+from mara_jax.policies import categorical
 from mara_jax.tasks import toy
 from mara_jax.train import sweep
 
@@ -141,15 +144,46 @@ def scaling(problem: toy.Problem) -> None:
         print(json.dumps(row), flush=True)
 
 
+def draws(problem: toy.Problem, runs: int = 400, steps: int = 200) -> dict:
+    """CPU microseconds a run and step for BATCH draws, ours beside two usual ways; log-softmax and keys included."""
+
+    def searched(key, logp_a, count):
+        below_a = jnp.cumsum(jnp.exp(logp_a))
+        uniform_n = jax.random.uniform(key, (count,)) * below_a[-1]
+        return jnp.searchsorted(below_a, uniform_n, side="right", method="compare_all")
+
+    def gumbel(key, logp_a, count):
+        return jax.random.categorical(key, logp_a, shape=(count,))
+
+    def cost(draw) -> float:
+        def step(logits_ra, index):
+            keys = jax.vmap(lambda run: jax.random.fold_in(jax.random.key(run), index))(jnp.arange(runs))
+            drawn_rn = jax.vmap(lambda key, logp_a: draw(key, logp_a, BATCH))(keys, jax.nn.log_softmax(logits_ra))
+            return logits_ra + 1e-9 * jnp.sum(drawn_rn, axis=-1, keepdims=True), None
+
+        go = jax.jit(lambda logits_ra: jax.lax.scan(step, logits_ra, jnp.arange(steps))[0])
+        start_ra = jnp.tile(jnp.asarray(problem.ref_logp, jnp.float32), (runs, 1))
+        jax.block_until_ready(go(start_ra))
+        seconds = [timed(lambda: jax.block_until_ready(go(start_ra)))[1] for _ in range(5)]
+        return statistics.median(seconds) * 1e6 / (runs * steps)
+
+    ways = {"ours_us": categorical.sample, "cumsum_search_us": searched, "gumbel_us": gumbel}
+    return {"benchmark": "toy_sweep_draws", **{name: cost(draw) for name, draw in ways.items()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", choices=("vanilla", "mara", "both"), default="both")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--draws", action="store_true", help="measure the draws alone, and nothing else")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     assert len(jax.devices()) == 1
     problem = toy.figure6()
+    if asked.draws:
+        print(json.dumps(draws(problem)), flush=True)
+        return
     for method in ("vanilla", "mara") if asked.method == "both" else (asked.method,):
         print(json.dumps(compare(problem, method, asked.repeats)), flush=True)
     if asked.scaling:

@@ -265,6 +265,18 @@ def estimator_of(algorithm: Algorithm) -> str:
     return TRAINABLE[algorithm.kl][0] if algorithm.estimator == "auto" else algorithm.estimator
 
 
+def sweep_algorithms(run: ToyRun) -> list[Algorithm]:
+    """The variants of a study: each method with each KL, and each of the named estimators that is that KL's own."""
+    rows = []
+    for method in run.sweep.methods:
+        for kl in TRAINABLE:
+            named = [TRAINABLE[kl][0] if name == "auto" else name for name in run.sweep.estimators]
+            for name in dict.fromkeys(named):
+                if kl in run.sweep.kls and name in TRAINABLE[kl]:
+                    rows.append(dataclasses.replace(run.algorithm, method=method, kl=kl, estimator=name))
+    return rows
+
+
 def check(run: Run) -> None:
     """Refuses values that cannot work, alone or together.
 
@@ -325,6 +337,8 @@ def _check_sweep(run: ToyRun) -> None:
         for value in getattr(sweep, name):
             if value not in known:
                 raise ValueError(f"sweep.{name} has {value!r}, which is unknown: choose from {', '.join(known)}")
+    for algorithm in sweep_algorithms(run):
+        _check_algorithm(algorithm)
     for kl in sweep.kls:
         if not any(name == "auto" or name in TRAINABLE[kl] for name in sweep.estimators):
             raise ValueError(

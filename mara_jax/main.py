@@ -118,13 +118,24 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
     from mara_jax.tasks import onetwo
     from mara_jax.train import loop
 
-    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
-    if run.algorithm.threshold > task.max_reward:
+    check_threshold(run)
+    loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
+
+
+def check_threshold(run: config.LanguageRun) -> None:
+    """Refuses a threshold that no completion of the run's task can reach, which config.check cannot know.
+
+    Raises:
+      ValueError: one line.
+    """
+    from mara_jax.tasks import onetwo
+
+    threshold, most = run.algorithm.threshold, onetwo.OneTwo.max_reward
+    if threshold > most:
         raise ValueError(
-            f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward ({task.max_reward}): "
-            f"no completion would ever be good; use at most {task.max_reward}"
+            f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
+            f"no completion would ever be good; use at most {most}"
         )
-    loop.run(run, task, workdir)
 
 
 if __name__ == "__main__":

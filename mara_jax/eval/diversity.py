@@ -78,6 +78,25 @@ def total_variation(share_p: ArrayLike, share_q: ArrayLike) -> float:
     return float(np.abs(np.asarray(share_p, np.float64) - np.asarray(share_q, np.float64)).sum() / 2)
 
 
+def coverage(logp_a: ArrayLike, good_a: ArrayLike) -> np.ndarray:
+    """Effective share of the good outcomes that a policy gives: exp(entropy over the good ones) / their number.
+
+    Args:
+      logp_a: [..., a] log-probabilities (nats).
+      good_a: [..., a] whether an outcome is good; broadcast against logp_a.
+
+    Returns:
+      [...] 1 where all good outcomes are equally likely, 1 / count where there is only one; nan without a good one.
+    """
+    logp_a = np.asarray(logp_a, np.float64)
+    good_a = np.broadcast_to(good_a, logp_a.shape)
+    mass_a = np.where(good_a, np.exp(logp_a), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_a = mass_a / mass_a.sum(-1, keepdims=True)
+        entropy = -np.sum(np.where(share_a > 0, share_a * np.log(share_a), 0.0 * share_a), axis=-1)
+        return np.exp(entropy) / good_a.sum(-1)
+
+
 def gap(counts: ArrayLike, log_optimum: ArrayLike) -> dict[str, float]:
     """How far sampled answers are from a known optimum, and from equally many of each.
 

@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from mara_jax.core import targets
+from mara_jax.eval import diversity
 from mara_jax.eval.plots import INK, OWN, QUIET, STYLE, VANILLA
 
 SHADES = LinearSegmentedColormap.from_list("coverage", ["#f6f1e7", "#9cc9cf", OWN, "#062e38"])
@@ -35,7 +36,8 @@ def diagram(workdir: str | os.PathLike) -> Path:
     axes = json.loads((workdir / "sweep.json").read_text())
     with np.load(workdir / "sweep.npz") as arrays:
         trained_vgb = arrays["coverage"][:, :, :, 0].mean(-1)
-        optimum_vgb = optimum_coverage(arrays["target_logp_a"][:, :, :, 0, 0], axes)
+        good_ga = np.asarray(axes["reward"]) >= axes["thresholds"][0]
+        optimum_vgb = diversity.coverage(arrays["target_logp_a"][:, :, :, 0, 0], good_ga[:, None])
     with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         draw = _maps if len(axes["gaps"]) > 1 else _lines
         figure = draw(axes, trained_vgb, optimum_vgb)
@@ -43,16 +45,6 @@ def diagram(workdir: str | os.PathLike) -> Path:
         figure.savefig(path, metadata={"Software": None})
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path
-
-
-def optimum_coverage(target_logp_vgba: np.ndarray, axes: dict[str, Any]) -> np.ndarray:
-    """Coverage of the optimum of every variant, gap and beta, at the first threshold: [v, g, b]."""
-    good_ga = np.asarray(axes["reward"]) >= axes["thresholds"][0]
-    good_vgba = np.broadcast_to(good_ga[:, None], target_logp_vgba.shape)
-    mass = np.where(good_vgba, np.exp(np.asarray(target_logp_vgba, np.float64)), 0.0)
-    share = mass / mass.sum(-1, keepdims=True)
-    entropy = -np.sum(np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0), axis=-1)
-    return np.exp(entropy) / good_vgba.sum(-1)
 
 
 def summary(ended: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mara_jax.eval import diversity
 from mara_jax.lab import didactic, families, figure_checks
 from mara_jax.tasks import toy
 
@@ -149,16 +150,12 @@ def measured(trained_a: np.ndarray, optimum_a: np.ndarray, good_a: np.ndarray | 
     return {
         "trained": p_a.tolist(),
         "optimum": q_a.tolist(),
-        "tv_to_optimum": _total_variation(p_a, q_a),
+        "tv_to_optimum": diversity.total_variation(p_a, q_a),
         "kl_trained_to_optimum": float(np.sum(p_a * (trained_a - optimum_a))),
         "kl_optimum_to_trained": float(np.sum(q_a * (optimum_a - trained_a))),
-        "tv_to_uniform_good": None if uniform_a is None else _total_variation(p_a, uniform_a),
-        "optimum_tv_to_uniform_good": None if uniform_a is None else _total_variation(q_a, uniform_a),
+        "tv_to_uniform_good": None if uniform_a is None else diversity.total_variation(p_a, uniform_a),
+        "optimum_tv_to_uniform_good": None if uniform_a is None else diversity.total_variation(q_a, uniform_a),
     }
-
-
-def _total_variation(p_a: np.ndarray, q_a: np.ndarray) -> float:
-    return float(np.sum(np.abs(p_a - q_a)) / 2)
 
 
 def _families_record(mode: str) -> dict[str, Any]:
@@ -181,7 +178,7 @@ def _families_record(mode: str) -> dict[str, Any]:
                 "beta": None,
                 "mean": mean,
                 "deviation": deviation,
-                "tv_to_target": _total_variation(np.exp(fitted_a), np.exp(target_a)),
+                "tv_to_target": diversity.total_variation(np.exp(fitted_a), np.exp(target_a)),
             } | measured(fitted_a, best_a, None)
     return {
         "figure": "1",

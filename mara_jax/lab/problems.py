@@ -131,8 +131,3 @@ def closed_forms(problem: Problem, algorithm: config.Algorithm) -> dict[str, np.
     other = targets.forward_kl if algorithm.kl == "reverse" else targets.reverse_kl
     forms["crossed"] = other(ref, jnp.asarray(augmented(problem, algorithm)[0]), beta)
     return {name: np.exp(np.asarray(logp)) for name, logp in forms.items()}
-
-
-def total_variation(probability: np.ndarray, other: np.ndarray) -> float:
-    """Half the summed absolute difference of two distributions over the same strings."""
-    return float(np.abs(probability - other).sum() / 2)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mara_jax import config
 from mara_jax.core import kl
+from mara_jax.eval import diversity
 from mara_jax.lab import audit, problems
 from mara_jax.lab.published import Setting
 
@@ -130,7 +131,7 @@ def _identified(setting: Setting, found) -> dict[str, Any]:
 
 
 def _ended(end: audit.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
-    distances = {name: problems.total_variation(end.probability, form) for name, form in forms.items()}
+    distances = {name: diversity.total_variation(end.probability, form) for name, form in forms.items()}
     return {
         "kind": end.kind,
         "gradient": end.residual,
@@ -154,7 +155,7 @@ def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: a
     for size in sizes:
         there = audit.stationary(setting, problem, size, problems.FROM_GROUP)
         wanted, got = (audit.at_policies(setting, problem, size, anchor) for anchor in (whole, problems.FROM_GROUP))
-        distance = problems.total_variation(there.probability, end.probability)
+        distance = diversity.total_variation(there.probability, end.probability)
         error = audit.compare(got, wanted)["relative_error"]
         rows.append({"group": size, "gradient_error": error, "total_variation": distance})
     return rows

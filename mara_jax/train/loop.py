@@ -44,7 +44,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
         counts = collections.deque((_classes(row) for row in log.rows), maxlen=POOLED)
-        for done in range(int(state.step), cfg.steps):
+        memory.give_back()  # what the warm-up and the measurement left behind
+        first = int(state.step)
+        for done in range(first, cfg.steps):
             state, row, texts = iterate(setup, state, done)
             counts.append(_classes(row))
             pooled = np.sum(counts, axis=0)
@@ -53,7 +55,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
                 row |= {f"gap/{name}": value for name, value in diversity.gap(pooled, known["log_optimum"]).items()}
             log.write(row)
             display.step(row, texts[: cfg.show_samples])
-            if len(log.rows) == 1:
+            if done == first:
                 memory.give_back()  # what compiling left behind
             checkpoints.save(done + 1, state, last=done + 1 == cfg.steps)
         checkpoints.close()

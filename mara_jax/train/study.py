@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mara_jax.eval import diversity
 from mara_jax.tasks import toy
 from mara_jax.train import sweep
 
@@ -93,25 +94,7 @@ def run(plan: Plan, progress: Callable[[int, int], Any] = lambda done, total: No
         )
         result[name] = stacked.reshape(*plan.shape, *stacked.shape[2:])
     good = reward_na[:, None, None, None, :] >= np.asarray(plan.thresholds)[None, None, :, None, None]
-    return result | {"coverage": coverage(result["logp_a"], good)}
-
-
-def coverage(logp_a: np.ndarray, good_a: np.ndarray) -> np.ndarray:
-    """Effective share of the good outcomes that a policy gives: exp(entropy over the good ones) / their number.
-
-    Args:
-      logp_a: [..., a] log-probabilities (nats).
-      good_a: [..., a] whether an outcome is good; broadcast against logp_a.
-
-    Returns:
-      [...] 1 where all good outcomes are equally likely, 1 / count where there is only one; nan without a good one.
-    """
-    good_a = np.broadcast_to(good_a, logp_a.shape)
-    mass_a = np.where(good_a, np.exp(np.asarray(logp_a, np.float64)), 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share_a = mass_a / mass_a.sum(-1, keepdims=True)
-        entropy = -np.sum(np.where(share_a > 0, share_a * np.log(share_a), 0.0 * share_a), axis=-1)
-        return np.exp(entropy) / good_a.sum(-1)
+    return result | {"coverage": diversity.coverage(result["logp_a"], good)}
 
 
 @partial(jax.jit, static_argnames="variants")

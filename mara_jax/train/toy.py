@@ -17,28 +17,27 @@ from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 
 EVERY = 10  # steps between two rows of metrics.jsonl
-FORWARD = {"reference_samples": "samples", "ratio": "ratio"}
+# The config's name of an estimator -> the field of sweep.Choices and its value there.
+ESTIMATORS = {
+    "k1_in_reward": {"reverse_estimator": "k1_in_reward"},
+    "k2_in_loss": {"reverse_estimator": "k2_in_loss"},
+    "reference_samples": {"forward_estimator": "samples"},
+    "ratio": {"forward_estimator": "ratio"},
+    "k3_in_loss": {"forward_estimator": "k3_in_loss"},
+}
 
 
-def choices_of(cfg: ToyRun) -> sweep.Choices:
-    """What is static in the run, in the words of train.sweep.
-
-    Raises:
-      ValueError: an estimator that the toy does not offer.
-    """
-    estimator = estimator_of(cfg.algorithm)
-    if estimator not in ("k1_in_reward", *FORWARD):
-        raise ValueError(
-            f"algorithm.estimator={estimator} is not offered for the toy: use auto, or ratio for the forward KL"
-        )
+def choices_of(cfg: ToyRun, every: int = 1) -> sweep.Choices:
+    """What is static in a run of this config, in the words of train.sweep; its course recorded each `every` steps."""
     return sweep.Choices(
         method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
         direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
         gradients="exact" if cfg.toy.exact else "sampled",
-        forward_estimator=FORWARD.get(estimator, "samples"),  # pyright: ignore[reportArgumentType]
         baseline=cfg.algorithm.baseline,
         steps=cfg.steps,
         batch=cfg.toy.batch,
+        every=every,
+        **ESTIMATORS[estimator_of(cfg.algorithm)],  # pyright: ignore[reportArgumentType]
     )
 
 

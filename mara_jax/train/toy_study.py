@@ -1,5 +1,6 @@
 """A study of the 100-outcome problem from a config: one program, one file of numbers, one phase diagram."""
 
+import dataclasses
 import os
 import pathlib
 import time
@@ -8,15 +9,14 @@ import jax
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mara_jax.config import TRAINABLE, ToyRun
+from mara_jax.config import ToyRun, sweep_algorithms
 from mara_jax.eval import phase
 from mara_jax.tasks import toy
-from mara_jax.train import study, sweep
+from mara_jax.train import study
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
+from mara_jax.train.toy import choices_of
 
-# The config's name of a forward estimator -> that of train.sweep.
-FORWARD = {"reference_samples": "samples", "ratio": "ratio", "k3_in_loss": "k3_in_loss"}
 TWO_PEAKS = {"figure2": toy.figure2, "figure4": toy.figure4}  # by the height of the left one
 RECORDED = 20  # points on the course of each run
 
@@ -59,8 +59,11 @@ def one_device_a_core() -> None:
 def plan_of(cfg: ToyRun) -> study.Plan:
     """The product of a config's axes."""
     name, gaps = f"figure{cfg.toy.figure}", gaps_of(cfg)
+    every = next(n for n in range(max(1, cfg.steps // RECORDED), cfg.steps + 1) if cfg.steps % n == 0)
     return study.Plan(
-        variants=tuple(_variant(cfg, *words) for words in _words(cfg)),
+        variants=tuple(
+            choices_of(dataclasses.replace(cfg, algorithm=algorithm), every) for algorithm in sweep_algorithms(cfg)
+        ),
         problems=tuple(TWO_PEAKS[name](1 - gap) for gap in gaps) if gaps else (toy.PROBLEMS[name](),),
         betas=tuple(sorted(set(cfg.sweep.betas))),
         thresholds=cfg.sweep.thresholds or (cfg.algorithm.threshold,),
@@ -78,7 +81,10 @@ def gaps_of(cfg: ToyRun) -> tuple[float, ...]:
 def axes_of(cfg: ToyRun, plan: study.Plan) -> dict:
     """What stands along each axis of the arrays, and what was good and likely in each problem."""
     return {
-        "variants": [{"method": m, "kl": kl, "estimator": estimator} for m, kl, estimator in _words(cfg)],
+        "variants": [
+            {"method": algorithm.method, "kl": algorithm.kl, "estimator": algorithm.estimator}
+            for algorithm in sweep_algorithms(cfg)
+        ],
         "problem": plan.problems[0].name,
         "gaps": list(gaps_of(cfg)),
         "betas": list(plan.betas),
@@ -88,31 +94,6 @@ def axes_of(cfg: ToyRun, plan: study.Plan) -> dict:
         "ref_logp": [problem.ref_logp.tolist() for problem in plan.problems],
         "reward": [problem.reward.tolist() for problem in plan.problems],
     }
-
-
-def _words(cfg: ToyRun) -> list[tuple[str, str, str]]:
-    """Method, KL and estimator of every variant: each KL with those of the estimators that are its own."""
-    rows = []
-    for method in cfg.sweep.methods:
-        for kl in cfg.sweep.kls:
-            named = [TRAINABLE[kl][0] if name == "auto" else name for name in cfg.sweep.estimators]
-            rows += [(method, kl, name) for name in dict.fromkeys(named) if name in TRAINABLE[kl]]
-    return rows
-
-
-def _variant(cfg: ToyRun, method: str, kl: str, estimator: str) -> sweep.Choices:
-    own = {"reverse_estimator": estimator} if kl == "reverse" else {"forward_estimator": FORWARD[estimator]}
-    every = next(n for n in range(max(1, cfg.steps // RECORDED), cfg.steps + 1) if cfg.steps % n == 0)
-    return sweep.Choices(
-        method=method,  # pyright: ignore[reportArgumentType]
-        direction=kl,  # pyright: ignore[reportArgumentType]
-        gradients="exact" if cfg.toy.exact else "sampled",
-        baseline=cfg.algorithm.baseline,
-        steps=cfg.steps,
-        batch=cfg.toy.batch,
-        every=every,
-        **own,  # pyright: ignore[reportArgumentType]
-    )
 
 
 def _progress(display: Display) -> Progress:

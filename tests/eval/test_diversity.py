@@ -90,3 +90,10 @@ def test_gap_keeps_masses_that_a_float_loses():
         0.5 * np.log(1) + 0.4 * np.log(0.8) + 0.1 * (np.log(0.1) + 1000)
     )
     assert np.isnan(diversity.gap([0, 0, 0], np.log([0.5, 0.4, 0.1]))["tv_optimum"])
+
+
+def test_coverage_by_hand():
+    good = np.array([True, True, True, True, False])
+    logp = np.log(np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 1e-30, 1e-30, 1e-30, 0.5], [0.3, 0.3, 1e-30, 1e-30, 0.4]]))
+    np.testing.assert_allclose(diversity.coverage(logp, good), [1, 1 / 4, 1 / 2], rtol=1e-6)
+    assert np.isnan(diversity.coverage(logp[0], np.zeros(5, bool)))

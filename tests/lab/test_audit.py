@@ -10,6 +10,7 @@ import pytest
 
 from mara_jax.config import Algorithm
 from mara_jax.core import objectives
+from mara_jax.eval import diversity
 from mara_jax.lab import audit, problems, published, small, verdict
 from mara_jax.train import step
 
@@ -36,7 +37,7 @@ def end(setting, problem, size=audit.GROUP, anchor=None) -> audit.Point:
 
 
 # (name, level asked for) -> the KL, its level and strength, and what multiplies the gradient of E[R]; for two
-# strings a group. FACTS of the literature as enumeration finds them; None: no multiple at all.
+# strings a group. What enumeration finds of each; None: no multiple at all.
 KNOWN = {
     ("k1_in_loss", None): ("none", None, 0.0, 1.0),
     ("k2_in_loss", None): ("reverse", "token", BETA, 1.0),
@@ -101,7 +102,7 @@ def test_what_is_shipped_is_exact(algorithm):
         assert comparison["relative_error"] < 1e-10 and comparison["cosine"] > 1 - 1e-12
     point = end(setting, problem)
     form = problems.closed_forms(problem, algorithm)[f"{algorithm.kl}_mara_{algorithm.anchor}"]
-    assert point.kind == "settled" and problems.total_variation(point.probability, form) < 1e-8
+    assert point.kind == "settled" and diversity.total_variation(point.probability, form) < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_scaling_reward_and_kl_together_turns_the_gradient_but_not_its_rest():
     for name in ("length_normalised", "group_std"):
         point = end(published.setting(name, VANILLA), problem)
         form = problems.closed_forms(problem, VANILLA)["reverse"]
-        assert problems.total_variation(point.probability, form) < 1e-6, name
+        assert diversity.total_variation(point.probability, form) < 1e-6, name
     found = audit.gradients(published.setting("group_std", VANILLA), problem)
     assert audit.compare(found["found"]["objective"], found["objective"]["reverse_sequence"])["cosine"] < 0.95
 
@@ -142,7 +143,7 @@ def test_an_anchor_from_the_group_has_the_bias_of_the_published_table(size, beta
     setting, problem = published.configured("anchor", algorithm), problems.five()
     point = end(setting, problem, size, problems.FROM_GROUP)
     form = problems.closed_forms(problem, algorithm)["reverse_mara_string"]
-    assert problems.total_variation(point.probability, form) == pytest.approx(want, abs=6e-4)
+    assert diversity.total_variation(point.probability, form) == pytest.approx(want, abs=6e-4)
 
 
 def test_groups_by_multiplicity_are_all_ordered_groups():
@@ -255,7 +256,7 @@ def test_an_optimum_known_from_the_gradient_needs_no_search(monkeypatch, kl, wor
     listed = record["problem"]
     log = np.log(listed["reference"]) + np.array(listed["reward"]) / 1e-4
     form = np.exp(log - np.logaddexp.reduce(log))
-    outside = problems.total_variation(np.array(record["stationary"]["probability"]), form)
+    outside = diversity.total_variation(np.array(record["stationary"]["probability"]), form)
     assert kl == "forward" or outside == pytest.approx(record["stationary"]["total_variation"]["reverse"], abs=1e-12)
 
 

@@ -76,13 +76,6 @@ def test_devices_change_nothing(whole):
     np.testing.assert_allclose(got, whole["logp_a"], atol=1e-6, rtol=2e-5)
 
 
-def test_coverage_by_hand():
-    good = np.array([True, True, True, True, False])
-    logp = np.log(np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 1e-30, 1e-30, 1e-30, 0.5], [0.3, 0.3, 1e-30, 1e-30, 0.4]]))
-    np.testing.assert_allclose(study.coverage(logp, good), [1, 1 / 4, 1 / 2], rtol=1e-6)
-    assert np.isnan(study.coverage(logp[0], np.zeros(5, bool)))
-
-
 def test_coverage_uses_each_problem_and_threshold(whole):
     """Of the uniform policy, 1 whatever is good; of a trained one, by the definition."""
     at = (0, 0, 1, 1, 0)
@@ -127,19 +120,12 @@ def test_the_command_writes_what_it_trained_and_refuses_what_it_cannot(tmp_path)
         ("--config.toy.figure=6", "sweep.gaps means nothing for toy.figure=6"),
         ("--config.sweep.betas=(0.1,-1.0)", "sweep.betas has -1.0: each must be above 0"),
         ("--config.sweep.methods=('best',)", "sweep.methods has 'best', which is unknown"),
+        ("--config.algorithm.baseline=mean", "algorithm.baseline='mean' shrinks the reward's gradient"),
     ):
         again = [*base[:-1], f"--workdir={tmp_path / 'other'}", *small, flag]
         done = subprocess.run(again, capture_output=True, text=True, check=False)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
         assert not (tmp_path / "other").exists()
-
-
-def test_coverage_of_the_optimum_in_the_phase_diagram():
-    """Two outcomes of three are good; the optimum has them 3 : 1."""
-    axes = {"reward": [[1.0, 0.9, 0.0]], "thresholds": [0.5]}
-    got = phase.optimum_coverage(np.log([[[[0.6, 0.2, 0.2]]]]), axes)
-    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
-    np.testing.assert_allclose(got, [[[np.exp(entropy) / 2]]], rtol=1e-6)
 
 
 def test_cells_of_the_phase_diagram_meet_half_way():
