@@ -99,6 +99,9 @@ class Rollout:
     max_new_tokens: int = 40
     temperature: float = 1.0
     top_p: float = 1.0
+    # Updates run on completions laid end to end, their number of tokens rounded up to one of so many fractions of
+    # the padded size, each compiled when it is first met. 0: padded.
+    length_buckets: int = 8
 
 
 @dataclass(frozen=True)

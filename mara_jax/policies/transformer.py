@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
+from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, RopeScaling
 
 __all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
@@ -140,14 +142,15 @@ class Layer(nn.Module):
     arch: Architecture
 
     @nn.compact
-    def __call__(self, x_btd, rope, masks, prefix, cache):
-        mixed, kv = self._attention(Norm(self.arch.norm_eps, name="attn_norm")(x_btd), rope, masks, prefix, cache)
+    def __call__(self, x_btd, rope, masks, prefix, cache, packing):
+        normed_btd = Norm(self.arch.norm_eps, name="attn_norm")(x_btd)
+        mixed, kv = self._attention(normed_btd, rope, masks, prefix, cache, packing)
         x_btd = x_btd + mixed
         y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
         gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
         return x_btd + Linear(self.arch.embed, name="down")(gate_btf), kv
 
-    def _attention(self, x_btd, rope, masks, prefix, cache):
+    def _attention(self, x_btd, rope, masks, prefix, cache, packing):
         arch = self.arch
         b, t, _ = x_btd.shape
         n, k, h = arch.heads, arch.kv_heads, arch.head_dim
@@ -159,6 +162,9 @@ class Layer(nn.Module):
             q_btnh = Norm(arch.norm_eps, name="q_norm")(q_btnh)
             k_btkh = Norm(arch.norm_eps, name="k_norm")(k_btkh)
         q_btnh, k_btkh = rotate(q_btnh, rope) * h**-0.5, rotate(k_btkh, rope)
+        if packing is not None:  # attention alone works on rows
+            q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
+            b, t = packing.slot_bt.shape
         q_bkxh = q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h)
         own = KV(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
         segments = [] if cache is None else [(cache.k, cache.v, masks["cache"])]
@@ -166,6 +172,8 @@ class Layer(nn.Module):
         shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
         out = attend(q_bkxh, segments, shared)
         out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
+        if packing is not None:
+            out_btx = streams.pack(out_btx, packing)
         return Linear(arch.embed, name="o")(out_btx), own
 
 
@@ -191,29 +199,29 @@ class Decoder(nn.Module):
     arch: Architecture
 
     @nn.compact
-    def __call__(self, tokens_bt, positions_bt, masks, prefix=None, cache=None):
+    def __call__(self, tokens_bt, positions_bt, masks, prefix=None, cache=None, packing=None):
         arch = self.arch
         x_btd = Embedding(arch, name="embed")(tokens_bt)
         rope = rotary(arch, positions_bt)
-        block = Layer
+        block: Any = Layer
         if arch.remat != "none":
             keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if arch.remat == "elementwise" else None
             block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=keep)
         if arch.scan_layers:
-            axes = (nn.broadcast, nn.broadcast, 0, 0)
+            axes: Any = (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
             scanned = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": False},
-                in_axes=axes,  # pyright: ignore[reportArgumentType]
+                in_axes=axes,
                 length=arch.layers,
             )
-            x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache)
+            x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache, packing)
         else:
             ks, vs = [], []
             for i in range(arch.layers):
                 at_layer = [None if kv is None else KV(kv.k[i], kv.v[i]) for kv in (prefix, cache)]
-                x_btd, kv = block(arch, name=f"layers_{i}")(x_btd, rope, masks, *at_layer)
+                x_btd, kv = block(arch, name=f"layers_{i}")(x_btd, rope, masks, *at_layer, packing)
                 ks.append(kv.k)
                 vs.append(kv.v)
             new = KV(tuple(ks), tuple(vs))
@@ -242,6 +250,7 @@ def forward(
     prefix_lengths_p: jax.Array | None = None,
     cache: KV | None = None,
     index: jax.Array | int | None = None,
+    packing: Packing | None = None,
 ) -> tuple[jax.Array, KV]:
     """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
 
@@ -252,7 +261,8 @@ def forward(
     args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the
         caller from the start of the prompt; prefix: what a forward over the p prompts returned;
         prefix_lengths_p: tokens of each prompt; cache: from `init_cache` with b rows; index: the slot where
-        these tokens go, the same for all rows.
+        these tokens go, the same for all rows; packing: where tokens and positions are streams [c, n] of the
+        counted positions of b rows, and so are the hidden states; only attention sees rows.
     returns: hidden states after the final norm, [b, t, d] in the compute dtype, and either the cache with the
         new keys and values written at `index`, or without a cache the new keys and values themselves.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
@@ -262,11 +272,12 @@ def forward(
         raise ValueError("prefix and prefix_lengths_p go together: give both or neither")
     if (cache is None) != (index is None):
         raise ValueError("cache and index go together: give both or neither")
-    if prefix_lengths_p is not None and tokens_bt.shape[0] % prefix_lengths_p.shape[0]:
-        raise ValueError(f"{tokens_bt.shape[0]} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
-    masks = _masks(arch, tokens_bt.shape[1], prefix, prefix_lengths_p, cache, index)
+    b, t = tokens_bt.shape if packing is None else packing.slot_bt.shape
+    if prefix_lengths_p is not None and b % prefix_lengths_p.shape[0]:
+        raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
+    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
-    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache)
+    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache, packing)
     if cache is None or index is None:
         return hidden_btd, new
 

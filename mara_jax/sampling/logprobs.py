@@ -1,118 +1,135 @@
-"""Log-probs of given completions, prompts computed once per group."""
+"""Log-probs of given completions: prompts computed once per group, padding not at all."""
 
-import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
-from mara_jax.sampling import rollout
+from mara_jax.policies.packing import Packing
+from mara_jax.sampling import head, rollout
 
-# Above this many float32 logits at once, the head runs in chunks of positions and is recomputed in the
-# backward pass, so that no array of the size of positions times vocabulary is ever held.
-MAX_LOGITS = 24_000_000
+
+class Hidden(NamedTuple):
+    """The hidden states that predict completions of p prompts, g each.
+
+    last_pd: of each prompt's last token, which predicts the first token of its whole group.
+    rest: of the completions' own tokens but the last: padded [b, t - 1, d], or packed in streams [c, n, d].
+    """
+
+    last_pd: jax.Array
+    rest: jax.Array
+
+
+def packed(lengths_pg, width: int, buckets: int, shards: int = 1) -> Packing | None:
+    """How the tokens that a forward pass reads, all but each completion's last, lie in streams; None: padded.
+
+    Args:
+      lengths_pg: tokens of each completion, on the host.
+      width: of the padded completions.
+      buckets: a stream's size is one of so many fractions of the padded one; 0 leaves completions padded.
+      shards: streams, one a device shard of rows.
+    """
+    if not buckets or width == 1:
+        return None
+    read_b = lengths_pg.reshape(-1) - 1
+    slots = streams.bucket(read_b, width - 1, buckets, streams=shards)
+    return streams.of(read_b, width - 1, streams=shards, slots=slots)
 
 
 def completion_hidden(
     arch: transformer.Architecture,
-    params: dict,
+    params: Any,
     prompt_tokens_ps: jax.Array,
     prompt_lengths_p: jax.Array,
     tokens_pgt: jax.Array,
-) -> jax.Array:
-    """The hidden state from which each completion token is predicted, [p, g, t, d].
+    packing: Packing | None = None,
+) -> Hidden:
+    """The hidden states from which completion tokens are predicted.
 
     Each prompt is computed once; differentiable in params, also through its keys and values.
+
+    Args:
+      packing: from `packed`; without it every padded position is computed.
     """
     p, g, t = tokens_pgt.shape
     last_pd, prefix = rollout.prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
-    hidden_btd = jnp.repeat(last_pd, g, axis=0)[:, None]
-    if t > 1:
-        start_b1 = jnp.repeat(prompt_lengths_p, g)[:, None]
-        rest_btd, _ = transformer.forward(
-            arch,
-            params,
-            tokens_pgt.reshape(p * g, t)[:, :-1],
-            start_b1 + jnp.arange(t - 1),
-            prefix=prefix,
-            prefix_lengths_p=prompt_lengths_p,
-        )
-        hidden_btd = jnp.concatenate([hidden_btd, rest_btd], axis=1)
-    return hidden_btd.reshape(p, g, t, -1)
+    if t == 1:
+        return Hidden(last_pd, jnp.zeros((p * g, 0, last_pd.shape[-1]), last_pd.dtype))
+    tokens_bt = tokens_pgt.reshape(p * g, t)[:, :-1]
+    positions_bt = jnp.repeat(prompt_lengths_p, g)[:, None] + jnp.arange(t - 1)
+    if packing is not None:
+        tokens_bt, positions_bt = (streams.pack(x, packing) for x in (tokens_bt, positions_bt))
+    rest, _ = transformer.forward(
+        arch,
+        params,
+        tokens_bt,
+        positions_bt,
+        prefix=prefix,
+        prefix_lengths_p=prompt_lengths_p,
+        packing=packing,
+    )
+    return Hidden(last_pd, rest)
+
+
+def token_stats(
+    arch: transformer.Architecture,
+    params: Any,
+    hidden: Hidden,
+    tokens_pgt: jax.Array,
+    packing: Packing | None = None,
+    *,
+    ref_params: Any = None,
+    ref_hidden: Hidden | None = None,
+) -> head.Stats:
+    """The head's statistics of every completion token, each [p, g, t] float32 (nats): see `head.token_stats`.
+
+    Values at padding are finite and mean nothing: mask them by the lengths.
+    """
+    p, g, t = tokens_pgt.shape
+    rows = 1 if packing is None else p * g // packing.place_cn.shape[0]  # of each stream
+
+    def joined(first_b, rest):
+        """First tokens' values ahead of the others', stream by stream."""
+        return jnp.concatenate([first_b.reshape(-1, rows, *rest.shape[2:]), rest], axis=1)
+
+    def hidden_of(hidden: Hidden):
+        return joined(jnp.repeat(hidden.last_pd, g, axis=0), hidden.rest)
+
+    def rows_of(x_cn):
+        first_b1, rest = x_cn[:, :rows].reshape(p * g, 1), x_cn[:, rows:]
+        rest_bt = rest if packing is None else streams.unpack(rest, packing)
+        return jnp.concatenate([first_b1, rest_bt], axis=1).reshape(p, g, t)
+
+    tokens_bt = tokens_pgt.reshape(p * g, t)
+    rest = tokens_bt[:, 1:] if packing is None else streams.pack(tokens_bt[:, 1:], packing)
+    stats = head.token_stats(
+        arch,
+        params,
+        hidden_of(hidden),
+        joined(tokens_bt[:, 0], rest),
+        ref_params=ref_params,
+        ref_hidden_rnd=None if ref_hidden is None else hidden_of(ref_hidden),
+        streams=1 if packing is None else packing.place_cn.shape[0],
+    )
+    return jax.tree.map(rows_of, stats)
 
 
 def completion_logps(
     arch: transformer.Architecture,
-    params: dict,
+    params: Any,
     prompt_tokens_ps: jax.Array,
     prompt_lengths_p: jax.Array,
     tokens_pgt: jax.Array,
+    packing: Packing | None = None,
 ) -> jax.Array:
     """log pi(token | prompt, earlier tokens) of every completion token, [p, g, t] float32 (nats).
 
     Values at padding are finite and mean nothing: mask them by the lengths.
     """
-    hidden_pgtd = completion_hidden(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt)
-    return token_logps(arch, params, hidden_pgtd, tokens_pgt)
-
-
-def token_logps(arch: transformer.Architecture, params: dict, hidden_d: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log softmax of the head at the given tokens, float32 [...], for hidden states [..., d]."""
-
-    def of_chunk(hidden_cd, tokens_c):
-        logits_cv = transformer.logits(arch, params, hidden_cd)
-        return _chosen(logits_cv, tokens_c) - jax.nn.logsumexp(logits_cv, axis=-1)
-
-    return _by_chunks(of_chunk, arch.vocab_size, hidden_d, tokens)
-
-
-def token_logps_and_kl(
-    arch: transformer.Architecture,
-    params: dict,
-    ref_params: dict,
-    hidden_d: jax.Array,
-    ref_hidden_d: jax.Array,
-    tokens: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """As token_logps, and each position's exact KL(pi || ref) over the vocabulary (nats), without gradient.
-
-    Summed over a completion's positions, the KL is an unbiased estimate of the sequence's with far less
-    variance than the log-ratio of the tokens that happened to be drawn.
-    """
-
-    def of_chunk(hidden_cd, ref_hidden_cd, tokens_c):
-        logits_cv = transformer.logits(arch, params, hidden_cd)
-        logp_c = _chosen(logits_cv, tokens_c) - jax.nn.logsumexp(logits_cv, axis=-1)
-        frozen_cv = jax.nn.log_softmax(jax.lax.stop_gradient(logits_cv))
-        ref_cv = jax.nn.log_softmax(transformer.logits(arch, jax.lax.stop_gradient(ref_params), ref_hidden_cd))
-        return logp_c, jnp.sum(jnp.exp(frozen_cv) * (frozen_cv - ref_cv), axis=-1)
-
-    return _by_chunks(of_chunk, arch.vocab_size, hidden_d, ref_hidden_d, tokens)
-
-
-def _chosen(logits_cv: jax.Array, tokens_c: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits_cv, tokens_c[:, None], axis=-1)[:, 0]
-
-
-def _by_chunks(of_chunk, vocab_size: int, *arrays: jax.Array):
-    """of_chunk over flattened positions: at once where the logits are few, else chunk by chunk with remat."""
-    shape = arrays[-1].shape
-    flat = [array.reshape(-1, *array.shape[len(shape) :]) for array in arrays]
-    n = flat[-1].shape[0]
-    chunks = -(-n * vocab_size // MAX_LOGITS)
-    if chunks == 1:
-        out = of_chunk(*flat)
-    else:
-        size = -(-n // chunks)
-        cut = [
-            jnp.pad(array, ((0, chunks * size - n), *((0, 0),) * (array.ndim - 1))).reshape(
-                chunks, size, *array.shape[1:]
-            )
-            for array in flat
-        ]
-        out = jax.lax.map(lambda xs: jax.checkpoint(of_chunk)(*xs), tuple(cut))
-        out = jax.tree.map(lambda array: array.reshape(-1)[:n], out)
-    return jax.tree.map(lambda array: array.reshape(shape), out)
+    hidden = completion_hidden(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, packing)
+    return token_stats(arch, params, hidden, tokens_pgt, packing).logp
 
 
 def mask(lengths_pg: jax.Array, width: int) -> jax.Array:
@@ -120,12 +137,4 @@ def mask(lengths_pg: jax.Array, width: int) -> jax.Array:
     return (jnp.arange(width) < lengths_pg[..., None]).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("arch",))
-def reference_logps(
-    arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg
-) -> tuple[jax.Array, jax.Array]:
-    """Under the reference: sequence log-probs [p, g] (sums over each completion's own tokens) and the hidden
-    states [p, g, t, d] they come from, which an exact KL needs again."""
-    hidden_pgtd = completion_hidden(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt)
-    logp_pgt = token_logps(arch, params, hidden_pgtd, tokens_pgt)
-    return jnp.sum(logp_pgt * mask(lengths_pg, tokens_pgt.shape[-1]), axis=-1), hidden_pgtd
+reference_hidden = jax.jit(completion_hidden, static_argnames=("arch",))

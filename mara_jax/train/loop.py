@@ -163,14 +163,15 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
 
 
 def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
+    packing = logprobs.packed(np.asarray(drawn.lengths), drawn.tokens.shape[-1], setup.cfg.rollout.length_buckets)
     # Dispatched first, so that the device works while the host judges texts.
-    ref_logp_pg, ref_hidden_pgtd = logprobs.reference_logps(
+    ref_hidden = logprobs.reference_hidden(
         setup.policy.architecture,
         setup.ref_params,
         drawn.prompt_tokens,
         drawn.prompt_lengths,
         drawn.tokens,
-        drawn.lengths,
+        packing,
     )
     scored = reference.score(setup.task, ids, drawn)
     return Batch(
@@ -180,9 +181,9 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         lengths=drawn.lengths,
         reward=jnp.asarray(scored.reward),
         answer=jnp.asarray(scored.answer),
-        ref_logp=ref_logp_pg,
-        ref_hidden=ref_hidden_pgtd,
         log_mass=jnp.asarray(setup.log_mass[ids]),
+        ref_hidden=ref_hidden,
+        packing=packing,
     )
 
 

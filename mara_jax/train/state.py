@@ -5,6 +5,9 @@ from typing import Any
 import jax
 from flax import struct
 
+from mara_jax.policies.packing import Packing
+from mara_jax.sampling.logprobs import Hidden
+
 
 @struct.dataclass
 class State:
@@ -20,9 +23,9 @@ class Batch:
     """Scored completions of p prompts, g each, right-padded to t tokens.
 
     prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, t], lengths [p, g] (end token included),
-    reward [p, g] (reward units), answer [p, g] (class index, -1 for none), ref_logp [p, g]
-    (nats, whole completions), ref_hidden [p, g, t, d] (the reference's hidden states, for the exact KL),
-    log_mass [p, a] (log Z or log M of each answer under the reference).
+    reward [p, g] (reward units), answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each
+    answer under the reference), ref_hidden (the reference's hidden states, whose logits are made beside the
+    policy's), packing (how they and the policy's lie in streams; None: padded).
     """
 
     prompt_tokens: jax.Array
@@ -31,6 +34,6 @@ class Batch:
     lengths: jax.Array
     reward: jax.Array
     answer: jax.Array
-    ref_logp: jax.Array
-    ref_hidden: jax.Array
     log_mass: jax.Array
+    ref_hidden: Hidden
+    packing: Packing | None = None

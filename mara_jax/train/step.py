@@ -150,12 +150,16 @@ def _augmented_together(algorithm: config.Algorithm, scored: Scored, reference: 
 
 def _scored(params, ref_params, arch, batch: Batch) -> tuple[Scored, jax.Array]:
     """The batch under the policy, and the exact KL to the reference at each position [p, g, t] (nats)."""
-    hidden_pgtd = logprobs.completion_hidden(arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens)
-    logp_pgt, kl_pgt = logprobs.token_logps_and_kl(
-        arch, params, ref_params, hidden_pgtd, batch.ref_hidden, batch.tokens
+    hidden = logprobs.completion_hidden(
+        arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing
     )
+    stats = logprobs.token_stats(
+        arch, params, hidden, batch.tokens, batch.packing, ref_params=ref_params, ref_hidden=batch.ref_hidden
+    )
+    assert stats.ref_logp is not None and stats.kl is not None
     mask_pgt = logprobs.mask(batch.lengths, batch.tokens.shape[-1])
-    return Scored(logp_pgt, mask_pgt, batch.ref_logp, batch.reward, batch.answer, batch.log_mass), kl_pgt
+    ref_logp_pg = jnp.sum(stats.ref_logp * mask_pgt, axis=-1)
+    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, batch.log_mass), stats.kl
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx"), donate_argnames=("state",))

@@ -49,7 +49,7 @@ def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
     # An untrained model's next token is near uniform over 151,936: tie the ends' rows to the mean hidden direction.
     hidden = completion_hidden(
         policy.architecture, params, jnp.asarray([prompts[0]]), jnp.array([len(prompts[0])]), jnp.zeros((1, 1, 1), int)
-    )[0, 0, 0]
+    ).last_pd[0]
     rows = np.array(params["embed"]["embedding"])
     for end in ENDS:
         rows[end] = np.asarray(hidden) * 11.0 / float(hidden @ hidden)

@@ -1,43 +1,17 @@
 """Sampling against exact enumeration, the trainer's log-probs, and splits of the batch."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from tiny_policy import END, all_strings, tiny
 
-from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, sample
-
-END = 3
 
 completion_logps = jax.jit(logprobs.completion_logps, static_argnums=0)
 
-
-def tiny(vocab=16, eos=(END,), scan=False, **changes):
-    """A two-layer policy with weights large enough that its distribution is far from uniform."""
-    arch = transformer.Architecture(
-        family="qwen2", vocab_size=vocab, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32,
-        rope_theta=1e4, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
-        max_positions=64, scan_layers=scan, **changes,
-    )  # fmt: skip
-    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, transformer.init(arch, jax.random.key(5)))
-    return transformer.Policy(arch, None, eos, 0, {}, "tiny"), params
-
-
 PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
-
-
-def all_strings(width: int) -> list[tuple[int, ...]]:
-    """Every completion of four words: ended by END, or cut at the width."""
-    return [
-        s
-        for length in range(1, width + 1)
-        for s in itertools.product(range(4), repeat=length)
-        if END not in s[:-1] and (s[-1] == END or length == width)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +104,9 @@ def test_samples_follow_the_exact_distribution_of_strings():
     strings = all_strings(width)
     padded = np.array([[*s, *[0] * (width - len(s))] for s in strings], np.int32)
     lengths = np.array([[len(s) for s in strings]])
-    given = (jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]), jnp.asarray(lengths))
-    logp, _ = logprobs.reference_logps(policy.architecture, params, *given)
-    exact = np.exp(np.asarray(logp[0], np.float64))
+    given = (jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]))
+    logp = completion_logps(policy.architecture, params, *given)
+    exact = np.exp(np.sum(logp[0] * logprobs.mask(lengths, width)[0], axis=-1, dtype=np.float64))
     assert abs(exact.sum() - 1) < 1e-5
     rollout = sample(policy, params, [prompt], key=jax.random.key(7), group_size=n, max_new_tokens=width)
     code = lambda tokens: np.asarray(tokens) @ [1, 4, 16]  # noqa: E731 - END is 3, so padding by 0 stays unique
@@ -155,45 +129,6 @@ def test_zero_temperature_takes_the_likeliest_token(drawn):
         text.append(int(jnp.argmax(logits[0, len(text) - 1])))
     np.testing.assert_array_equal(rollout.tokens[0, 0, : rollout.lengths[0, 0]], text[len(PROMPTS[0]) :])
     np.testing.assert_array_equal(rollout.tokens[0, 0], rollout.tokens[0, 1])
-
-
-def test_chunked_head_equals_the_whole_one_with_its_gradient(monkeypatch):
-    policy, params = tiny()
-    hidden = jax.random.normal(jax.random.key(3), (23, 16))
-    tokens = jax.random.randint(jax.random.key(4), (23,), 0, 16)
-
-    def total(params, hidden):
-        logp, kl = logprobs.token_logps_and_kl(policy.architecture, params, params, hidden, hidden[::-1], tokens)
-        return jnp.sum(jnp.sin(logp)), (logp, kl)
-
-    whole = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, hidden)
-    plain = logprobs.token_logps(policy.architecture, params, hidden, tokens)
-    np.testing.assert_allclose(whole[0][1][0], plain, atol=1e-6)
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 100)
-    chunked = jax.jit(jax.value_and_grad(lambda *xs: total(*xs), argnums=(0, 1), has_aux=True))(params, hidden)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, chunked)
-
-
-def test_token_kl_is_exact_and_its_sum_has_the_sequence_kl_as_mean():
-    """Over all strings of up to 3 of 4 words: sum of pi(string) x summed token KL = KL of the string distributions."""
-    policy, params = tiny(vocab=4)
-    other = jax.tree.map(lambda x: x * 0.5, params)
-    arch, prompt, length = policy.architecture, jnp.array([[1, 2]]), jnp.array([2])
-    strings = all_strings(3)
-    tokens = jnp.array([[*s, *[0] * (3 - len(s))] for s in strings])[None]
-    mask = logprobs.mask(jnp.array([[len(s) for s in strings]]), 3)
-
-    @jax.jit
-    def both(params, other):
-        hidden, ref_hidden = (logprobs.completion_hidden(arch, x, prompt, length, tokens) for x in (params, other))
-        stats = logprobs.token_logps_and_kl(arch, params, other, hidden, ref_hidden, tokens)
-        return *stats, logprobs.token_logps(arch, other, ref_hidden, tokens)
-
-    logp, kl, ref_logp = both(params, other)
-    total, ref_total = jnp.sum(logp * mask, -1), jnp.sum(ref_logp * mask, -1)
-    exact = jnp.sum(jnp.exp(total) * (total - ref_total))
-    assert exact > 0.1 and kl.min() >= -1e-6
-    np.testing.assert_allclose(jnp.sum(jnp.exp(total) * jnp.sum(kl * mask, -1)), exact, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

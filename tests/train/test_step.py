@@ -48,7 +48,7 @@ def string_logp(params) -> jax.Array:
     return jnp.sum(logp[0] * logprobs.mask(LENGTHS[None], WIDTH)[0], axis=-1)
 
 
-def batch_of(index, ref_params, ref_logp, log_mass) -> Batch:
+def batch_of(index, ref_params, log_mass) -> Batch:
     """A group of the strings at `index`."""
     tokens = TOKENS[index][None]
     hidden = logprobs.completion_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens)
@@ -59,9 +59,8 @@ def batch_of(index, ref_params, ref_logp, log_mass) -> Batch:
         lengths=LENGTHS[index][None],
         reward=REWARD[index][None],
         answer=ANSWER[index][None],
-        ref_logp=ref_logp[index][None],
-        ref_hidden=hidden,
         log_mass=log_mass[None],
+        ref_hidden=hidden,
     )
 
 
@@ -110,8 +109,8 @@ def test_expected_gradient_is_the_objectives(algorithm):
 
     def expected(params):
         def of_pair(pair, other):
-            reference = None if other is None else batch_of(other[None], ref_params, ref_logp, log_mass)
-            batch = batch_of(pair, ref_params, ref_logp, log_mass)
+            reference = None if other is None else batch_of(other[None], ref_params, log_mass)
+            batch = batch_of(pair, ref_params, log_mass)
             return step.loss(params, ref_params, ARCH, algorithm, batch, reference, BETA, TAU)[0]
 
         if algorithm.kl == "forward" and algorithm.estimator == "auto":
@@ -132,7 +131,7 @@ def test_metrics_by_hand():
     params, ref_params = params_of(1), params_of(2)
     ref_logp = string_logp(ref_params)
     index = jnp.array([int(jnp.argmax(REWARD)), 0])
-    batch = batch_of(index, ref_params, ref_logp, masses(ref_logp, "reverse"))
+    batch = batch_of(index, ref_params, masses(ref_logp, "reverse"))
     _, metrics = step.loss(params, ref_params, ARCH, Algorithm(), batch, None, BETA, TAU)
     logp = string_logp(params)[index]
     assert float(metrics["reward/mean"]) == pytest.approx(float(REWARD[index].mean()))
