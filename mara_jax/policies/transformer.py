@@ -1,11 +1,12 @@
 """The decoder-only transformer of the Qwen2, Qwen3 and Llama families, in flax.linen.
 
-Attention runs over up to three segments of keys that are never joined in memory: a prefix that a prompt's
-samples share, a cache, and the tokens at hand. Only the scores are concatenated, and one softmax spans them.
+Attention runs over a prefix of keys that a prompt's samples share and over the rows' own ones, which are never
+joined in memory: only the scores are concatenated, and one softmax spans them.
 Norms, rotary embedding and softmax are in float32; matmuls in `Architecture.compute_dtype`.
 Masks come from lengths and slots, never from token values.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "in
 # Finite, so that a masked score never makes a NaN in a gradient; exp of it is exactly zero beside any real
 # score.
 MASKED = -1e30
+TURNED = "kernel_oi"  # the name of a kernel that is stored as [out, in]
 
 
 @flax.struct.dataclass
@@ -71,41 +73,50 @@ def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return turned.astype(x_btnh.dtype)
 
 
-def attend(q_bkxh, segments, prefix_kv=None):
-    """Grouped-query attention with one softmax over several key segments.
+def attend(q_bkxh, own, prefix=None):
+    """Grouped-query attention with one softmax over a shared prefix and the rows' own keys.
 
-    args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; segments: list of
-        (k_bksh, v_bksh, mask broadcastable to [b, k, x, s]) of the rows' own; prefix_kv: None, or such a
-        triple with p rows in place of b, whose rows each serve b / p consecutive query rows, and a mask [p,
-        s].
+    args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; own: (k_bksh, v_bksh, mask
+        broadcastable to [b, k, x, s]); prefix: None, or such a triple with p rows in place of b, whose rows
+        each serve b / p consecutive query rows, and a mask [p, s].
     returns: [b, k, x, h].
     """
-    b, k, x, h = q_bkxh.shape
+    b, k, x, _ = q_bkxh.shape
     contract = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    scores, masks = [], []
-    if prefix_kv is not None:
-        prefix_k, prefix_v, seen_ps = prefix_kv
-        p, s = seen_ps.shape
-        g = b // p
-        # The g samples of a prompt become more rows of one matmul with the prompt's keys.
-        q = q_bkxh.reshape(p, g, k, x, h).swapaxes(1, 2).reshape(p, k, g * x, h)
-        score = contract(q, prefix_k, (((3,), (3,)), ((0, 1), (0, 1))))
-        scores.append(score.reshape(p, k, g, x, s).swapaxes(1, 2).reshape(b, k, x, s))
-        masks.append(jnp.repeat(seen_ps, g, axis=0)[:, None, None, :])
-    for key, _, mask in segments:
-        scores.append(contract(q_bkxh, key, (((3,), (3,)), ((0, 1), (0, 1)))))
-        masks.append(mask)
-    score = jnp.concatenate([jnp.where(mask, part, MASKED) for part, mask in zip(scores, masks, strict=True)], -1)
-    probs = jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype)
-    parts = jnp.split(probs, np.cumsum([part.shape[-1] for part in scores])[:-1], axis=-1)
-    out = jnp.zeros((b, k, x, h), jnp.float32)
-    if prefix_kv is not None:
-        part = parts.pop(0).reshape(p, g, k, x, s).swapaxes(1, 2).reshape(p, k, g * x, s)
-        mixed = contract(part, prefix_v, (((3,), (2,)), ((0, 1), (0, 1))))
-        out += mixed.reshape(p, k, g, x, h).swapaxes(1, 2).reshape(b, k, x, h)
-    for (_, value, _), part in zip(segments, parts, strict=True):
-        out += contract(part, value, (((3,), (2,)), ((0, 1), (0, 1))))
+    keys = (((3,), (3,)), ((0, 1), (0, 1)))
+    values = (((3,), (2,)), ((0, 1), (0, 1)))
+    own_k, own_v, mask = own
+    score = jnp.where(mask, contract(q_bkxh, own_k, keys), MASKED)
+    if prefix is None:
+        return contract(jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype), own_v, values).astype(q_bkxh.dtype)
+    prefix_k, prefix_v, seen_ps = prefix
+    p, s = seen_ps.shape
+    g = b // p
+
+    # The g samples of a prompt become more rows of one matmul with the prompt's keys.
+    def by_prompt(y_bkxc):
+        return y_bkxc.reshape(p, g, k, x, -1).swapaxes(1, 2).reshape(p, k, g * x, -1)
+
+    def by_row(y_pkyc):
+        return y_pkyc.reshape(p, k, g, x, -1).swapaxes(1, 2).reshape(b, k, x, -1)
+
+    shared = jnp.where(seen_ps[:, None, None, :], contract(by_prompt(q_bkxh), prefix_k, keys), MASKED)
+    probs = jax.nn.softmax(jnp.concatenate([by_row(shared), score], axis=-1), axis=-1).astype(q_bkxh.dtype)
+    out = contract(probs[..., s:], own_v, values)
+    out += by_row(contract(by_prompt(probs[..., :s]), prefix_v, values))
     return out.astype(q_bkxh.dtype)
+
+
+def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
+    """x [..., i] times a kernel stored as [o, i]: [..., o], as fast as XLA's CPU matmul goes for few rows.
+
+    With the many outputs as its rows and the few rows of x as its columns a matmul runs 1.2 to 2 times as fast as the
+    other way round. The barriers keep XLA from folding the transpositions of the small sides into it, where they cost
+    more than all they save.
+    """
+    x_ic = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    out_oc = jnp.matmul(kernel_oi.astype(x.dtype), x_ic, preferred_element_type=dtype or x.dtype)
+    return jax.lax.optimization_barrier(out_oc).T.reshape(*x.shape[:-1], -1)
 
 
 class Norm(nn.Module):
@@ -122,15 +133,18 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matmul by a kernel [in, out] with an optional bias, in the input's dtype."""
+    """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype."""
 
     features: int
     bias: bool = False
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
-        out = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", TURNED):
+            out = few_rows(self.get_variable("params", TURNED), x)
+        else:
+            kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
+            out = x @ kernel.astype(x.dtype)
         if self.bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return out
@@ -167,14 +181,19 @@ class Layer(nn.Module):
             b, t = packing.slot_bt.shape
         q_bkxh = q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h)
         own = KV(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
-        segments = [] if cache is None else [(cache.k, cache.v, masks["cache"])]
-        segments.append((own.k, own.v, masks["own"]))
+        if cache is not None:
+            # Written before it is read: a cache that is read first has to be copied at every step.
+            own = jax.tree.map(partial(_write, index=masks["index"]), cache, own)
         shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-        out = attend(q_bkxh, segments, shared)
+        out = attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
         out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
         if packing is not None:
             out_btx = streams.pack(out_btx, packing)
         return Linear(arch.embed, name="o")(out_btx), own
+
+
+def _write(cache_bksh, new_bkth, index):
+    return jax.lax.dynamic_update_slice_in_dim(cache_bksh, new_bkth.astype(cache_bksh.dtype), index, axis=2)
 
 
 class Embedding(nn.Module):
@@ -229,14 +248,13 @@ class Decoder(nn.Module):
 
 
 def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index) -> dict:
-    """Which keys a query sees: prefix slots below its length, cache slots below index, own up to itself."""
-    causal_ts = np.tril(np.ones((t, t), bool))
-    masks = {"own": jnp.asarray(np.tile(causal_ts, (arch.heads // arch.kv_heads, 1)))}
+    """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself."""
+    at_t = np.arange(t) if cache is None else index + jnp.arange(t)
+    slots = np.arange(t) if cache is None else jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2])
+    masks = {"own": jnp.tile(slots <= at_t[:, None], (arch.heads // arch.kv_heads, 1)), "index": index}
     if prefix is not None:
         slots = jnp.arange(jax.tree.leaves(prefix.k)[0].shape[-2])
         masks["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
-    if cache is not None:
-        masks["cache"] = jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2]) < index
     return masks
 
 
@@ -263,8 +281,8 @@ def forward(
         prefix_lengths_p: tokens of each prompt; cache: from `init_cache` with b rows; index: the slot where
         these tokens go, the same for all rows; packing: where tokens and positions are streams [c, n] of the
         counted positions of b rows, and so are the hidden states; only attention sees rows.
-    returns: hidden states after the final norm, [b, t, d] in the compute dtype, and either the cache with the
-        new keys and values written at `index`, or without a cache the new keys and values themselves.
+    returns: hidden states after the final norm, [b, t, d] in the compute dtype, and the new keys and values:
+        the cache with them written from slot `index` on, or without a cache by themselves.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
         p.
     """
@@ -278,16 +296,7 @@ def forward(
     masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
     hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache, packing)
-    if cache is None or index is None:
-        return hidden_btd, new
-
-    slot = index
-
-    # Layers only read the cache; it is written here, once, so that a decoding loop can update it in place.
-    def write(old, fresh):
-        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), slot, axis=old.ndim - 2)
-
-    return hidden_btd, jax.tree.map(write, cache, new)
+    return hidden_btd, new
 
 
 def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
@@ -296,9 +305,40 @@ def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
     args: arch: static; params: nested dict; hidden: [..., d].
     returns: float32 [..., v].
     """
-    rows = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(hidden.dtype)
+    rows = head_rows(arch, params).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=jnp.float32)
+
+
+def head_rows(arch: Architecture, params: Any) -> jax.Array:
+    """The head's matrix [v, d]."""
+    return params["embed" if arch.tie_embeddings else "head"]["embedding"]
+
+
+def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
+    """The same policy and prefix laid out for a decoding loop: layers unrolled, on a CPU kernels turned to [out, in].
+
+    Call it once, before the loop: what it copies is read at every step.
+    """
+    if arch.scan_layers:
+        params = table.to_unrolled(params, arch.layers)
+        prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
+        arch = dataclasses.replace(arch, scan_layers=False)
+    return arch, _turned(params) if jax.default_backend() == "cpu" else params, prefix
+
+
+def _turned(params: Any) -> Any:
+    if not isinstance(params, dict):
+        return params
+    rest = {name: _turned(value) for name, value in params.items() if name != "kernel"}
+    return rest | ({TURNED: params["kernel"].T} if "kernel" in params else {})
+
+
+def decoding_logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
+    """As `logits`, for the few rows of a decoding step."""
+    if jax.default_backend() == "cpu":
+        return few_rows(head_rows(arch, params), hidden_bd, jnp.float32)
+    return logits(arch, params, hidden_bd)
 
 
 def init_cache(arch: Architecture, rows: int, length: int) -> KV:

@@ -50,13 +50,11 @@ def token_stats(
     """
     n = tokens_rn.shape[1]
     chunks = min(n, -(-tokens_rn.size * arch.vocab_size // (MAX_LOGITS * streams)))
-    ref = None if ref_params is None else jax.lax.stop_gradient((_rows(arch, ref_params), ref_hidden_rnd))
-    out: Any = _stats(chunks, _rows(arch, params), hidden_rnd, tokens_rn, ref)
+    ref = (
+        None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
+    )
+    out: Any = _stats(chunks, transformer.head_rows(arch, params), hidden_rnd, tokens_rn, ref)
     return Stats(*out)
-
-
-def _rows(arch, params):
-    return params["embed" if arch.tie_embeddings else "head"]["embedding"]
 
 
 def _logits(hidden_rcd, rows_vd):

@@ -151,13 +151,14 @@ def generate(
     num_prompts = prompt_tokens_ps.shape[0]
     rows = num_prompts * group_size
     last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
+    arch, params, prefix = transformer.for_decoding(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     keys_b = drawing.token_keys(key, spread(prompt_ids_p), first_sample + jnp.tile(jnp.arange(group_size), num_prompts))
     temperature_b, start_b = spread(temperature_p), spread(prompt_lengths_p)
     ends = jnp.array(eos_ids, jnp.int32)
 
     def choose(hidden_bd, at):
-        logits_bv = transformer.logits(arch, params, hidden_bd)
+        logits_bv = transformer.decoding_logits(arch, params, hidden_bd)
         token_b, logp_b = _choose(jax.vmap(jax.random.fold_in, (0, None))(keys_b, at), logits_bv, temperature_b, top_p)
         return token_b, logp_b
 

@@ -105,8 +105,8 @@ def test_samples_follow_the_exact_distribution_of_strings():
     padded = np.array([[*s, *[0] * (width - len(s))] for s in strings], np.int32)
     lengths = np.array([[len(s) for s in strings]])
     given = (jnp.array([prompt]), jnp.array([2]), jnp.asarray(padded[None]))
-    logp = completion_logps(policy.architecture, params, *given)
-    exact = np.exp(np.sum(logp[0] * logprobs.mask(lengths, width)[0], axis=-1, dtype=np.float64))
+    logp = completion_logps(policy.architecture, params, *given)[0] * logprobs.mask(jnp.asarray(lengths), width)[0]
+    exact = np.exp(np.asarray(logp, np.float64).sum(-1))
     assert abs(exact.sum() - 1) < 1e-5
     rollout = sample(policy, params, [prompt], key=jax.random.key(7), group_size=n, max_new_tokens=width)
     code = lambda tokens: np.asarray(tokens) @ [1, 4, 16]  # noqa: E731 - END is 3, so padding by 0 stays unique
