@@ -117,6 +117,9 @@ class Optimiser:
     # 0: no clipping. A norm clipped at every step makes the last steps as large as the first: Adam no longer
     # remembers that gradients once were large, and the policy wanders about its optimum.
     max_grad_norm: float = 0.0
+    # The model sees the batch in so many parts, each with some samples of every group: less memory, the same
+    # gradient, one more forward pass.
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -424,6 +427,14 @@ def _check_rollout(run: LanguageRun) -> None:
                 f"rollout.{name}={value} with algorithm.beta={beta}: samples would not come from the policy whose "
                 f"KL is measured, so the objective would not be the stated one; use rollout.{name}=1.0"
             )
+    if rollout.length_buckets < 0:
+        raise ValueError(f"rollout.length_buckets={rollout.length_buckets} must be at least 0 (0: padded)")
+    parts = run.optimiser.micro_batches
+    if parts < 1 or rollout.group_size % parts:
+        raise ValueError(
+            f"optimiser.micro_batches={parts} must divide rollout.group_size={rollout.group_size}: each part has some "
+            "samples of every group"
+        )
     if run.algorithm.baseline != "none" and rollout.group_size < 2:
         raise ValueError(
             f"rollout.group_size={rollout.group_size} leaves algorithm.baseline={run.algorithm.baseline!r} nothing "

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mara_jax import config
-from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
+from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Toy, ToyRun, Warmup
 
 
 def language(**algorithm):
@@ -65,6 +65,11 @@ def test_exact_placements_are_accepted(algorithm):
         ),
         (dataclasses.replace(language(), rollout=Rollout(temperature=0.7)), "rollout.temperature=0.7"),
         (dataclasses.replace(language(), rollout=Rollout(group_size=1)), "rollout.group_size=1"),
+        (dataclasses.replace(language(), rollout=Rollout(length_buckets=-1)), "rollout.length_buckets=-1"),
+        (
+            dataclasses.replace(language(), optimiser=Optimiser(micro_batches=5)),
+            "micro_batches=5 must divide",
+        ),
         (dataclasses.replace(language(), steps=0), "steps=0"),
         (ToyRun(toy=Toy(figure=3)), "toy.figure=3"),
         (ToyRun(algorithm=Algorithm(anchor="answer")), "algorithm.anchor=string"),

@@ -1,9 +1,11 @@
 """Log-probs of given completions: prompts computed once per group, padding not at all."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
@@ -22,7 +24,7 @@ class Hidden(NamedTuple):
     rest: jax.Array
 
 
-def packed(lengths_pg, width: int, buckets: int, shards: int = 1) -> Packing | None:
+def packed(lengths_pg: np.ndarray, width: int, buckets: int, *, shards: int = 1, parts: int = 1) -> Packing | None:
     """How the tokens that a forward pass reads, all but each completion's last, lie in streams; None: padded.
 
     Args:
@@ -30,12 +32,26 @@ def packed(lengths_pg, width: int, buckets: int, shards: int = 1) -> Packing | N
       width: of the padded completions.
       buckets: a stream's size is one of so many fractions of the padded one; 0 leaves completions padded.
       shards: streams, one a device shard of rows.
+      parts: where more than one, the packings of the groups' parts (see `split`) on a new leading axis.
     """
     if not buckets or width == 1:
         return None
-    read_b = lengths_pg.reshape(-1) - 1
-    slots = streams.bucket(read_b, width - 1, buckets, streams=shards)
-    return streams.of(read_b, width - 1, streams=shards, slots=slots)
+    read_kb = split(lengths_pg, parts).reshape(parts, -1) - 1
+    slots = max(streams.bucket(read_b, width - 1, buckets, streams=shards) for read_b in read_kb)
+    made = [streams.of(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
+    return made[0] if parts == 1 else Packing(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+
+
+def split(x_pg: Any, parts: int) -> Any:
+    """[p, g, ...] as [parts, p, g / parts, ...]: each part has some samples of every group."""
+    p, g = x_pg.shape[:2]
+    return x_pg.reshape(p, parts, g // parts, *x_pg.shape[2:]).swapaxes(0, 1)
+
+
+def joined(x_kpg: Any) -> Any:
+    """The inverse of `split`."""
+    k, p, g = x_kpg.shape[:3]
+    return x_kpg.swapaxes(0, 1).reshape(p, k * g, *x_kpg.shape[3:])
 
 
 def completion_hidden(
@@ -137,4 +153,12 @@ def mask(lengths_pg: jax.Array, width: int) -> jax.Array:
     return (jnp.arange(width) < lengths_pg[..., None]).astype(jnp.float32)
 
 
-reference_hidden = jax.jit(completion_hidden, static_argnames=("arch",))
+@functools.partial(jax.jit, static_argnames=("arch", "parts"))
+def reference_hidden(
+    arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, packing: Packing | None = None, parts: int = 1
+) -> Hidden:
+    """`completion_hidden`; where there are several parts, of each in turn, on a new leading axis."""
+    of = functools.partial(completion_hidden, arch, params, prompt_tokens_ps, prompt_lengths_p)
+    if parts == 1:
+        return of(tokens_pgt, packing)
+    return jax.lax.map(lambda part: of(*part), (split(tokens_pgt, parts), packing))

@@ -163,7 +163,8 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
 
 
 def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
-    packing = logprobs.packed(np.asarray(drawn.lengths), drawn.tokens.shape[-1], setup.cfg.rollout.length_buckets)
+    sizes, parts = setup.cfg.rollout, setup.cfg.optimiser.micro_batches
+    packing = logprobs.packed(np.asarray(drawn.lengths), drawn.tokens.shape[-1], sizes.length_buckets, parts=parts)
     # Dispatched first, so that the device works while the host judges texts.
     ref_hidden = logprobs.reference_hidden(
         setup.policy.architecture,
@@ -172,6 +173,7 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         drawn.prompt_lengths,
         drawn.tokens,
         packing,
+        parts,
     )
     scored = reference.score(setup.task, ids, drawn)
     return Batch(
@@ -208,6 +210,7 @@ def iterate(setup: Setup, state: State, done: int) -> tuple[State, dict[str, Any
         # beta and threshold are traced, so the compiled program must not depend on them.
         algorithm=dataclasses.replace(algorithm, beta=1.0, threshold=0.0),
         tx=setup.tx,
+        parts=setup.cfg.optimiser.micro_batches,
     )
     row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
     ended = time.perf_counter()

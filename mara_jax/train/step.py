@@ -1,5 +1,6 @@
 """The pure update: reward augmentation, objective, gradient, optimiser."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 from mara_jax import config
 from mara_jax.core import advantages, augment, objectives
 from mara_jax.policies import transformer
-from mara_jax.sampling import logprobs
+from mara_jax.sampling import head, logprobs
 from mara_jax.train.state import Batch, State
 
 
@@ -124,14 +125,79 @@ def loss(
       batch: completions of the policy itself.
       reference: completions of the reference; needed by the estimator "reference_samples" alone.
     """
-    scored, kl_pgt = _scored(params, ref_params, arch, batch)
-    drawn = None
-    if config.estimator_of(algorithm) == "reference_samples" and reference is not None:
-        drawn, _ = _scored(params, ref_params, arch, reference)
+    both = (batch, _used(algorithm, reference))
+    stats = jax.tree.map(lambda one: _stats(params, ref_params, arch, one), both, is_leaf=_is_batch)
+    return _of_stats(stats, both, algorithm, beta, threshold)
+
+
+def gradient(
+    params: Any,
+    ref_params: Any,
+    arch: transformer.Architecture,
+    algorithm: config.Algorithm,
+    batch: Batch,
+    reference: Batch | None,
+    beta,
+    threshold,
+    parts: int = 1,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The gradient of `loss` and its metrics, the batch taken through the model in `parts` of its groups' samples.
+
+    Memory falls with the number of parts, the result stays the same: baselines and anchors see whole groups, because
+    the objective is differentiated by the log-probabilities of all samples first (made by forward passes alone), and
+    each part's share of that is then drawn back through the model. Costs one more forward pass; one part costs none.
+    """
+    if parts == 1:
+        return jax.grad(loss, has_aux=True)(params, ref_params, arch, algorithm, batch, reference, beta, threshold)
+    both = (batch, _used(algorithm, reference))
+    cut = jax.tree.map(functools.partial(_cut, parts), both, is_leaf=_is_batch)
+
+    def stats_of(params, part):
+        return jax.tree.map(lambda one: _stats(params, ref_params, arch, one), part, is_leaf=_is_batch)
+
+    stats = jax.tree.map(logprobs.joined, jax.lax.map(lambda part: stats_of(params, part), cut))
+
+    def of_logp(logp):
+        changed = tuple(None if one is None else one._replace(logp=x) for one, x in zip(stats, logp, strict=True))
+        return _of_stats(changed, both, algorithm, beta, threshold)
+
+    logp = tuple(None if one is None else one.logp for one in stats)
+    by_logp, metrics = jax.grad(of_logp, has_aux=True)(logp)
+
+    def add(total, xs):
+        part, by_logp = xs
+        logp_of = lambda params: tuple(None if one is None else one.logp for one in stats_of(params, part))  # noqa: E731
+        (more,) = jax.vjp(logp_of, params)[1](by_logp)
+        return jax.tree.map(jnp.add, total, more), None
+
+    cut_by_logp = jax.tree.map(lambda x: logprobs.split(x, parts), by_logp)
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (cut, cut_by_logp))[0], metrics
+
+
+def _is_batch(x: Any) -> bool:
+    return isinstance(x, Batch)
+
+
+def _used(algorithm: config.Algorithm, reference: Batch | None) -> Batch | None:
+    return reference if config.estimator_of(algorithm) == "reference_samples" else None
+
+
+def _cut(parts: int, batch: Batch) -> Batch:
+    """What `_stats` reads of a batch, part by part on a new leading axis."""
+    whole = ("prompt_tokens", "prompt_lengths", "log_mass")
+    cut = {name: jnp.broadcast_to(x, (parts, *x.shape)) for name in whole for x in [getattr(batch, name)]}
+    cut |= {name: logprobs.split(getattr(batch, name), parts) for name in ("tokens", "lengths", "reward", "answer")}
+    return dataclasses.replace(batch, **cut)  # the packing and the reference's hidden states have that axis already
+
+
+def _of_stats(stats: tuple, both: tuple, algorithm: config.Algorithm, beta, threshold):
+    """`objective` of the statistics of the batch, and where there are any of the reference's samples, and metrics."""
+    scored, drawn = (None if one is None else _scored(one, batch) for one, batch in zip(stats, both, strict=True))
+    assert scored is not None
     value, metrics = objective(algorithm, scored, drawn, beta, threshold)
     return value, metrics | {
-        "kl/reverse": jnp.mean(jnp.sum(kl_pgt * scored.mask, axis=-1)),
-        "length/mean": jnp.mean(batch.lengths.astype(jnp.float32)),
+        "kl/reverse": jnp.mean(jnp.sum(stats[0].kl * scored.mask, axis=-1)),
+        "length/mean": jnp.mean(both[0].lengths.astype(jnp.float32)),
     }
 
 
@@ -148,21 +214,24 @@ def _augmented_together(algorithm: config.Algorithm, scored: Scored, reference: 
     return reward_pn[:, :g], ref_logp_pn[:, :g], ref_logp_pn[:, g:]
 
 
-def _scored(params, ref_params, arch, batch: Batch) -> tuple[Scored, jax.Array]:
-    """The batch under the policy, and the exact KL to the reference at each position [p, g, t] (nats)."""
+def _stats(params, ref_params, arch, batch: Batch) -> head.Stats:
+    """What policy and reference say of each token, [p, g, t]."""
     hidden = logprobs.completion_hidden(
         arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing
     )
-    stats = logprobs.token_stats(
+    return logprobs.token_stats(
         arch, params, hidden, batch.tokens, batch.packing, ref_params=ref_params, ref_hidden=batch.ref_hidden
     )
-    assert stats.ref_logp is not None and stats.kl is not None
+
+
+def _scored(stats: head.Stats, batch: Batch) -> Scored:
     mask_pgt = logprobs.mask(batch.lengths, batch.tokens.shape[-1])
+    assert stats.ref_logp is not None
     ref_logp_pg = jnp.sum(stats.ref_logp * mask_pgt, axis=-1)
-    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, batch.log_mass), stats.kl
+    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, batch.log_mass)
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx", "parts"), donate_argnames=("state",))
 def update(
     state: State,
     ref_params: Any,
@@ -174,11 +243,10 @@ def update(
     arch: transformer.Architecture,
     algorithm: config.Algorithm,
     tx: optax.GradientTransformation,
+    parts: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One optimiser step on one batch; the old state's buffers are given up, so ref_params must not share them."""
-    grads, metrics = jax.grad(loss, has_aux=True)(
-        state.params, ref_params, arch, algorithm, batch, reference, beta, threshold
-    )
+    grads, metrics = gradient(state.params, ref_params, arch, algorithm, batch, reference, beta, threshold, parts)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics["grad/norm"] = optax.global_norm(grads)
     return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

@@ -141,3 +141,33 @@ def test_metrics_by_hand():
     bonus = BETA * float(mass.max() - mass[int(ANSWER[index[0]])])
     assert float(metrics["reward/augmented_mean"]) == pytest.approx((1 + bonus) / 2, abs=1e-5)
     assert float(metrics["mara/augmented_fraction"]) == (0.5 if bonus > 0 else 0.0)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [Algorithm(), Algorithm(method="mara", kl="forward")], ids=["reverse", "forward-from-samples"]
+)
+def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
+    """Six samples in one, three or six parts, padded or packed: the gradient and the metrics of the whole groups."""
+    params, ref_params = params_of(1), params_of(2)
+    log_mass = masses(string_logp(ref_params), algorithm.kl)
+    index, other = jnp.array([0, 3, 5, 7, 5, 2]), jnp.array([1, 1, 4, 5, 0, 3])
+
+    def batch(chosen, parts, buckets):
+        packing = logprobs.packed(np.asarray(LENGTHS[chosen][None]), WIDTH, buckets, parts=parts)
+        tokens = TOKENS[chosen][None]
+        hidden = logprobs.reference_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens, packing, parts)
+        return batch_of(chosen, ref_params, log_mass).replace(ref_hidden=hidden, packing=packing)
+
+    def gradient(parts, buckets):
+        batches = (batch(chosen, parts, buckets) for chosen in (index, other))
+        of = jax.jit(lambda p, *both: step.gradient(p, ref_params, ARCH, algorithm, *both, BETA, TAU, parts))
+        return of(params, *batches)
+
+    whole, metrics = gradient(1, 0)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
+    for parts, buckets in ((3, 8), (6, 0)):
+        summed, same = gradient(parts, buckets)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * scale), summed, whole)
+        assert same.keys() == metrics.keys()
+        for name, value in metrics.items():
+            assert float(same[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
