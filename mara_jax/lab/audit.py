@@ -2,7 +2,7 @@
 
 A problem is a tabular autoregressive policy whose strings can all be listed. The expectation of the loss's
 gradient runs over every group of them, through the objective that the setting names (for a configuration:
-`train.step.objective`, as the update calls it), and is compared with the gradients of E[R] - beta KL.
+`train.objective.objective`, as the update calls it), and is compared with the gradients of E[R] - beta KL.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from mara_jax.core import kl
 from mara_jax.lab import problems, small
 from mara_jax.lab.published import Setting
-from mara_jax.train import step
+from mara_jax.train import objective
 
 GROUP = 2  # strings a group in the comparison of gradients: the fewest with which every baseline is defined
 # Group sizes at which an anchor taken from the group is compared with the whole set's.
@@ -78,11 +78,11 @@ def expected_gradient(setting: Setting, over: Case, params) -> jax.Array:
     )
     ref_nt, log_mass = small.token_logp(jnp.asarray(problem.ref_params), strings), jnp.asarray(over.log_mass)
 
-    def scored(logp_nt, index_g) -> step.Scored:
+    def scored(logp_nt, index_g) -> objective.Scored:
         logp, mask, ref_token_logp = (x[index_g][None] for x in (logp_nt, mask_nt, ref_nt))
         ref_logp, reward, answer = (x[index_g][None] for x in (ref_n, reward_n, answer_n))
         anchor = over.anchor.reward, over.anchor.ref_logp
-        return step.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor)
+        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor)
 
     def mean_loss(params):
         logp_nt = small.token_logp(params, strings)

@@ -1,6 +1,6 @@
 """What other methods and frameworks ship, from their published formulas, as objectives that can be audited.
 
-Every function has the form of `train.step.objective`: (algorithm, scored, reference, beta, threshold) ->
+Every function has the form of `train.objective.objective`: (algorithm, scored, reference, beta, threshold) ->
 (loss, metrics). Formulas are taken on-policy, before any clipping acts: the ratio of new to old policy is 1
 and its gradient that of log pi. Rewards pass the configured augmentation first, so that MARA can be tried
 beside each.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mara_jax import config
 from mara_jax.core import advantages, kl
 from mara_jax.core.objectives import sequence_logp
-from mara_jax.train import step
+from mara_jax.train import objective
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
     form: str
 
 
-def _tokens(scored: step.Scored):
+def _tokens(scored: objective.Scored):
     """Log-probabilities of policy and reference [p, g, t], zero where masked, and the strings' lengths [p, g]."""
     assert scored.ref_token_logp is not None, "published formulas at token level need the reference's tokens"
     logp_pgt, ref_pgt = (jnp.where(scored.mask > 0, x, 0.0) for x in (scored.logp, scored.ref_token_logp))
@@ -53,7 +53,7 @@ def _frozen(advantage_pg):
 def grpo(algorithm, scored, reference, beta, threshold):
     """Token-level k3 in the loss, rewards over their group's standard deviation, 1/|o| (arXiv 2402.03300, Eq. 3-4)."""
     logp_pgt, ref_pgt, length_pg = _tokens(scored)
-    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
     advantage_pg1 = _frozen(advantages.group_normalised(reward_pg))[..., None]
     return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1) / length_pg)
 
@@ -61,7 +61,7 @@ def grpo(algorithm, scored, reference, beta, threshold):
 def dr_grpo(algorithm, scored, reference, beta, threshold):
     """GRPO without the standard deviation and without 1/|o| (arXiv 2503.20783); its k3 term kept."""
     logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
     advantage_pg1 = _frozen(advantages.mean(reward_pg))[..., None]
     return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1))
 
@@ -69,14 +69,14 @@ def dr_grpo(algorithm, scored, reference, beta, threshold):
 def dapo(algorithm, scored, reference, beta, threshold):
     """No KL, rewards over their group's standard deviation, one mean over all tokens (arXiv 2503.14476)."""
     logp_pgt, _, length_pg = _tokens(scored)
-    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
     return _loss(-_frozen(advantages.group_normalised(reward_pg)) * jnp.sum(logp_pgt, axis=-1), length_pg)
 
 
 def ppo(algorithm, scored, reference, beta, threshold):
     """k1 of every token in its reward, summed from there to the end: PPO with gamma = lambda = 1 (arXiv 1909.08593)."""
     logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
     k1_pgt = jax.lax.stop_gradient(logp_pgt - ref_pgt)
     to_go_pgt = jnp.flip(jnp.cumsum(jnp.flip(k1_pgt, -1), -1), -1)
     return _loss(-jnp.sum(_frozen(reward_pg[..., None] - beta * to_go_pgt) * logp_pgt, axis=-1))
@@ -85,14 +85,14 @@ def ppo(algorithm, scored, reference, beta, threshold):
 def k3_sum_in_reward(algorithm, scored, reference, beta, threshold):
     """The tokens' k3 summed and taken off the string's reward, leave-one-out over both."""
     logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
     return_pg = reward_pg - beta * jnp.sum(kl.k3(logp_pgt, ref_pgt), axis=-1)
     return _loss(-_frozen(advantages.leave_one_out(return_pg)) * jnp.sum(logp_pgt, axis=-1))
 
 
 def length_normalised(algorithm, scored, reference, beta, threshold):
     """k1 of the whole string in the reward and leave-one-out, as shipped here, but each string's term over |o|."""
-    reward_pg, ref_logp_pg = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
     logp_pg = sequence_logp(scored.logp, scored.mask)
     return_pg = reward_pg - beta * kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return _loss(-_frozen(advantages.leave_one_out(return_pg)) * logp_pg / jnp.sum(scored.mask, axis=-1))
@@ -100,7 +100,7 @@ def length_normalised(algorithm, scored, reference, beta, threshold):
 
 def reinvent(algorithm, scored, reference, beta, threshold):
     """(log ref + sigma R - log pi)^2 with sigma = 1/beta, on the policy's own strings (REINVENT, arXiv 1704.07555)."""
-    reward_pg, ref_logp_pg = step.augmented(algorithm, scored, beta, threshold)
+    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
     return _loss(jnp.square(ref_logp_pg + reward_pg / beta - sequence_logp(scored.logp, scored.mask)))
 
 
@@ -152,7 +152,7 @@ def configured(name: str, algorithm: config.Algorithm) -> Setting:
     estimator = config.estimator_of(algorithm)
     algorithm = dataclasses.replace(algorithm, estimator=estimator)
     level = "" if estimator in ("reference_samples", "ratio") else f" at {algorithm.level} level"
-    return Setting(name, algorithm, step.objective, f"{estimator}{level}, baseline {algorithm.baseline}")
+    return Setting(name, algorithm, objective.objective, f"{estimator}{level}, baseline {algorithm.baseline}")
 
 
 def setting(name: str, base: config.Algorithm, level: str | None = None) -> Setting:
@@ -182,7 +182,7 @@ def setting(name: str, base: config.Algorithm, level: str | None = None) -> Sett
         raise ValueError(f"--level={level} has no meaning for --as={name}, whose formula fixes it: leave it out")
     if name in _CHANGED:
         fields, form = _CHANGED[name]
-        return Setting(name, dataclasses.replace(base, **fields), step.objective, form)
+        return Setting(name, dataclasses.replace(base, **fields), objective.objective, form)
     fixed, baseline, formula = _FORMULAS[name]
     algorithm = dataclasses.replace(base, estimator=name, level=fixed, baseline=baseline)
     return Setting(name, algorithm, formula, (formula.__doc__ or "").strip().rstrip("."))

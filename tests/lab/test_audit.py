@@ -12,7 +12,7 @@ from mara_jax.config import Algorithm
 from mara_jax.core import objectives
 from mara_jax.eval import diversity
 from mara_jax.lab import audit, problems, published, small, verdict
-from mara_jax.train import step
+from mara_jax.train import objective
 
 BETA = 0.1
 VANILLA = Algorithm(method="vanilla", anchor="string", beta=BETA)
@@ -175,7 +175,7 @@ def test_grpo_by_hand():
     """Two strings of one and two tokens, rewards 1 and 0: advantages +-1/sqrt(2) (and the published epsilon)."""
     logp, ref = np.log([[0.5, 1.0], [0.25, 0.8]]), np.log([[0.4, 1.0], [0.5, 0.2]])
     mask = np.array([[1, 0], [1, 1]])
-    scored = step.Scored(
+    scored = objective.Scored(
         *(jnp.asarray(x)[None] for x in (logp, mask, (ref * mask).sum(-1), [1.0, 0.0], [0, -1])),
         log_mass=jnp.zeros((1, 1)), ref_token_logp=jnp.asarray(ref)[None],
     )  # fmt: skip
@@ -189,9 +189,9 @@ def test_grpo_by_hand():
 
 def test_a_level_token_needs_the_references_tokens():
     one = jnp.zeros((1, 2))
-    scored = step.Scored(one[..., None], one[..., None] + 1, one, one, one, one)
+    scored = objective.Scored(one[..., None], one[..., None] + 1, one, one, one, one)
     with pytest.raises(ValueError, match="level='token' needs"):
-        step.objective(Algorithm(method="vanilla", level="token"), scored, None, BETA, 0.8)
+        objective.objective(Algorithm(method="vanilla", level="token"), scored, None, BETA, 0.8)
 
 
 def test_unknown_settings_are_refused_with_the_known_ones():

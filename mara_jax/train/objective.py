@@ -1,0 +1,116 @@
+"""The objective of a run: from log-probabilities and scores, whatever made them, to the scalar to minimise."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax import config
+from mara_jax.core import advantages, augment, objectives
+
+
+class Scored(NamedTuple):
+    """Strings of p prompts, g each, as the objective sees them: no trace of the model that drew them.
+
+    logp [p, g, t] (nats, differentiable), mask [p, g, t] (1 counts), ref_logp [p, g] (nats, whole strings),
+    reward [p, g], answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each answer).
+    What training leaves out: ref_token_logp [p, g, t], the reference's nats token by token, for estimators at
+    level "token"; anchor_reward and anchor_ref_logp [p], for MARA's anchor over more than the group.
+    """
+
+    logp: jax.Array
+    mask: jax.Array
+    ref_logp: jax.Array
+    reward: jax.Array
+    answer: jax.Array
+    log_mass: jax.Array
+    ref_token_logp: jax.Array | None = None
+    anchor_reward: jax.Array | None = None
+    anchor_ref_logp: jax.Array | None = None
+
+
+def augmented(algorithm: config.Algorithm, scored: Scored, beta, threshold) -> tuple[jax.Array, jax.Array]:
+    """The reward-transform stage: (reward, ref_logp), both [p, g], as the objective sees them.
+
+    Args:
+      algorithm: chooses the method, its anchor and the direction; static.
+      beta, threshold: traced, so that they can be swept.
+    """
+    if algorithm.method == "vanilla":
+        return scored.reward, scored.ref_logp
+    settings = {"beta": beta, "threshold": threshold, "direction": algorithm.kl, "anchor_reward": scored.anchor_reward}
+    if algorithm.anchor == "string":
+        return augment.mara(scored.reward, scored.ref_logp, anchor_ref_logp=scored.anchor_ref_logp, **settings)
+    return augment.mara_answers(scored.reward, scored.ref_logp, scored.answer, scored.log_mass, **settings)
+
+
+def objective(
+    algorithm: config.Algorithm, scored: Scored, reference: Scored | None, beta, threshold
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The scalar to minimise, and its metrics, from log-probabilities and scores alone.
+
+    Args:
+      algorithm: static; also what training refuses is computed here as it stands, for `lab.audit`.
+      scored: strings of the policy itself.
+      reference: strings of the reference; needed by the estimator "reference_samples" alone.
+      beta, threshold: traced.
+
+    Raises:
+      ValueError: level "token" without the reference's log-probabilities of tokens.
+    """
+    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline]}
+    estimator = config.estimator_of(algorithm)
+    if estimator == "reference_samples":
+        assert reference is not None, "the estimator reference_samples needs completions of the reference"
+        reward_pg, ref_logp_pg, ref_hat_pr = _augmented_together(algorithm, scored, reference, beta, threshold)
+        weight_pr = jnp.exp(ref_hat_pr - reference.ref_logp)
+        value, metrics = objectives.forward_kl_samples(
+            scored.logp, scored.mask, reward_pg, reference.logp, reference.mask, weight_pr, **shared
+        )
+    else:
+        reward_pg, ref_logp_pg = augmented(algorithm, scored, beta, threshold)
+        if estimator == "ratio":
+            value, metrics = objectives.forward_kl_ratio(scored.logp, scored.mask, ref_logp_pg, reward_pg, **shared)
+        elif estimator == "k1_in_reward" and algorithm.level == "sequence":
+            value, metrics = objectives.reverse_kl(scored.logp, scored.mask, ref_logp_pg, reward_pg, **shared)
+        else:
+            value, metrics = _placed(algorithm, scored, ref_logp_pg, reward_pg, **shared)
+    logp_pg = jax.lax.stop_gradient(jnp.sum(scored.logp * scored.mask, axis=-1))
+    changed_pg = (reward_pg != scored.reward) | (ref_logp_pg != scored.ref_logp)
+    return value, {f"objective/{name}": scalar for name, scalar in metrics.items()} | {
+        "loss": value,
+        "reward/mean": jnp.mean(scored.reward),
+        "reward/augmented_mean": jnp.mean(reward_pg),
+        "mara/augmented_fraction": jnp.mean(changed_pg.astype(jnp.float32)),
+        "kl/k1": jnp.mean(logp_pg - scored.ref_logp),
+        "logp/mean": jnp.mean(logp_pg),
+    }
+
+
+def _placed(algorithm: config.Algorithm, scored: Scored, ref_logp_pg, reward_pg, **shared):
+    """A KL estimator at the place and level that the configuration names."""
+    pair = config.ESTIMATORS[config.estimator_of(algorithm)]
+    assert pair is not None, f"{algorithm.estimator} is no estimator at a place"
+    ref_logp_pgt = ref_logp_pg[..., None]
+    if algorithm.level == "token":
+        if scored.ref_token_logp is None:
+            raise ValueError("algorithm.level='token' needs the reference's log-probs of tokens: use level=sequence")
+        # An augmentation that moved the reference (Algorithm 2) moved whole strings: there is no share of a token.
+        ref_logp_pgt = scored.ref_token_logp
+    return objectives.placed(
+        scored.logp, scored.mask, ref_logp_pgt, reward_pg,
+        estimator=pair[0], placement=pair[1], level=algorithm.level, **shared,
+    )  # fmt: skip
+
+
+def _augmented_together(algorithm: config.Algorithm, scored: Scored, reference: Scored, beta, threshold):
+    """Augments both groups of a prompt as one, so that reward and likelihood term share their anchor."""
+    both = scored._replace(
+        **{
+            name: jnp.concatenate([getattr(scored, name), getattr(reference, name)], axis=1)
+            for name in ("reward", "answer", "ref_logp")
+        }
+    )
+    reward_pn, ref_logp_pn = augmented(algorithm, both, beta, threshold)
+    g = scored.reward.shape[1]
+    return reward_pn[:, :g], ref_logp_pn[:, :g], ref_logp_pn[:, g:]
