@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: saved every so many steps, the newest restored."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -9,6 +10,31 @@ import orbax.checkpoint as ocp
 from mara_jax.config import Checkpoint
 from mara_jax.train import memory
 from mara_jax.train.state import State
+
+
+def check(workdir: pathlib.Path, steps: int) -> None:
+    """Refuses to resume a run that is already past `steps`, or whose checkpoints are gone. Writes nothing.
+
+    Raises:
+      ValueError: naming what was done and what is asked for.
+    """
+    directory, written = workdir / "checkpoints", workdir / "metrics.jsonl"
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is not a folder: move it away, or choose another --workdir")
+    saved = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    done = max(saved, default=0)
+    if done > steps:
+        raise ValueError(f"steps={steps}, but {workdir} has done {done}: give at least {done}, or another --workdir")
+    if saved or not written.exists():
+        return
+    before = json.loads((workdir / "config.json").read_text())
+    first = min(before["checkpoint"]["every"], before["steps"])
+    rows = len(written.read_bytes().splitlines())
+    if rows >= first:
+        raise ValueError(
+            f"{written} tells of {rows} steps, but {directory} holds no checkpoint: put it back, or choose another "
+            "--workdir (training from the beginning would overwrite those steps)"
+        )
 
 
 class Checkpoints:

@@ -18,7 +18,7 @@ from mara_jax.eval import diversity, plots, report
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import memory, metrics, optim, reference, step
+from mara_jax.train import checkpoint, memory, metrics, optim, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
@@ -33,6 +33,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/
     and figures.
     """
+    checkpoint.check(workdir, cfg.steps)
     with metrics.Display(cfg.steps) as display:
         policy, ref_params = _reference(cfg, task, workdir, display)
         prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
