@@ -47,14 +47,14 @@ def qwen() -> LanguageRun:
 
 
 def smol() -> LanguageRun:
-    """A real pretrained model on a laptop: six supervised steps teach it the format, then 30 steps of RL."""
+    """A real pretrained model on a laptop: six supervised steps teach it the format, then 40 steps of RL."""
     return LanguageRun(
-        steps=30,
-        policy=Policy(weights="smollm2-135m-instruct", remat="elementwise"),
+        steps=40,
+        policy=Policy(weights="smollm2-135m-instruct", remat="elementwise", scan_layers=True),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),
-        optimiser=Optimiser(learning_rate=2e-5, decay_steps=30),
+        optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=37),
         checkpoint=Checkpoint(every=15, keep=1),
     )
 

@@ -60,7 +60,7 @@ class Policy:
     chat: bool = True  # wrap prompts in the tokenizer's chat template
     compute_dtype: str = "float32"  # "bfloat16" on accelerators
     remat: str = "none"  # what the backward pass recomputes: "none", "elementwise" or "layer"
-    scan_layers: bool = False  # one compiled layer (fast to compile) or all of them (fast on a CPU)
+    scan_layers: bool = False  # train by one compiled layer (fast to compile) or all; decoding unrolls them anyway
     layers: int = 2  # nano only: its depth and width
     embed: int = 128
 
