@@ -129,6 +129,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """How devices are arranged, and what is cut over them; a run may be resumed on another mesh."""
+
+    data: int = -1  # rows of the batch; -1, here or elsewhere: all devices that the other sizes leave
+    fsdp: int = 1  # rows too, and parameters and their moments
+    tensor: int = 1  # heads, feed-forward and vocabulary
+    overrides: str = ""  # of the table in parallel/sharding.py: "kv_heads:none,embed:data+fsdp"
+
+
+@dataclass(frozen=True)
 class LanguageRun:
     """One training run of a language model."""
 
@@ -141,6 +151,7 @@ class LanguageRun:
     rollout: Rollout = field(default_factory=Rollout)
     optimiser: Optimiser = field(default_factory=Optimiser)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    mesh: Mesh = field(default_factory=Mesh)
     show_samples: int = 2  # printed after each step
 
 

@@ -164,6 +164,18 @@ def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ..
     return out
 
 
+def axis_sizes(arch: Architecture) -> dict[str, int]:
+    """How many of each logical axis there are: heads, not their channels, since a head is not cut."""
+    return {
+        "vocab": arch.vocab_size,
+        "embed": arch.embed,
+        "heads": arch.heads,
+        "kv_heads": arch.kv_heads,
+        "mlp": arch.mlp,
+        "layers": arch.layers,
+    }
+
+
 def count(arch: Architecture) -> int:
     """Number of parameters (a tied head counts once)."""
     total = 0

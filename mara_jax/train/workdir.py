@@ -7,7 +7,7 @@ import pathlib
 from mara_jax.config import Run
 
 # What may differ between a run and its resumption.
-RESUMABLE = ("steps", "show_samples", "checkpoint")
+RESUMABLE = ("steps", "show_samples", "checkpoint", "mesh")
 
 
 def check(workdir: pathlib.Path, run: Run) -> None:

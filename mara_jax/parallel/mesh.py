@@ -1,0 +1,118 @@
+"""The mesh of devices, and how several processes become one program."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")  # outermost first: the devices of a tensor axis are neighbours
+REST = -1  # the size that stands for "the devices that the other axes leave"
+
+
+def sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The size of each mesh axis, with -1 resolved.
+
+    Args:
+      wanted: size of each of AXES; -1 for at most one of them.
+      devices: how many there are.
+
+    Raises:
+      ValueError: the sizes do not multiply to `devices`.
+    """
+    said = " x ".join(f"mesh.{axis}={wanted[axis]}" for axis in AXES)
+    open_axes = [axis for axis in AXES if wanted[axis] == REST]
+    if len(open_axes) > 1 or any(size < 1 and size != REST for size in wanted.values()):
+        raise ValueError(f"{said}: each size is at least 1, and one of them may be -1 for the devices that are left")
+    fixed = math.prod(size for size in wanted.values() if size != REST)
+    if not open_axes and fixed != devices:
+        raise ValueError(f"{said} makes {fixed} devices, there are {devices}: let one of the sizes be -1")
+    if devices % fixed:
+        raise ValueError(f"{said}: {fixed} does not divide the {devices} devices; choose sizes whose product does")
+    return {axis: devices // fixed if wanted[axis] == REST else wanted[axis] for axis in AXES}
+
+
+def make(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of the given sizes over all devices of all processes, or over `devices`.
+
+    Its axes are Auto: the compiler places what nothing constrains.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = sizes(wanted, len(devices))
+    return jax.make_mesh(
+        tuple(shape[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def initialise(address: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes of one run; does nothing where there is only one. Before any computation.
+
+    TPU pods, SLURM steps of several tasks and Open MPI are found by themselves; elsewhere all three arguments say it.
+
+    Args:
+      address: HOST:PORT of process 0, reachable by all.
+      processes: how many.
+      process: which of them this is, from 0.
+
+    Raises:
+      ValueError: some but not all are given, they contradict each other, or the processes do not find each other.
+    """
+    found = cluster(os.environ, address, processes, process)
+    if found is None:
+        return
+    try:
+        jax.distributed.initialize(**found)
+    except (RuntimeError, ValueError) as error:
+        if not found and "coordinator_address should be defined" in str(error):
+            return  # one TPU host, apart from any pod
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the processes did not find each other ({reason}): start all of them with the same "
+            "--coordinator_address and --num_processes, and each with its own --process_id"
+        ) from error
+
+
+def cluster(
+    environment: Mapping[str, str], address: str | None, processes: int | None, process: int | None
+) -> dict[str, Any] | None:
+    """Arguments for jax.distributed.initialize: those given, {} where jax finds them itself, None for one process.
+
+    Raises:
+      ValueError: as `initialise`.
+    """
+    given = {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    if processes is None and process is None and int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if "OMPI_MCA_orte_hnp_uri" in environment:
+            return {}
+        # From version 5 on, Open MPI tells a process its number, but not where process 0 is.
+        given["num_processes"] = int(environment["OMPI_COMM_WORLD_SIZE"])
+        given["process_id"] = int(environment["OMPI_COMM_WORLD_RANK"])
+    elif all(value is None for value in given.values()):
+        # The number of tasks in the step, not in the job: a batch script itself is a step of one.
+        slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        tpu = "tpu" in (jax.config.jax_platforms or "")  # jax sets it where it sees TPU chips and libtpu
+        return {} if slurm or tpu else None
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"--{missing[0]} is missing: several processes need --coordinator_address=HOST:PORT (of process 0), "
+            "--num_processes=N and --process_id=I"
+        )
+    _check(given["coordinator_address"], given["num_processes"], given["process_id"])
+    # Otherwise jax would ask any cluster it thinks it sees for what was not given.
+    return given | {"cluster_detection_method": "deactivate"}
+
+
+def _check(address: Any, processes: Any, process: Any) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"--coordinator_address={address!r} is no HOST:PORT: give process 0's, as in node0:9876")
+    if processes < 1:
+        raise ValueError(f"--num_processes={processes} must be at least 1")
+    if not 0 <= process < processes:
+        raise ValueError(f"--process_id={process} must lie between 0 and {processes - 1} (--num_processes={processes})")

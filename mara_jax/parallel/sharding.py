@@ -1,0 +1,241 @@
+"""Where every array lives: one table from logical axes to mesh axes, and the shardings that follow from it.
+
+Parameters, batches and activations name their axes by meaning ("embed", "rows"); only this table knows the mesh. The
+layout in use is part of jit's cache key, so one process may use several in turn.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Logical axis -> mesh axes. One array never uses a mesh axis twice: activations leave "embed" whole (None), because
+# their rows already use fsdp.
+TABLE: dict[str, tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),  # prompts x samples, or the streams they are packed into
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+}
+
+# Pairs that one activation has: [rows, time, heads] and so on.
+TOGETHER = (("rows", "heads"), ("rows", "kv_heads"), ("rows", "mlp"), ("rows", "vocab"))
+
+# Path of an array in a nested dict -> its shape and logical axes.
+Leaves = Mapping[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh and the table in force on it, as sorted pairs (so that it is hashable)."""
+
+    mesh: Mesh
+    table: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def layout(mesh: Mesh, overrides: str = "") -> Layout:
+    """A mesh with the table, some of its rows replaced.
+
+    Args:
+      overrides: LOGICAL:MESH pairs separated by commas, as in "kv_heads:none,embed:data+fsdp".
+
+    Raises:
+      ValueError: an override is no such pair, names an unknown axis, or puts on one mesh axis what one activation has.
+    """
+    rows = dict(TABLE)
+    for pair in overrides.replace(" ", "").split(","):
+        if not pair:
+            continue
+        logical, colon, named = pair.partition(":")
+        if not colon or logical not in rows:
+            raise ValueError(f"mesh.overrides has {pair!r}: write LOGICAL:MESH, where LOGICAL is one of {_words(rows)}")
+        axes = () if named == "none" else tuple(named.split("+"))
+        unknown = [axis for axis in axes if axis not in mesh.axis_names]
+        if unknown or len(set(axes)) < len(axes):
+            raise ValueError(
+                f"mesh.overrides has {pair!r}: the mesh axes are {_words(mesh.axis_names)}, each at most once, joined "
+                "by + (or none)"
+            )
+        rows[logical] = axes
+    found = Layout(mesh, tuple(sorted(rows.items())))
+    for pair in TOGETHER:
+        spec(found, pair, "an activation")
+    return found
+
+
+def _words(names: Any) -> str:
+    return ", ".join(names)
+
+
+def ways(layout: Layout, logical: str) -> int:
+    """Into how many parts an axis is cut."""
+    return math.prod(layout.mesh.shape[axis] for axis in dict(layout.table)[logical])
+
+
+def spec(layout: Layout, axes: Sequence[str | None], what: str = "an array") -> PartitionSpec:
+    """Where each axis of an array goes.
+
+    Args:
+      axes: its logical axes; None stays whole.
+      what: its name, for the error.
+
+    Raises:
+      ValueError: an axis that the table lacks, or two axes on one mesh axis of more than one device.
+    """
+    table, taken, entries = dict(layout.table), {}, []
+    for logical in axes:
+        if logical is not None and logical not in table:
+            raise ValueError(f"{what} has the logical axis {logical!r}, which the table lacks: it has {_words(table)}")
+        found = tuple(a for a in table[logical] if layout.mesh.shape[a] > 1) if logical is not None else ()
+        for axis in found:
+            if axis in taken:
+                raise ValueError(
+                    f"{what} would have both {taken[axis]!r} and {logical!r} on mesh axis {axis!r} "
+                    f"(size {layout.mesh.shape[axis]}): send one elsewhere with mesh.overrides={logical}:none"
+                )
+            taken[axis] = logical
+        entries.append(found[0] if len(found) == 1 else found or None)
+    return PartitionSpec(*entries)
+
+
+def named(layout: Layout, axes: Sequence[str | None], shape: Sequence[int] | None = None, what: str = "an array"):
+    """The NamedSharding of an array.
+
+    Args:
+      axes, what: as `spec`.
+      shape: where given, each size must divide.
+
+    Raises:
+      ValueError: as `spec`, or a size that its mesh axes do not divide.
+    """
+    for size, logical in zip(shape or (), axes, strict=bool(shape)):
+        if logical is not None:
+            check(layout, {logical: size}, what)
+    return NamedSharding(layout.mesh, spec(layout, axes, what))
+
+
+def check(layout: Layout, counts: Mapping[str, int], what: str = "the model") -> None:
+    """Refuses sizes that the mesh does not divide.
+
+    Args:
+      counts: how many of each logical axis there are: heads rather than heads times their width.
+
+    Raises:
+      ValueError: with the size, the mesh axes and the cure.
+    """
+    table = dict(layout.table)
+    for logical, count in counts.items():
+        parts = ways(layout, logical)
+        if count % parts:
+            cut = " x ".join(f"mesh.{axis}={layout.mesh.shape[axis]}" for axis in table[logical])
+            raise ValueError(
+                f"{what} has {count} on its axis {logical!r}, which {cut} does not divide: "
+                f"choose sizes that do, or keep that axis whole with mesh.overrides={logical}:none"
+            )
+
+
+def replicated(layout: Layout) -> NamedSharding:
+    """Everything on every device."""
+    return NamedSharding(layout.mesh, PartitionSpec())
+
+
+def params(layout: Layout, leaves: Leaves) -> dict[str, Any]:
+    """The sharding of every parameter, as a nested dict.
+
+    Raises:
+      ValueError: a collision, or a size that does not divide.
+    """
+    tree: dict[str, Any] = {}
+    for path, (shape, axes) in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = named(layout, axes, shape, "/".join(path))
+    return tree
+
+
+def opt_state(layout: Layout, tx: optax.GradientTransformation, shapes: Any, param_shardings: Any) -> Any:
+    """The sharding of every array of an optimiser's state: a parameter's moments lie as it does.
+
+    Args:
+      shapes: the state, or its shapes; param_shardings: from `params`.
+    """
+    return optax.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        shapes,
+        param_shardings,
+        transform_non_params=lambda _: replicated(layout),
+    )
+
+
+def rows(layout: Layout, prompts: int, samples: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The mesh axes of the prompts, and those of the samples in a group, in arrays [p, g, ...].
+
+    Whole groups go to a device as far as the number of prompts allows; else the outer mesh axes divide the prompts
+    and the inner ones the groups, so that the rows p x g, counted in that order, are cut into equal runs. Nothing
+    depends on it but where a row is computed: what is reduced over a group is reduced over the whole of it.
+
+    Raises:
+      ValueError: neither divides.
+    """
+    axes = tuple(a for a in dict(layout.table)["rows"] if layout.mesh.shape[a] > 1)
+    for cut in range(len(axes), -1, -1):
+        outer, inner = (math.prod(layout.mesh.shape[a] for a in part) for part in (axes[:cut], axes[cut:]))
+        if prompts % outer == 0 and samples % inner == 0:
+            return axes[:cut], axes[cut:]
+    need = math.prod(layout.mesh.shape[a] for a in axes)
+    raise ValueError(
+        f"rollout.prompts_per_step={prompts} x rollout.group_size={samples} cannot be cut into {need} equal parts "
+        f"({' x '.join(f'mesh.{a}={layout.mesh.shape[a]}' for a in axes)}): make either a multiple of {need}"
+    )
+
+
+def rows_named(layout: Layout, prompts: int, samples: int) -> tuple[NamedSharding, NamedSharding]:
+    """The shardings of arrays [p, ...] and [p, g, ...]; whole on every device where the rows do not divide.
+
+    Training refuses such rows (see `rows`); what is only measured may have any number of them.
+    """
+    try:
+        outer, inner = rows(layout, prompts, samples)
+    except ValueError:
+        outer, inner = (), ()
+    return NamedSharding(layout.mesh, PartitionSpec(outer or None)), NamedSharding(
+        layout.mesh, PartitionSpec(outer or None, inner or None)
+    )
+
+
+_IN_USE = jax.make_user_context(None)
+
+
+@contextmanager
+def use(layout: Layout | None) -> Iterator[None]:
+    """Inside, arrays are placed and constrained by `layout`; without one, or with one device, by nothing."""
+    with _IN_USE(layout if layout is not None and layout.mesh.size > 1 else None):
+        yield
+
+
+def current() -> Layout | None:
+    """The layout in use."""
+    return _IN_USE.value
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Under jit: keeps an array where the table says; an axis that does not divide stays whole.
+
+    Args:
+      axes: logical axis of each of the array's axes, None for whole; those at the end may be left out.
+    """
+    layout = current()
+    if layout is None:
+        return array
+    fits = [a if a is None or size % ways(layout, a) == 0 else None for a, size in zip(axes, array.shape, strict=False)]
+    return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, spec(layout, fits, "an activation")))

@@ -1,0 +1,153 @@
+"""The table from logical to mesh axes, sizes of meshes, and what is refused: all of it without devices."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from mara_jax.parallel import mesh, sharding
+from mara_jax.policies import params, transformer
+
+ARCH = transformer.Architecture(
+    family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True
+)
+
+
+def layout(data: int, fsdp: int, tensor: int, overrides: str = "") -> sharding.Layout:
+    abstract = AbstractMesh((data, fsdp, tensor), mesh.AXES, axis_types=(AxisType.Auto,) * 3)
+    return sharding.layout(abstract, overrides)  # pyright: ignore[reportArgumentType]
+
+
+def test_sizes_of_a_mesh():
+    assert mesh.sizes({"data": -1, "fsdp": 2, "tensor": 2}, 8) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.sizes({"data": 1, "fsdp": -1, "tensor": 1}, 8) == {"data": 1, "fsdp": 8, "tensor": 1}
+    for wanted, told in (
+        ((3, 1, 1), "makes 3 devices, there are 8"),
+        ((-1, 3, 1), "3 does not divide the 8 devices"),
+        ((-1, -1, 1), "one of them may be -1"),
+        ((0, 1, 1), "each size is at least 1"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mesh.sizes(dict(zip(mesh.AXES, wanted, strict=True)), 8)
+
+
+def test_a_kernel_is_cut_over_fsdp_and_tensor():
+    two = layout(2, 2, 2)
+    assert sharding.spec(two, ("embed", "heads")) == PartitionSpec("fsdp", "tensor")
+    assert sharding.spec(two, ("rows", None, "heads")) == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert sharding.spec(layout(8, 1, 1), ("embed", "heads")) == PartitionSpec(
+        None, None
+    )  # axes of size 1 are left out
+    moved = layout(2, 2, 2, "embed:data+fsdp, kv_heads:none")
+    assert sharding.spec(moved, ("embed", "kv_heads")) == PartitionSpec(("data", "fsdp"), None)
+
+
+def test_every_parameter_has_its_place_and_so_have_its_moments():
+    two, leaves = layout(2, 2, 2), params.leaf_shapes(ARCH)
+    placed = sharding.params(two, leaves)
+    assert placed["layers_1"]["q"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert placed["layers_0"]["q"]["bias"].spec == PartitionSpec("tensor")
+    assert placed["embed"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
+    held = sum(np.prod(params.at(placed, path).shard_shape(shape)) for path, (shape, _) in leaves.items())
+    norms = 5 * 32  # cut in 2, the rest in 4 but for biases, cut in 2
+    biases = 2 * (32 + 16 + 16)
+    assert held == (params.count(ARCH) - norms - biases) / 4 + (norms + biases) / 2
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    shapes = jax.eval_shape(lambda: transformer.init(ARCH, jax.random.key(0)))
+    state = sharding.opt_state(two, tx, jax.eval_shape(tx.init, shapes), placed)
+    adam = state[1][0]
+    assert adam.mu == placed and adam.nu == placed
+    assert adam.count.spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("kv:none", "LOGICAL is one of rows, embed"),
+        ("heads", "write LOGICAL:MESH"),
+        ("heads:sequence", "mesh axes are data, fsdp, tensor"),
+        ("heads:tensor+tensor", "each at most once"),
+        ("heads:fsdp", "both 'rows' and 'heads' on mesh axis 'fsdp'"),
+    ],
+)
+def test_overrides_that_cannot_be(overrides, told):
+    with pytest.raises(ValueError, match=told):
+        layout(2, 2, 2, overrides)
+
+
+def test_collisions_and_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="gate would have both 'embed' and 'mlp' on mesh axis 'tensor'"):
+        sharding.spec(layout(2, 2, 2, "embed:tensor"), ("embed", "mlp"), "gate")
+    with pytest.raises(
+        ValueError, match=r"has 2 .*'kv_heads', which mesh.tensor=4 .*=kv_heads:none"
+    ):
+        sharding.check(layout(1, 2, 4), params.axis_sizes(ARCH))
+    sharding.check(layout(1, 2, 4, "kv_heads:none"), params.axis_sizes(ARCH))
+    with pytest.raises(ValueError, match=r"embed/embedding has 32 .*mesh.fsdp=3"):
+        sharding.params(layout(1, 3, 1), params.leaf_shapes(ARCH))
+    with pytest.raises(ValueError, match="lacks: it has"):
+        sharding.spec(layout(1, 1, 1), ("head",))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "samples", "expected"),
+    [
+        (1, 8, ((), ("data", "fsdp"))),  # one group over all devices
+        (4, 3, (("data", "fsdp"), ())),  # whole groups
+        (2, 6, (("data",), ("fsdp",))),
+        (3, 4, ((), ("data", "fsdp"))),
+    ],
+)
+def test_rows_are_cut_into_equal_runs(prompts, samples, expected):
+    assert sharding.rows(layout(2, 2, 2), prompts, samples) == expected
+
+
+def test_rows_that_do_not_divide_are_refused_in_training_and_whole_elsewhere():
+    with pytest.raises(ValueError, match=r"group_size=6 cannot be cut into 4 .*multiple of 4"):
+        sharding.rows(layout(2, 2, 2), 1, 6)
+    assert [s.is_fully_replicated for s in sharding.rows_named(layout(2, 2, 2), 1, 6)] == [True, True]
+
+
+def test_without_a_layout_nothing_is_constrained():
+    array = jax.numpy.ones((2, 3))
+    assert sharding.current() is None and sharding.constrain(array, "rows") is array
+    with sharding.use(layout(1, 1, 1)):
+        assert sharding.current() is None  # one device
+
+
+OMPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "expected"),
+    [
+        ({}, (None, None, None), None),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, (None, None, None), None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, (None, None, None), {}),
+        (OMPI | {"OMPI_MCA_orte_hnp_uri": "0.0;tcp://10.0.0.1:1"}, (None, None, None), {}),
+        (OMPI, ("a:1", None, None), ("a:1", 4, 3)),
+        ({}, ("a:1", 2, 1), ("a:1", 2, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, ("a:1", 2, 1), ("a:1", 2, 1)),
+    ],
+)
+def test_processes_are_found_or_named(environment, given, expected):
+    if isinstance(expected, tuple):
+        names = ("coordinator_address", "num_processes", "process_id")
+        expected = dict(zip(names, expected, strict=True)) | {"cluster_detection_method": "deactivate"}
+    assert mesh.cluster(environment, *given) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "told"),
+    [
+        ({}, ("a:1", 2, None), "--process_id is missing"),
+        (OMPI, (None, None, None), "--coordinator_address is missing"),
+        ({}, ("a", 2, 1), "'a' is no HOST:PORT"),
+        ({}, ("a:1", 2, 2), "between 0 and 1"),
+        ({}, ("a:1", 0, 0), "at least 1"),
+    ],
+)
+def test_flags_of_processes_that_cannot_be(environment, given, told):
+    with pytest.raises(ValueError, match=told):
+        mesh.cluster(environment, *given)
