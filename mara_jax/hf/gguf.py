@@ -62,6 +62,7 @@ class GGUF:
             reason = " ".join(str(error).split())
             raise ValueError(f"{file} is not a whole GGUF file ({reason}): download it again") from None
         self.source = str(file)
+        self._last: tuple[str, np.ndarray] | None = None
         self._tensor_of = {hf_name(tensor.name): tensor for tensor in self.reader.tensors}
         self.config = self._config()
 
@@ -139,3 +140,9 @@ class GGUF:
         if self.config["model_type"] == "llama" and ".self_attn.k_proj." in name:
             return unpermute(array, self.config["num_key_value_heads"])
         return array
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of a tensor; the whole is dequantised once for slices asked for in a row."""
+        if self._last is None or self._last[0] != name:
+            self._last = (name, self.read(name))
+        return self._last[1][index]

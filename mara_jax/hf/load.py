@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mara_jax.parallel import sharding
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture, RopeScaling, Row
 from mara_jax.policies.transformer import Policy
@@ -43,6 +45,7 @@ class Tensors(Protocol):
     def names(self) -> Iterable[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def read(self, name: str) -> np.ndarray: ...
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
 class SafeTensors:
@@ -75,6 +78,9 @@ class SafeTensors:
 
     def read(self, name: str) -> np.ndarray:
         return self._file_of[name].get_tensor(name)
+
+    def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._file_of[name].get_slice(name)[index]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -181,23 +187,29 @@ def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
     """A head that a tied model stores all the same must be the embedding."""
     if not arch.tie_embeddings or _HEAD not in set(tensors.names()):
         return
-    if not np.array_equal(_read(tensors, _HEAD), _read(tensors, "model.embed_tokens.weight")):
+    # Each process looks at rows of its own.
+    own, of = jax.process_index(), jax.process_count()
+    rows = (slice(own * arch.vocab_size // of, (own + 1) * arch.vocab_size // of),)
+    if not np.array_equal(_read(tensors, _HEAD, rows), _read(tensors, "model.embed_tokens.weight", rows)):
         raise ValueError(
             f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings to false"
         )
 
 
-def _read(tensors: Tensors, name: str) -> np.ndarray:
-    array = tensors.read(name)
+def _read(tensors: Tensors, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    array = tensors.read(name) if index is None else tensors.part(name, index)
     if array.dtype not in DTYPES.values():
         raise ValueError(f"{tensors.source} holds {name} in {array.dtype}: this code reads {', '.join(DTYPES)}")
     return array
 
 
-def fill(arch: Architecture, tensors: Tensors, param_dtype: str) -> dict[str, Any]:
+def fill(
+    arch: Architecture, tensors: Tensors, param_dtype: str, layout: sharding.Layout | None = None
+) -> dict[str, Any]:
     """Build the parameter tree from a checkpoint, one array of the tree in host memory at a time.
 
-    args: arch; tensors: the checkpoint; param_dtype: 'float32', 'bfloat16' or 'float16'.
+    args: arch; tensors: the checkpoint; param_dtype: 'float32', 'bfloat16' or 'float16'; layout: where given, arrays
+        are made sharded, and each process reads only the parts that its devices hold.
     returns: nested dict of jax arrays.
     errors: ValueError for a missing, unexpected or misshapen tensor, a dtype that is not a float, or a head
         that contradicts the embedding it is tied to.
@@ -210,6 +222,13 @@ def fill(arch: Architecture, tensors: Tensors, param_dtype: str) -> dict[str, An
     for row in table.table(arch):
         leaves.setdefault(row.path, []).append(row)
     params: dict[str, Any] = {}
+    if layout is not None:
+        shapes = table.leaf_shapes(arch)
+        shardings = table.shardings(arch, layout)
+        for path, rows in leaves.items():
+            place = table.at(shardings, path)
+            table.put(params, path, _sharded(tensors, rows, shapes[path][0], place, DTYPES[param_dtype]))
+        return params
     for path, rows in leaves.items():
         stacked = rows[0].layer is not None
         host = np.empty((len(rows), *rows[0].shape), DTYPES[param_dtype])
@@ -218,6 +237,32 @@ def fill(arch: Architecture, tensors: Tensors, param_dtype: str) -> dict[str, An
             slot[...] = array.T if row.transpose else array
         table.put(params, path, jnp.asarray(host if stacked else host[0]))
     return params
+
+
+def _sharded(
+    tensors: Tensors, rows: list[Row], shape: tuple[int, ...], place: jax.sharding.Sharding, dtype: np.dtype
+) -> jax.Array:
+    """One array of the tree, of which this process reads what its devices hold, each part once."""
+    read: dict[str, np.ndarray] = {}  # slices are not hashable in Python 3.11; their text is
+
+    def part(index: Any) -> np.ndarray:
+        if str(index) not in read:
+            read[str(index)] = _part(tensors, rows, shape, index, dtype)
+        return read[str(index)]
+
+    return jax.make_array_from_callback(shape, place, part)
+
+
+def _part(tensors: Tensors, rows: list[Row], shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype):
+    """A slice of an array of the tree, in our layout: of one tensor, or of several on a stacked first axis."""
+    stacked = rows[0].layer is not None
+    chosen, inner = (rows[index[0]], index[1:]) if stacked else (rows, index)
+    sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)]
+    host = np.empty([len(chosen), *sizes[stacked:]], dtype)
+    for slot, row in zip(host, chosen, strict=True):
+        array = _read(tensors, row.name, inner[::-1] if row.transpose else inner)
+        slot[...] = array.T if row.transpose else array
+    return host if stacked else host[0]
 
 
 def _as_ids(value: Any) -> list[int]:
@@ -286,7 +331,7 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, choices: dict[str, Any]):
+def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
     source = str(directory)
     config_file, generation_file = directory / "config.json", directory / "generation_config.json"
     if not config_file.is_file():
@@ -301,10 +346,10 @@ def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, cho
     generation = read_json(generation_file) if generation_file.is_file() else {}
     # Ids are checked first: it is cheap, and the weights may take minutes.
     policy = make_policy(arch, tokenizer, generation, config, source)
-    return policy, fill(arch, SafeTensors(source, _weight_files(directory)), param_dtype)
+    return policy, fill(arch, SafeTensors(source, _weight_files(directory)), param_dtype, layout)
 
 
-def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, choices: dict[str, Any]):
+def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
     from mara_jax.hf.gguf import GGUF
 
     gguf = GGUF(file)
@@ -315,7 +360,7 @@ def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, choices: dict
 
         tokenizer = from_gguf(file, gguf.reader)
     policy = make_policy(arch, tokenizer, {}, gguf.config, str(file))
-    return policy, fill(arch, gguf, param_dtype)
+    return policy, fill(arch, gguf, param_dtype, layout)
 
 
 def _embedded(name: str) -> Path:
@@ -351,6 +396,7 @@ def load(
     param_dtype: str = "float32",
     remat: str = "none",
     tokenizer: bool = True,
+    layout: sharding.Layout | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
     """Read a model: its policy (architecture, tokenizer, end tokens) and its parameters.
 
@@ -358,7 +404,7 @@ def load(
         embedded model, or a hub id 'owner/name'; scan_layers: stack the layers and scan them; compute_dtype:
         of matmuls, 'float32' or 'bfloat16'; param_dtype: of the parameters, 'float32', 'bfloat16' or
         'float16'; remat: what the backward pass recomputes, 'none', 'elementwise' or 'layer'; tokenizer:
-        whether to read one.
+        whether to read one; layout: shards the parameters as they are read.
     returns: (policy, params).
     errors: FileNotFoundError where something is not there; ValueError, one line, where it is not what it
         should be.
@@ -366,13 +412,13 @@ def load(
     choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat}
     text, path = str(where), Path(where)
     if text in EMBEDDED:
-        return _load_gguf(_embedded(text), tokenizer, param_dtype, choices)
+        return _load_gguf(_embedded(text), tokenizer, param_dtype, layout, choices)
     if path.suffix == ".gguf":
-        return _load_gguf(path, tokenizer, param_dtype, choices)
+        return _load_gguf(path, tokenizer, param_dtype, layout, choices)
     if path.is_dir():
-        return _load_directory(path, tokenizer, param_dtype, choices)
+        return _load_directory(path, tokenizer, param_dtype, layout, choices)
     if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
-        return _load_directory(_from_hub(where), tokenizer, param_dtype, choices)
+        return _load_directory(_from_hub(where), tokenizer, param_dtype, layout, choices)
     raise FileNotFoundError(
         f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
     )

@@ -11,14 +11,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mara_jax.parallel import sharding
 
 REFUSALS = (ValueError, OSError)  # what is told in one line
 
 
-class Elsewhere(ValueError):
-    """Another process refused; it tells why."""
+class Agreed(ValueError):
+    """A refusal that every process knows of, so that all of them end in order; its first process tells why."""
+
+
+class Elsewhere(Agreed):
+    """Another process refused, and tells why."""
 
 
 def several() -> bool:
@@ -56,17 +63,49 @@ def owned(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray
     return mask
 
 
-def place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def mine(array: Any) -> np.ndarray:
+    """Which entries of an array this process holds: bool, of its shape."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.ones(array.shape, bool)
+    return owned(array.sharding, array.shape)
+
+
+def place(array: Any, where: jax.sharding.Sharding) -> jax.Array:
     """An array of all processes from one on each host, of which only the part that `owned` names is read."""
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def whole(array: Any) -> Any:
+    """A host array, equal on all processes, on every device of the layout in use."""
+    layout = sharding.current()
+    return jnp.asarray(array) if layout is None else place(array, sharding.replicated(layout))
+
+
+def prompts(array_p: Any, samples: int) -> Any:
+    """A host array [p, ...] on the devices that hold the rows of these prompts, `samples` each, in the layout in use.
+
+    Each process needs to know the entries of its own prompts alone.
+    """
+    layout = sharding.current()
+    if layout is None:
+        return jnp.asarray(array_p)
+    return place(array_p, sharding.rows_named(layout, len(array_p), samples)[0])
+
+
+def groups(array_pg: Any) -> Any:
+    """A host array [p, g, ...] on the devices that hold these rows in the layout in use; as `prompts`."""
+    layout = sharding.current()
+    if layout is None:
+        return jnp.asarray(array_pg)
+    return place(array_pg, sharding.rows_named(layout, *array_pg.shape[:2])[1])
 
 
 def first(function: Callable[[], Any]) -> Any:
     """What `function`, called by process 0 alone, returns (JSON), on every process.
 
     Raises:
-      ValueError: it refused there; every process then raises, process 0 its own error.
+      Agreed: it refused there; every process then raises.
     """
     if not several():
         return function()
@@ -76,7 +115,7 @@ def first(function: Callable[[], Any]) -> Any:
     said = _broadcast(json.dumps([error is not None, value]) if writes() else "")
     refused, value = json.loads(said)
     if error is not None:
-        raise error
+        raise Agreed(str(error)) from error
     if refused:
         raise Elsewhere("process 0 refused")
     return value
@@ -86,20 +125,19 @@ def everywhere(function: Callable[[], Any]) -> Any:
     """What `function` returns, unless it refuses on any process: then every process raises.
 
     Raises:
-      ValueError, OSError: its own error where it refused; elsewhere `Elsewhere`.
+      Agreed: with the error of the first process that refused; its other processes raise `Elsewhere`.
     """
     if not several():
         return function()
     value, error = _caught(function)
     refused = np.asarray(multihost_utils.process_allgather(np.int32(error is not None)))
-    if error is not None:
-        # One of those that refused tells it: many processes often meet one and the same obstacle.
-        if int(np.argmax(refused)) != jax.process_index():
-            raise Elsewhere(str(error)) from error
-        raise error
-    if refused.any():
-        raise Elsewhere(f"process {int(np.argmax(refused))} refused")
-    return value
+    if not refused.any():
+        return value
+    # One of those that refused tells it: many processes often meet one and the same obstacle.
+    teller = int(np.argmax(refused))
+    if teller == jax.process_index():
+        raise Agreed(str(error)) from error
+    raise Elsewhere(f"process {teller} refused") from error
 
 
 def _caught(function: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -95,7 +95,8 @@ def cluster(
     elif all(value is None for value in given.values()):
         # The number of tasks in the step, not in the job: a batch script itself is a step of one.
         slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        tpu = "tpu" in (jax.config.jax_platforms or "")  # jax sets it where it sees TPU chips and libtpu
+        # jax sets it where it sees TPU chips and libtpu.
+        tpu = "tpu" in (jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
         return {} if slurm or tpu else None
     missing = [name for name, value in given.items() if value is None]
     if missing:

@@ -228,6 +228,14 @@ def current() -> Layout | None:
     return _IN_USE.value
 
 
+def constrain_groups(array_pg: jax.Array) -> jax.Array:
+    """Under jit: keeps an array [p, g, ...] where `rows_named` says."""
+    layout = current()
+    if layout is None:
+        return array_pg
+    return jax.lax.with_sharding_constraint(array_pg, rows_named(layout, *array_pg.shape[:2])[1])
+
+
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     """Under jit: keeps an array where the table says; an axis that does not divide stays whole.
 

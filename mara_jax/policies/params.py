@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mara_jax.parallel import sharding
+
 REMAT = ("none", "elementwise", "layer")
 FAMILIES = ("qwen2", "qwen3", "llama")
 
@@ -174,6 +176,15 @@ def axis_sizes(arch: Architecture) -> dict[str, int]:
         "mlp": arch.mlp,
         "layers": arch.layers,
     }
+
+
+def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
+    """Where a layout puts each parameter, as a nested dict.
+
+    errors: ValueError for two axes of an array on one mesh axis, and for sizes that the mesh does not divide.
+    """
+    sharding.check(layout, axis_sizes(arch))
+    return sharding.params(layout, leaf_shapes(arch))
 
 
 def count(arch: Architecture) -> int:

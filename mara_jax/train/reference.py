@@ -1,6 +1,7 @@
 """The reference of a run: base weights, the warm-up that teaches them the format, and what is measured of it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,12 +12,13 @@ from mara_jax import hf
 from mara_jax.config import LanguageRun, Policy
 from mara_jax.core import augment, collapse, curves, targets
 from mara_jax.hf import tokenizer as tokenizers
+from mara_jax.parallel import hosts, sharding
+from mara_jax.policies import params as params_table
 from mara_jax.policies import transformer
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import optim, warmup
+from mara_jax.train import optim, placement, warmup
 from mara_jax.train.metrics import Display
-from mara_jax.train.state import State
 
 # Streams of random numbers: each has its own key, folded from the run's seed.
 STREAMS = {
@@ -67,12 +69,21 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
     )
     ends = tokenizers.end_tokens(tokenizer)
     policy = transformer.Policy(arch, tokenizer, ends, ends[0], {}, NANO)
-    return policy, transformer.init(arch, stream(run.seed, "init"))
+    layout, make = sharding.current(), functools.partial(transformer.init, arch)
+    if layout is not None:
+        make = jax.jit(make, out_shardings=params_table.shardings(arch, layout))
+    return policy, make(stream(run.seed, "init"))
 
 
 def load(where: str, cfg: Policy) -> tuple[transformer.Policy, Any]:
     """Weights from a directory, file or hub id, computed with as the config says."""
-    return hf.load(where, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype, remat=cfg.remat)
+    return hf.load(
+        where,
+        scan_layers=cfg.scan_layers,
+        compute_dtype=cfg.compute_dtype,
+        remat=cfg.remat,
+        layout=sharding.current(),
+    )
 
 
 def prompt_tokens(policy: transformer.Policy, task: Task, chat: bool) -> list[list[int]]:
@@ -100,14 +111,19 @@ class Samples:
 
 
 def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
-    """The task's verdict on a rollout, reward and answer as [p, g]."""
-    shape = np.asarray(drawn.lengths).shape
-    flat = task.score(
-        np.repeat(prompt_ids, shape[1]).tolist(),
-        [text for group in drawn.text for text in group],
-        np.asarray(drawn.finished).ravel().tolist(),
+    """The task's verdict on the rows of a rollout that this process holds; reward and answer as [p, g], 0 elsewhere."""
+    shape, mine_b = drawn.lengths.shape, hosts.mine(drawn.lengths).ravel()
+    texts = [text for group in drawn.text for text in group]
+    flat = hosts.everywhere(
+        lambda: task.score(
+            np.repeat(prompt_ids, shape[1])[mine_b].tolist(),
+            [text for text, mine in zip(texts, mine_b, strict=True) if mine],
+            hosts.own(drawn.finished).ravel()[mine_b].tolist(),
+        )
     )
-    return Score(flat.reward.reshape(shape), flat.answer.reshape(shape))
+    reward_b, answer_b = np.zeros(mine_b.size, np.float32), np.zeros(mine_b.size, np.int32)
+    reward_b[mine_b], answer_b[mine_b] = flat.reward, flat.answer
+    return Score(reward_b.reshape(shape), answer_b.reshape(shape))
 
 
 def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> Samples:
@@ -124,9 +140,11 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
             max_new_tokens=run.rollout.max_new_tokens,
             first_sample=first,
         )
-        parts.append(score(task, np.arange(len(prompts)), drawn))
-        logps.append(np.sum(np.asarray(drawn.logp, np.float64), axis=-1))
-        for group, more in zip(texts, drawn.text, strict=True):
+        scored = score(task, np.arange(len(prompts)), drawn)
+        parts.append(Score(*(hosts.gather(hosts.groups(verdict)) for verdict in scored)))
+        logps.append(np.sum(np.asarray(hosts.gather(drawn.logp), np.float64), axis=-1))
+        everything = (hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished))
+        for group, more in zip(texts, rollout.decode_text(policy, *everything), strict=True):
             group.extend(more)
     reward, answer = (np.concatenate([getattr(x, name) for x in parts], axis=1) for name in ("reward", "answer"))
     logp = np.concatenate(logps, axis=1)
@@ -161,14 +179,13 @@ def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int
     """
     cfg = run.warmup
     tx = optim.make(dataclasses.replace(run.optimiser, learning_rate=cfg.learning_rate, warmup_steps=0, decay_steps=0))
-    params = jax.tree.map(jnp.array, params)  # the update donates its input; the caller's copy stays whole
-    state = State(jnp.int32(0), params, tx.init(params))
+    state = placement.fresh(policy.architecture, params, tx)
     ids = dict(zip(task.prompts, prompts, strict=True))
     most = max(cfg.steps, cfg.max_steps)
     valid, ones = 0.0, 0.0
     for step in range(most):
         pairs = [(ids[prompt], text) for prompt, text in task.demonstrations(run.seed, step, cfg.batch)]
-        batch = warmup.demonstration_batch(policy, pairs, run.rollout.max_new_tokens)
+        batch = warmup.placed(*warmup.demonstration_batch(policy, pairs, run.rollout.max_new_tokens))
         state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
         display.warm_up(step + 1, most, float(loss))
         if step + 1 < cfg.steps or not cfg.max_steps or (step + 1 - cfg.steps) % cfg.check_every:

@@ -11,6 +11,7 @@ import optax
 from mara_jax import config
 from mara_jax.policies import transformer
 from mara_jax.sampling import head, logprobs
+from mara_jax.train import placement
 from mara_jax.train.objective import Scored, objective
 from mara_jax.train.state import Batch, State
 
@@ -142,4 +143,5 @@ def update(
     grads, metrics = gradient(state.params, ref_params, arch, algorithm, batch, reference, beta, threshold, parts)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics["grad/norm"] = optax.global_norm(grads)
-    return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    return placement.constrain(new, arch, tx), metrics

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mara_jax.parallel import hosts
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
+from mara_jax.train import placement
 from mara_jax.train.state import State
 
 
@@ -39,6 +41,17 @@ def demonstration_batch(
     return prompt_tokens_ps, prompt_lengths_p, tokens_bt.reshape(p, -1, width), lengths_b.reshape(p, -1)
 
 
+def placed(prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg) -> tuple[jax.Array, ...]:
+    """A batch of demonstrations on the devices of the layout in use."""
+    samples = lengths_pg.shape[1]
+    return (
+        hosts.prompts(prompt_tokens_ps, samples),
+        hosts.prompts(prompt_lengths_p, samples),
+        hosts.groups(tokens_pgt),
+        hosts.groups(lengths_pg),
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("arch", "tx"), donate_argnames=("state",))
 def supervised_update(
     state: State,
@@ -58,4 +71,5 @@ def supervised_update(
 
     value, grads = jax.value_and_grad(mean_nll)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    return State(state.step + 1, optax.apply_updates(state.params, updates), opt_state), value
+    new = State(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    return placement.constrain(new, arch, tx), value

@@ -79,9 +79,7 @@ def test_overrides_that_cannot_be(overrides, told):
 def test_collisions_and_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="gate would have both 'embed' and 'mlp' on mesh axis 'tensor'"):
         sharding.spec(layout(2, 2, 2, "embed:tensor"), ("embed", "mlp"), "gate")
-    with pytest.raises(
-        ValueError, match=r"has 2 .*'kv_heads', which mesh.tensor=4 .*=kv_heads:none"
-    ):
+    with pytest.raises(ValueError, match=r"has 2 .*'kv_heads', which mesh.tensor=4 .*=kv_heads:none"):
         sharding.check(layout(1, 2, 4), params.axis_sizes(ARCH))
     sharding.check(layout(1, 2, 4, "kv_heads:none"), params.axis_sizes(ARCH))
     with pytest.raises(ValueError, match=r"embed/embedding has 32 .*mesh.fsdp=3"):

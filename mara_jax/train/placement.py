@@ -1,0 +1,65 @@
+"""Where the state of a run lives: parameters as the table says, each moment as its parameter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mara_jax.parallel import hosts, sharding
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture
+from mara_jax.train.state import State
+
+
+def shardings(layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation) -> State:
+    """The sharding of every array of a state."""
+    params = table.shardings(arch, layout)
+    shapes = abstract_params(arch)
+    opt_state = sharding.opt_state(layout, tx, jax.eval_shape(tx.init, shapes), params)
+    return State(sharding.replicated(layout), params, opt_state)  # pyright: ignore[reportArgumentType]
+
+
+def abstract_params(arch: Architecture) -> dict[str, Any]:
+    """Shapes of the trained parameters."""
+    tree: dict[str, Any] = {}
+    for path, (shape, _) in table.leaf_shapes(arch).items():
+        table.put(tree, path, jax.ShapeDtypeStruct(shape, param_dtype(arch)))
+    return tree
+
+
+def param_dtype(arch: Architecture) -> Any:
+    """What trained parameters and their moments are kept in: never less than float32."""
+    return jnp.promote_types(arch.compute_dtype, jnp.float32)
+
+
+def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:
+    """Shapes of a state, with its shardings in the layout in use."""
+    params, layout = abstract_params(arch), sharding.current()
+    shapes = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params)), params)
+    if layout is None:
+        return shapes
+    return jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        shapes,
+        shardings(layout, arch, tx),
+    )
+
+
+def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation) -> State:
+    """A state before its first step, with a copy of params: an update gives up the buffers of the state it gets."""
+    params = jax.tree.map(lambda x: jnp.array(x, param_dtype(arch)), params)
+    layout = sharding.current()
+    make = tx.init
+    if layout is not None:
+        params = jax.device_put(params, table.shardings(arch, layout))
+        make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
+    return State(hosts.whole(jnp.int32(0)), params, make(params))
+
+
+def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation) -> State:
+    """Under jit: keeps a new state where the old one was, so that it can take its place."""
+    layout = sharding.current()
+    if layout is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx))
