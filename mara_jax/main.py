@@ -4,16 +4,22 @@ import dataclasses
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from mara_jax import config
+from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.train import workdir as workdir_of_run
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; an existing run there is resumed.")
+# Only where processes do not find each other: TPU pods, SLURM and Open MPI need none of them.
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for every process.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run together.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(argv: list[str]) -> int:
@@ -21,16 +27,59 @@ def main(argv: list[str]) -> int:
     try:
         run = parse(argv)
         workdir = pathlib.Path(_WORKDIR.value or "")
-        workdir_of_run.check(workdir, run)
-        train(run, workdir)
+        join(run)
     except (ValueError, OSError, flags.Error) as error:
-        message = " ".join(str(error).split())
-        print(f"mara_jax: {message}", file=sys.stderr)
-        return 2
+        return refused(error)
+    try:
+        hosts.first(lambda: workdir_of_run.check(workdir, run))
+        train(run, workdir)
+    except hosts.Elsewhere:
+        return 2  # the process that refused says why
+    except (ValueError, OSError) as error:
+        status = refused(error)
+        if hosts.several() and not isinstance(error, hosts.Agreed):
+            hosts.abandon(status)
+        return status
     except KeyboardInterrupt:
-        print("mara_jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+        if hosts.writes():
+            print("mara_jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return hosts.abandon(130) if hosts.several() else 130
+    except Exception:
+        if not hosts.several():
+            raise
+        traceback.print_exc()
+        hosts.abandon(1)
     return 0
+
+
+def refused(error: Exception) -> int:
+    """Tells in one line why there is no run; returns the exit status."""
+    print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def join(run: config.Run) -> None:
+    """Makes the processes of a run one program, where there are several.
+
+    Raises:
+      ValueError: they do not find each other, or the run is none of several processes.
+    """
+    if isinstance(run, config.LanguageRun):
+        mesh.initialise(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
+    elif any(flag.value is not None for flag in (_ADDRESS, _PROCESSES, _PROCESS)):
+        raise ValueError("the toy runs in one process: leave out --coordinator_address, --num_processes, --process_id")
+
+
+def layout_of(run: config.LanguageRun) -> sharding.Layout:
+    """The devices as the config arranges them.
+
+    Raises:
+      ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be.
+    """
+    wanted = dataclasses.asdict(run.mesh)
+    layout = sharding.layout(mesh.make({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
+    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size)
+    return layout
 
 
 def parse(argv: list[str]) -> config.Run:
@@ -119,7 +168,8 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
     from mara_jax.train import loop
 
     check_threshold(run)
-    loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
+    with sharding.use(hosts.everywhere(lambda: layout_of(run))):
+        loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
 
 
 def check_threshold(run: config.LanguageRun) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mara_jax.hf.load import DTYPES
+from mara_jax.parallel import hosts
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture, Row
 from mara_jax.policies.transformer import Policy
@@ -115,7 +116,7 @@ def _write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any)
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for row, dtype in rows:
-            array = np.asarray(table.read(params, row))
+            array = hosts.gather(table.read(params, row))
             array = array.T if row.transpose else array
             stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes())
 
@@ -150,7 +151,7 @@ def export(
     them.
 
     Everything is written to a temporary directory beside `out` and renamed at the end, so that `out` is never
-    half there.
+    half there. Of several processes, all of which call this, the first writes.
 
     args: policy; params: of the policy's architecture, unrolled or scanned; out: a path that does not exist,
         or an empty directory; dtype: 'float32', 'bfloat16' or 'float16', by default each parameter's own;
@@ -159,6 +160,11 @@ def export(
     errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
     """
     arch, out = policy.architecture, Path(out)
+    if not hosts.writes():
+        for row, _ in _checked(arch, params, dtype):
+            hosts.gather(table.read(params, row))  # as the writer does, tensor by tensor
+        hosts.wait("export")
+        return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: choose another name or remove it")
     rows = _checked(arch, params, dtype)
@@ -180,4 +186,5 @@ def export(
         os.replace(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    hosts.wait("export")
     return out

@@ -6,7 +6,6 @@ Every process runs the same program, so each of these functions is called by all
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -30,12 +29,13 @@ class Elsewhere(Agreed):
 
 def several() -> bool:
     """Whether the run has more than one process."""
-    return jax.process_count() > 1
+    # Asking jax for the count starts its backends, before which a lone process may still choose its devices.
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def writes() -> bool:
     """Whether this process writes logs and files: the first one does."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def gather(array: Any) -> np.ndarray:
@@ -162,12 +162,11 @@ def wait(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def abandon() -> NoReturn:
+def abandon(status: int) -> NoReturn:
     """Ends this process at once, after an error that the others do not know of: they then end as well.
 
     A usual exit would wait for the others, which wait for this one in the middle of a computation.
     """
-    traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mara_jax.parallel import sharding
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -159,10 +160,11 @@ class Layer(nn.Module):
     def __call__(self, x_btd, rope, masks, prefix, cache, packing):
         normed_btd = Norm(self.arch.norm_eps, name="attn_norm")(x_btd)
         mixed, kv = self._attention(normed_btd, rope, masks, prefix, cache, packing)
-        x_btd = x_btd + mixed
+        x_btd = sharding.constrain(x_btd + mixed, "rows")
         y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
         gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
-        return x_btd + Linear(self.arch.embed, name="down")(gate_btf), kv
+        gate_btf = sharding.constrain(gate_btf, "rows", None, "mlp")
+        return sharding.constrain(x_btd + Linear(self.arch.embed, name="down")(gate_btf), "rows"), kv
 
     def _attention(self, x_btd, rope, masks, prefix, cache, packing):
         arch = self.arch
@@ -179,8 +181,8 @@ class Layer(nn.Module):
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
             b, t = packing.slot_bt.shape
-        q_bkxh = q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h)
-        own = KV(k_btkh.transpose(0, 2, 1, 3), v_btkh.transpose(0, 2, 1, 3))
+        q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), "rows", "kv_heads")
+        own = KV(*(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh)))
         if cache is not None:
             # Written before it is read: a cache that is read first has to be copied at every step.
             own = jax.tree.map(partial(_write, index=masks["index"]), cache, own)
@@ -205,7 +207,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens_bt):
         shape = (self.arch.vocab_size, self.arch.embed)
         rows = self.param("embedding", nn.initializers.zeros, shape)
-        return rows[tokens_bt].astype(self.arch.compute_dtype)
+        return sharding.constrain(rows[tokens_bt].astype(self.arch.compute_dtype), "rows")
 
 
 class Decoder(nn.Module):
@@ -347,8 +349,9 @@ def init_cache(arch: Architecture, rows: int, length: int) -> KV:
 
     def zeros():
         if arch.scan_layers:
-            return jnp.zeros((arch.layers, *shape), arch.compute_dtype)
-        return tuple(jnp.zeros(shape, arch.compute_dtype) for _ in range(arch.layers))
+            return sharding.constrain(jnp.zeros((arch.layers, *shape), arch.compute_dtype), None, "rows", "kv_heads")
+        each = (jnp.zeros(shape, arch.compute_dtype) for _ in range(arch.layers))
+        return tuple(sharding.constrain(array, "rows", "kv_heads") for array in each)
 
     return KV(zeros(), zeros())
 

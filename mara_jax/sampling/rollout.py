@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import transformer
 from mara_jax.sampling import draw as drawing
 
@@ -17,7 +18,8 @@ class Rollout(NamedTuple):
 
     Fields: tokens [p, g, t] (the end token included, padding after it), logp [p, g, t] (nats, under the
     policy as it is, 0 at padding), lengths [p, g] (end token included), finished [p, g] (an end token
-    came), text (nested list, without the end token), prompt_tokens [p, s] and prompt_lengths [p].
+    came), text (nested list, without the end token; empty for rows that other processes hold),
+    prompt_tokens [p, s] and prompt_lengths [p].
     """
 
     tokens: jax.Array
@@ -85,15 +87,19 @@ def sample(
         raise ValueError("no prompts were given: at least one is needed")
     tokens = [_encode(policy, prompt) for prompt in prompts]
     tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id)
-    ids_p = jnp.arange(len(prompts)) if prompt_ids is None else jnp.asarray(prompt_ids)
+    ids_p = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
+    prompts_ps, prompt_lengths_p, ids_p, temperature_p = (
+        hosts.prompts(array_p, group_size)
+        for array_p in (tokens_ps, lengths_p, ids_p, np.full(len(prompts), temperature, np.float32))
+    )
     drawn = generate(
         policy.architecture,
         params,
-        tokens_ps,
-        lengths_p,
+        prompts_ps,
+        prompt_lengths_p,
         ids_p,
         key,
-        jnp.full(len(prompts), temperature, jnp.float32),
+        temperature_p,
         first_sample=first_sample,
         group_size=group_size,
         max_new_tokens=max_new_tokens,
@@ -103,7 +109,6 @@ def sample(
     )
     tokens_pgt, logp_pgt, lengths_pg, finished_pg = drawn
     text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
-    prompts_ps, prompt_lengths_p = jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
     return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
 
 
@@ -116,10 +121,13 @@ def _encode(policy: transformer.Policy, prompt: str | Sequence[int]) -> Sequence
 
 
 def decode_text(policy: transformer.Policy, tokens_pgt, lengths_pg, finished_pg) -> list[list[str]]:
-    """Completions as text, without the end token; other special tokens are kept visible."""
+    """Completions as text, without the end token; other special tokens are kept visible.
+
+    Rows that other processes hold are empty.
+    """
     if policy.tokenizer is None:
-        return [["" for _ in row] for row in np.asarray(lengths_pg)]
-    tokens, ends = np.asarray(tokens_pgt), np.asarray(lengths_pg) - np.asarray(finished_pg)
+        return [["" for _ in range(lengths_pg.shape[1])] for _ in range(lengths_pg.shape[0])]
+    tokens, ends = hosts.own(tokens_pgt), hosts.own(lengths_pg) - hosts.own(finished_pg)
     rows = [
         ids[:end].tolist()
         for group, stops in zip(tokens, ends, strict=True)
@@ -128,6 +136,13 @@ def decode_text(policy: transformer.Policy, tokens_pgt, lengths_pg, finished_pg)
     texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     per = tokens.shape[1]
     return [texts[at : at + per] for at in range(0, len(texts), per)]
+
+
+def whole_text(policy: transformer.Policy, drawn: Rollout) -> list[list[str]]:
+    """The text of all rows, on every process."""
+    if not hosts.several():
+        return drawn.text
+    return decode_text(policy, *(hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished)))
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "top_p"))
@@ -177,22 +192,21 @@ def generate(
     def unfinished(carry):
         return (carry[0] < max_new_tokens) & ~jnp.all(carry[2])
 
-    token_b, logp_b = choose(spread(last_pd), 0)
-    tokens_bt = jnp.full((rows, max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token_b)
-    logp_bt = jnp.zeros((rows, max_new_tokens), jnp.float32).at[:, 0].set(logp_b)
+    token_b, logp_b = choose(sharding.constrain(spread(last_pd), "rows"), 0)
+    tokens_bt = sharding.constrain(jnp.full((rows, max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token_b), "rows")
+    logp_bt = sharding.constrain(jnp.zeros((rows, max_new_tokens), jnp.float32).at[:, 0].set(logp_b), "rows")
     cache = transformer.init_cache(arch, rows, max_new_tokens)
     carry = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt)
     _, _, finished_b, _, tokens_bt, logp_bt = jax.lax.while_loop(unfinished, body, carry)
     # A padding id may be an end token too, so the length is where the first end token stands.
     is_end_bt = jnp.isin(tokens_bt, ends)
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens)
+    found = (tokens_bt, logp_bt, lengths_b.astype(jnp.int32), finished_b)
     shape = (num_prompts, group_size)
-    return (
-        tokens_bt.reshape(*shape, -1),
-        logp_bt.reshape(*shape, -1),
-        lengths_b.astype(jnp.int32).reshape(shape),
-        finished_b.reshape(shape),
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg = (
+        sharding.constrain_groups(x.reshape(*shape, *x.shape[1:])) for x in found
     )
+    return tokens_pgt, logp_pgt, lengths_pg, finished_pg
 
 
 def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):

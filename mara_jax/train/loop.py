@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import json
 import pathlib
 import time
@@ -15,10 +16,11 @@ import numpy as np
 from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.eval import diversity, plots, report
+from mara_jax.parallel import hosts
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import checkpoint, memory, metrics, optim, reference, step
+from mara_jax.train import checkpoint, memory, metrics, optim, placement, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
@@ -33,15 +35,15 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/
     and figures.
     """
-    checkpoint.check(workdir, cfg.steps)
-    with metrics.Display(cfg.steps) as display:
+    hosts.first(lambda: checkpoint.check(workdir, cfg.steps))
+    with metrics.Display(cfg.steps, None if hosts.writes() else io.StringIO()) as display:
         policy, ref_params = _reference(cfg, task, workdir, display)
         prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
         known = _measured(cfg, policy, ref_params, task, prompts, workdir, display)
         tx = optim.make(cfg.optimiser)
         checkpoints = Checkpoints(workdir, cfg.checkpoint)
-        state = _initial(ref_params, tx, checkpoints, display)
-        log = metrics.Log(workdir / "metrics.jsonl", int(state.step))
+        state = _initial(policy.architecture, ref_params, tx, checkpoints, display)
+        log = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.writes())
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
         counts = collections.deque((_classes(row) for row in log.rows), maxlen=POOLED)
@@ -61,6 +63,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             checkpoints.save(done + 1, state, last=done + 1 == cfg.steps)
         checkpoints.close()
         log.close()
+    if not hosts.writes():
+        return
     figure = plots.final_figure(workdir)
     display.console.print(report.final_table(workdir))
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
@@ -74,13 +78,18 @@ def _classes(row: dict[str, Any]) -> list[int]:
 def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
     """The reference policy: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
-    resumed = cfg.warmup.steps and saved.is_dir()
+    resumed = cfg.warmup.steps and hosts.first(saved.is_dir)
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
-    policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
-    if cfg.warmup.steps and not resumed:
-        reference.check_demonstrations(cfg, policy, task)
+
+    def read() -> tuple[transformer.Policy, Any]:
+        policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
+        if cfg.warmup.steps and not resumed:
+            reference.check_demonstrations(cfg, policy, task)
+        return policy, params
+
+    policy, params = hosts.everywhere(read)
     # Only now is anything written: bad weights leave no folder behind.
-    workdirs.claim(workdir, cfg)
+    hosts.first(lambda: workdirs.claim(workdir, cfg))
     if resumed or not cfg.warmup.steps:
         return policy, params
     prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
@@ -92,28 +101,24 @@ def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
 
 def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[str, Any]:
     path = workdir / "reference.json"
-    if path.exists():
-        known = json.loads(path.read_text())
-    else:
+    known = hosts.first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    if known is None:
         display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
         samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
-        metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers))
         known = reference.measure(cfg, samples, task)
         known["objective"] = reference.describe(cfg)
-        workdirs.write_json(path, known)
+        hosts.first(lambda: metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers)))
+        hosts.first(lambda: workdirs.write_json(path, known))
     for line in report.start_summary(known):
         display.note(line)
     return known
 
 
-def _initial(ref_params, tx, checkpoints: Checkpoints, display) -> State:
+def _initial(arch, ref_params, tx, checkpoints: Checkpoints, display) -> State:
     """The reference's weights with a fresh optimiser, or the newest checkpoint."""
-    if checkpoints.latest() is None:
-        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), ref_params)
-        return State(jnp.int32(0), params, tx.init(params))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), ref_params)
-    abstract = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params)), shapes)
-    state = checkpoints.restore(abstract)
+    if hosts.first(checkpoints.latest) is None:
+        return placement.fresh(arch, ref_params, tx)
+    state = hosts.everywhere(lambda: checkpoints.restore(placement.abstract(arch, tx)))
     display.note(f"resuming after step {int(state.step)}")
     return state
 
@@ -182,9 +187,9 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         prompt_lengths=drawn.prompt_lengths,
         tokens=drawn.tokens,
         lengths=drawn.lengths,
-        reward=jnp.asarray(scored.reward),
-        answer=jnp.asarray(scored.answer),
-        log_mass=jnp.asarray(setup.log_mass[ids]),
+        reward=hosts.groups(scored.reward),
+        answer=hosts.groups(scored.answer),
+        log_mass=hosts.prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
         ref_hidden=ref_hidden,
         packing=packing,
     )
@@ -215,23 +220,23 @@ def iterate(setup: Setup, state: State, done: int) -> tuple[State, dict[str, Any
     )
     row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
     ended = time.perf_counter()
-    answer = np.asarray(batch.answer)
+    answer, lengths, reward = (hosts.gather(x) for x in (batch.answer, drawn.lengths, batch.reward))
     row |= {
         "valid/fraction": float(np.mean(answer >= 0)),
         "answers/counts": [int(np.sum(answer == a)) for a in range(len(setup.task.answers))],
         "samples": int(answer.size),
-        "tokens/generated": int(np.sum(drawn.lengths)),
+        "tokens/generated": int(np.sum(lengths)),
         "sampler/logp_gap": _logp_gap(drawn, row["logp/mean"]),
         "time/rollout_s": rolled - started,
         "time/reward_s": scored - rolled,
         "time/update_s": ended - scored,
         "time/step_s": ended - started,
     }
-    good = (np.asarray(batch.reward) >= algorithm.threshold).ravel().tolist()
+    good = (reward >= algorithm.threshold).ravel().tolist()
     texts = [text for group in drawn.text for text in group]
     return state, row, list(zip(texts, good, strict=True))
 
 
 def _logp_gap(drawn: rollout.Rollout, trained: float) -> float:
     """Mean difference of the sampler's and the trainer's sequence log-probs: 0 but for rounding."""
-    return float(np.mean(np.sum(np.asarray(drawn.logp), axis=-1))) - trained
+    return float(np.mean(np.sum(hosts.gather(drawn.logp), axis=-1))) - trained

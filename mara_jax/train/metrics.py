@@ -30,9 +30,16 @@ SHOWN = {
 
 
 class Log:
-    """metrics.jsonl: appended line by line, cut back to the restored step on resume."""
+    """metrics.jsonl: appended line by line, cut back to the restored step on resume.
 
-    def __init__(self, path: pathlib.Path, steps_done: int):
+    keeps: whether this process has the file; another one's log forgets what it is told.
+    """
+
+    def __init__(self, path: pathlib.Path, steps_done: int, keeps: bool = True):
+        self.rows: list[dict[str, Any]] = []
+        self.file = None
+        if not keeps:
+            return
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -44,12 +51,15 @@ class Log:
         self.file = path.open("a")
 
     def write(self, row: dict[str, Any]) -> None:
+        if self.file is None:
+            return
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:

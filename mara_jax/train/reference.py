@@ -143,8 +143,7 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
         scored = score(task, np.arange(len(prompts)), drawn)
         parts.append(Score(*(hosts.gather(hosts.groups(verdict)) for verdict in scored)))
         logps.append(np.sum(np.asarray(hosts.gather(drawn.logp), np.float64), axis=-1))
-        everything = (hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished))
-        for group, more in zip(texts, rollout.decode_text(policy, *everything), strict=True):
+        for group, more in zip(texts, rollout.whole_text(policy, drawn), strict=True):
             group.extend(more)
     reward, answer = (np.concatenate([getattr(x, name) for x in parts], axis=1) for name in ("reward", "answer"))
     logp = np.concatenate(logps, axis=1)
