@@ -58,7 +58,7 @@ class Policy:
 
     weights: str = "nano"  # a directory, a .gguf file, a hub id, "smollm2-135m-instruct" or "nano"
     chat: bool = True  # wrap prompts in the tokenizer's chat template
-    compute_dtype: str = "float32"  # "bfloat16" on accelerators
+    compute_dtype: str = "float32"  # "bfloat16" on accelerators; "float64" to compare runs beyond rounding
     remat: str = "none"  # what the backward pass recomputes: "none", "elementwise" or "layer"
     scan_layers: bool = False  # train by one compiled layer (fast to compile) or all; decoding unrolls them anyway
     layers: int = 2  # nano only: its depth and width

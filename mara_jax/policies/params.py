@@ -73,10 +73,17 @@ class Architecture:
             raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
+        if self.compute_dtype not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32', 'bfloat16' or 'float64'")
+        if self.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+            raise ValueError("compute_dtype is 'float64', which jax has only with JAX_ENABLE_X64=1 in the environment")
         if self.remat not in REMAT:
             raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
+
+
+def wide(dtype: Any) -> Any:
+    """What norms, softmax, log-probs and losses are computed in: float32, or float64 for a model that uses it."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ def rotary(arch: Architecture, positions_bt: jax.Array) -> tuple[jax.Array, jax.
 
 
 def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn each pair (channel i, channel i + h/2) of every head by its angle, in float32."""
+    """Turn each pair (channel i, channel i + h/2) of every head by its angle, in float32 (or wider)."""
     cos, sin = rope
-    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x_btnh.astype(table.wide(x_btnh.dtype)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_btnh.dtype)
 
@@ -83,7 +83,7 @@ def attend(q_bkxh, own, prefix=None):
     returns: [b, k, x, h].
     """
     b, k, x, _ = q_bkxh.shape
-    contract = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    contract = partial(jax.lax.dot_general, preferred_element_type=table.wide(q_bkxh.dtype))
     keys = (((3,), (3,)), ((0, 1), (0, 1)))
     values = (((3,), (2,)), ((0, 1), (0, 1)))
     own_k, own_v, mask = own
@@ -121,16 +121,16 @@ def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
 
 
 class Norm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32."""
+    """Root-mean-square norm over the last axis, computed in float32 (or wider)."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
+        wide = x.astype(table.wide(x.dtype))
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+        return (wide * scale.astype(wide.dtype)).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -206,7 +206,8 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, tokens_bt):
         shape = (self.arch.vocab_size, self.arch.embed)
-        rows = self.param("embedding", nn.initializers.zeros, shape)
+        # A lookup in a table cut along its channels would give rows cut in another way than all that follows.
+        rows = sharding.constrain(self.param("embedding", nn.initializers.zeros, shape), "vocab")
         return sharding.constrain(rows[tokens_bt].astype(self.arch.compute_dtype), "rows")
 
 
@@ -309,7 +310,7 @@ def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
     """
     rows = head_rows(arch, params).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=table.wide(hidden.dtype))
 
 
 def head_rows(arch: Architecture, params: Any) -> jax.Array:
@@ -339,7 +340,7 @@ def _turned(params: Any) -> Any:
 def decoding_logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
     """As `logits`, for the few rows of a decoding step."""
     if jax.default_backend() == "cpu":
-        return few_rows(head_rows(arch, params), hidden_bd, jnp.float32)
+        return few_rows(head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
     return logits(arch, params, hidden_bd)
 
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mara_jax.parallel import sharding
 from mara_jax.policies import transformer
+from mara_jax.policies.params import wide
 
 # Float32 logits of one stream of positions held at once: 32 MB.
 MAX_LOGITS = 8_000_000
@@ -59,7 +61,10 @@ def token_stats(
 
 def _logits(hidden_rcd, rows_vd):
     rows_vd = rows_vd.astype(hidden_rcd.dtype)
-    return jax.lax.dot_general(hidden_rcd, rows_vd, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    out = jax.lax.dot_general(
+        hidden_rcd, rows_vd, (((2,), (1,)), ((), ())), preferred_element_type=wide(hidden_rcd.dtype)
+    )
+    return sharding.constrain(out, "rows", None, "vocab")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -127,7 +132,8 @@ def _stats_bwd(chunks, saved, g):
         d_rcv = d_rcv.astype(hidden_rcd.dtype)
         d_hidden_rcd = jax.lax.dot_general(d_rcv, rows_vd.astype(d_rcv.dtype), (((2,), (0,)), ((), ())))
         contract = (((0, 1), (0, 1)), ((), ()))
-        return jax.lax.dot_general(d_rcv, hidden_rcd, contract, preferred_element_type=jnp.float32), d_hidden_rcd
+        d_rows_vd = jax.lax.dot_general(d_rcv, hidden_rcd, contract, preferred_element_type=wide(d_rcv.dtype))
+        return d_rows_vd, d_hidden_rcd
 
     if chunks == 1:
         d_rows_vd, d_hidden_rnd = of_chunk(hidden_rnd, tokens_rn, lse_rn, g_rn, logits_rnv)
@@ -139,7 +145,7 @@ def _stats_bwd(chunks, saved, g):
             return total_vd + d_rows_vd, d_hidden_rcd
 
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))
-        d_rows_vd, d_hidden_krcd = jax.lax.scan(add, jnp.zeros(rows_vd.shape, jnp.float32), cut)
+        d_rows_vd, d_hidden_krcd = jax.lax.scan(add, jnp.zeros(rows_vd.shape, wide(hidden_rnd.dtype)), cut)
         d_hidden_rnd = _joined(tokens_rn.shape[1], d_hidden_krcd)
     return d_rows_vd.astype(rows_vd.dtype), d_hidden_rnd.astype(hidden_rnd.dtype), None, None
 

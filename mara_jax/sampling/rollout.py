@@ -194,7 +194,7 @@ def generate(
 
     token_b, logp_b = choose(sharding.constrain(spread(last_pd), "rows"), 0)
     tokens_bt = sharding.constrain(jnp.full((rows, max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token_b), "rows")
-    logp_bt = sharding.constrain(jnp.zeros((rows, max_new_tokens), jnp.float32).at[:, 0].set(logp_b), "rows")
+    logp_bt = sharding.constrain(jnp.zeros((rows, max_new_tokens), logp_b.dtype).at[:, 0].set(logp_b), "rows")
     cache = transformer.init_cache(arch, rows, max_new_tokens)
     carry = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt)
     _, _, finished_b, _, tokens_bt, logp_bt = jax.lax.while_loop(unfinished, body, carry)

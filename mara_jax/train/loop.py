@@ -170,7 +170,10 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
 
 def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     sizes, parts = setup.cfg.rollout, setup.cfg.optimiser.micro_batches
-    packing = logprobs.packed(np.asarray(drawn.lengths), drawn.tokens.shape[-1], sizes.length_buckets, parts=parts)
+    # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
+    lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
+    packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=hosts.streams(), parts=parts)
+    packing = jax.tree.map(lambda array: hosts.rows(array, axis=int(parts > 1)), packing)
     # Dispatched first, so that the device works while the host judges texts.
     ref_hidden = logprobs.reference_hidden(
         setup.policy.architecture,

@@ -30,7 +30,7 @@ def abstract_params(arch: Architecture) -> dict[str, Any]:
 
 def param_dtype(arch: Architecture) -> Any:
     """What trained parameters and their moments are kept in: never less than float32."""
-    return jnp.promote_types(arch.compute_dtype, jnp.float32)
+    return table.wide(arch.compute_dtype)
 
 
 def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:

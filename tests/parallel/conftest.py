@@ -1,0 +1,6 @@
+"""Modules that tests here share lie beside them."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -1,0 +1,79 @@
+"""The same run on one device and on 8 simulated ones, as its own process: python layouts_program.py ARGUMENTS OUT.
+
+ARGUMENTS (JSON): weights, layouts (lists of data, fsdp, tensor; null: one device), steps, and fields of the config.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import numpy as np
+
+from mara_jax import config
+from mara_jax.parallel import mesh, sharding
+from mara_jax.sampling import rollout
+from mara_jax.tasks import onetwo
+from mara_jax.train import loop, optim, placement, reference
+
+
+def cut(tree) -> list[list[int]]:
+    """Bytes of a tree: of the whole, and on each device."""
+    leaves = jax.tree.leaves(tree)
+    held = [
+        sum(s.data.nbytes for leaf in leaves for s in leaf.addressable_shards if s.device == d) for d in jax.devices()
+    ]
+    return [[sum(leaf.nbytes for leaf in leaves)], held]
+
+
+def train(run: config.LanguageRun, sizes: list[int] | None, steps: int) -> dict:
+    """The run's losses, tokens and log-probs at each step, and what its state weighs."""
+    layout = None if sizes is None else sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))
+    drawn, sample = [], rollout.sample
+    with sharding.use(layout):
+        task = onetwo.OneTwo()
+        policy, ref_params = reference.load_base(run, task)
+        tx = optim.make(run.optimiser)
+        state = placement.fresh(policy.architecture, ref_params, tx)
+        weights = cut([state.params, state.opt_state])
+        prompts = reference.prompt_tokens(policy, task, run.policy.chat)
+        log_mass = np.log(np.array([[0.6, 0.2]], np.float32))
+        setup = loop.Setup(run, task, policy, ref_params, prompts, log_mass, tx)
+
+        def recorded(*args, **named):
+            drawn.append(sample(*args, **named))
+            return drawn[-1]
+
+        rollout.sample, rows = recorded, []
+        for done in range(steps):
+            state, row, _ = loop.iterate(setup, state, done)
+            rows.append({k: v for k, v in row.items() if not k.startswith("time/")})
+        rollout.sample = sample
+        where = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.opt_state)} if layout else set()
+    return {
+        "rows": rows,
+        "tokens": [np.asarray(one.tokens).tolist() for one in drawn],
+        "logp": [np.asarray(one.logp).tolist() for one in drawn],
+        "bytes_before": weights,
+        "bytes_after": cut([state.params, state.opt_state]),
+        "moments": sorted(where),
+        "params": [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(state.params)],
+    }
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    values = config.LanguageRun(policy=config.Policy(weights=asked["weights"]), steps=asked["steps"])
+    values = config.to_config_dict(values)
+    values.update_from_flattened_dict(asked["fields"])
+    run = config.resolve(values)
+    assert isinstance(run, config.LanguageRun)
+    found = [train(run, sizes, asked["steps"]) for sizes in asked["layouts"]]
+    pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Several processes on this machine's loopback, started as a person would start them, against one."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import small_policy
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = """--config=configs/onetwo.py:nano --config.warmup.steps=0 --config.warmup.measure_samples=16
+    --config.rollout.group_size=16 --config.rollout.max_new_tokens=10 --config.optimiser.learning_rate=1e-3
+    --config.rollout.length_buckets=1 --config.checkpoint.every=2 --config.steps=4""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """The processes share what they compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> pathlib.Path:
+    return small_policy.write(tmp_path_factory.mktemp("weights") / "small")
+
+
+def start(number: int, devices: int, *flags: str) -> list[subprocess.Popen]:
+    """`number` processes of one run, each with its own simulated devices."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    together = []
+    if number > 1:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        together = [f"--coordinator_address=localhost:{port}", f"--num_processes={number}"]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "mara_jax.main", *flags, *together, *([f"--process_id={i}"] if number > 1 else [])],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(number)
+    ]  # fmt: skip
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit status, stdout and stderr of each."""
+    ended = [process.communicate(timeout=900) for process in processes]
+    return [(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    """metrics.jsonl without clocks."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    """Counts are equal, means equal up to the order of summation."""
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, float):
+                assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (row["step"], name)
+            else:
+                assert row[name] == value, (row["step"], name)
+
+
+@pytest.fixture(scope="module")
+def alone(weights, tmp_path_factory) -> pathlib.Path:
+    """The run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ((status, _, stderr),) = finish(start(1, 1, *SMALL, f"--config.policy.weights={weights}", f"--workdir={workdir}"))
+    assert status == 0, stderr
+    assert any(0 < row["valid/fraction"] < 1 for row in rows(workdir)) and len(rows(workdir)) == 4
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("number", "devices", "mesh"),
+    [
+        (2, 1, []),
+        pytest.param(2, 2, ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+        (4, 1, ["--config.mesh.fsdp=2"]),
+        # Two processes hold the same rows: both score them.
+        pytest.param(4, 1, ["--config.mesh.tensor=2"], marks=pytest.mark.slow),
+        pytest.param(2, 4, ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
+                     marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devices, mesh):
+    workdir = tmp_path / "run"
+    ended = finish(start(number, devices, *SMALL, *mesh, f"--config.policy.weights={weights}", f"--workdir={workdir}"))
+    assert [status for status, _, _ in ended] == [0] * number, ended
+    assert_same(rows(workdir), rows(alone))
+    assert (workdir / "reference_samples.jsonl").read_text().count("\n") == 16
+    assert [json.loads((w / "reference.json").read_text())["text"] for w in (workdir, alone)].count([]) == 0
+    samples = [(w / "reference_samples.jsonl").read_text().splitlines() for w in (workdir, alone)]
+    for one, other in zip(*samples, strict=True):
+        assert json.loads(one)["text"] == json.loads(other)["text"]
+    assert "step 4/4" in ended[0][1] and all(not said for _, said, _ in ended[1:])  # one process speaks
+
+
+def kill_at(processes: list[subprocess.Popen], workdir: pathlib.Path, step: int, victim: int) -> None:
+    deadline = time.time() + 600
+    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < step:
+        assert all(p.poll() is None for p in processes) and time.time() < deadline, "ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(processes[victim].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_one_process_killed_ends_the_others_and_the_run_resumes_on_another_mesh(weights, tmp_path):
+    """4 devices of two processes, then 8 of one: as on one device without a kill."""
+    flags = [*SMALL, "--config.steps=12", f"--config.policy.weights={weights}"]
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    ((status, _, stderr),) = finish(start(1, 1, *flags, f"--workdir={whole}"))
+    assert status == 0, stderr
+    processes = start(2, 2, *flags, "--config.mesh.fsdp=2", f"--workdir={workdir}")
+    kill_at(processes, workdir, 3, victim=1)
+    killed = time.time()
+    ended = finish(processes)
+    assert all(status != 0 for status, _, _ in ended) and time.time() - killed < 300
+    last = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    ((status, said, stderr),) = finish(start(1, 8, *flags, *last, f"--workdir={workdir}"))
+    assert status == 0, stderr
+    assert "resuming after step" in said
+    assert_same(rows(workdir), rows(whole))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--config.rollout.group_size=9"], "rollout.group_size=9 cannot be cut into 2 equal parts"),
+        pytest.param(["--config.policy.weights=/nowhere"], "/nowhere does not exist", marks=pytest.mark.slow),
+    ],
+)
+def test_all_processes_end_with_one_line_between_them(weights, tmp_path, flags, told):
+    workdir = tmp_path / "run"
+    ended = finish(start(2, 1, *SMALL, f"--config.policy.weights={weights}", *flags, f"--workdir={workdir}"))
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    lines = [line for _, _, stderr in ended for line in stderr.splitlines() if line.startswith("mara_jax")]
+    assert len(lines) == 1 and told in lines[0]
+    assert not workdir.exists()
