@@ -24,6 +24,8 @@ def compile_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        # Each program runs a few times on little: optimising it costs more than it saves.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
 
 
@@ -87,13 +89,11 @@ def alone(weights, tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("number", "devices", "mesh"),
     [
-        (2, 1, []),
-        pytest.param(2, 2, ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
-        (4, 1, ["--config.mesh.fsdp=2"]),
+        (2, 2, ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+        pytest.param(2, 1, [], marks=pytest.mark.slow),
+        pytest.param(4, 1, ["--config.mesh.fsdp=2"], marks=pytest.mark.slow),
         # Two processes hold the same rows: both score them.
         pytest.param(4, 1, ["--config.mesh.tensor=2"], marks=pytest.mark.slow),
-        pytest.param(2, 4, ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"],
-                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devices, mesh):
@@ -106,7 +106,9 @@ def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devic
     samples = [(w / "reference_samples.jsonl").read_text().splitlines() for w in (workdir, alone)]
     for one, other in zip(*samples, strict=True):
         assert json.loads(one)["text"] == json.loads(other)["text"]
-    assert "step 4/4" in ended[0][1] and all(not said for _, said, _ in ended[1:])  # one process speaks
+    # One process speaks; the lines about connections are the collectives' own.
+    spoken = [[line for line in said.splitlines() if not line.startswith("[Gloo]")] for _, said, _ in ended]
+    assert any("step 4/4" in line for line in spoken[0]) and not any(spoken[1:])
 
 
 def kill_at(processes: list[subprocess.Popen], workdir: pathlib.Path, step: int, victim: int) -> None:
@@ -140,9 +142,10 @@ def test_one_process_killed_ends_the_others_and_the_run_resumes_on_another_mesh(
     ("flags", "told"),
     [
         (["--config.rollout.group_size=9"], "rollout.group_size=9 cannot be cut into 2 equal parts"),
-        pytest.param(["--config.policy.weights=/nowhere"], "/nowhere does not exist", marks=pytest.mark.slow),
+        (["--config.policy.weights=/nowhere"], "/nowhere does not exist"),
     ],
 )
+@pytest.mark.slow
 def test_all_processes_end_with_one_line_between_them(weights, tmp_path, flags, told):
     workdir = tmp_path / "run"
     ended = finish(start(2, 1, *SMALL, f"--config.policy.weights={weights}", *flags, f"--workdir={workdir}"))
