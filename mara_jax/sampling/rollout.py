@@ -58,7 +58,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     prompt_ids: Sequence[int] | np.ndarray | None = None,
-    first_sample: int = 0,
+    first_sample: int | Sequence[int] | np.ndarray = 0,
 ) -> Rollout:
     """Draws group_size completions of each prompt.
 
@@ -70,7 +70,7 @@ def sample(
       temperature: divides the logits; 0 takes the likeliest token.
       top_p: draws from the smallest set of likeliest tokens holding this mass.
       prompt_ids: numbers of the prompts in the data; 0, 1, ... unless told.
-      first_sample: number of each group's first sample.
+      first_sample: number of each group's first sample; one a prompt where the same prompt comes more than once.
 
     Returns:
       A Rollout; its log-probs are the policy's own (temperature 1, untruncated).
@@ -88,9 +88,10 @@ def sample(
     tokens = [_encode(policy, prompt) for prompt in prompts]
     tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id)
     ids_p = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
-    prompts_ps, prompt_lengths_p, ids_p, temperature_p = (
+    first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
+    prompts_ps, prompt_lengths_p, ids_p, first_p, temperature_p = (
         hosts.prompts(array_p, group_size)
-        for array_p in (tokens_ps, lengths_p, ids_p, np.full(len(prompts), temperature, np.float32))
+        for array_p in (tokens_ps, lengths_p, ids_p, first_p, np.full(len(prompts), temperature, np.float32))
     )
     drawn = generate(
         policy.architecture,
@@ -100,7 +101,7 @@ def sample(
         ids_p,
         key,
         temperature_p,
-        first_sample=first_sample,
+        first_sample_p=first_p,
         group_size=group_size,
         max_new_tokens=max_new_tokens,
         eos_ids=policy.eos_ids,
@@ -155,7 +156,7 @@ def generate(
     key: jax.Array,
     temperature_p: jax.Array,
     *,
-    first_sample: jax.Array | int,
+    first_sample_p: jax.Array,
     group_size: int,
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
@@ -168,7 +169,8 @@ def generate(
     last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
     arch, params, prefix = transformer.for_decoding(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    keys_b = drawing.token_keys(key, spread(prompt_ids_p), first_sample + jnp.tile(jnp.arange(group_size), num_prompts))
+    sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
+    keys_b = drawing.token_keys(key, spread(prompt_ids_p), sample_b)
     temperature_b, start_b = spread(temperature_p), spread(prompt_lengths_p)
     ends = jnp.array(eos_ids, jnp.int32)
 

@@ -154,6 +154,8 @@ def draw(setup: Setup, params: Any, done: int, name: str) -> Batch:
 
 def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Rollout, np.ndarray]:
     ids, sizes = prompt_ids(setup.cfg, len(setup.prompts), done), setup.cfg.rollout
+    # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
+    before = np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
     drawn = rollout.sample(
         setup.policy,
         params,
@@ -164,6 +166,7 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
         temperature=sizes.temperature,
         top_p=sizes.top_p,
         prompt_ids=ids,
+        first_sample=before * sizes.group_size,
     )
     return drawn, ids
 

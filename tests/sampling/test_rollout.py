@@ -148,3 +148,11 @@ def test_bad_input_is_one_clear_line(settings, words):
     with pytest.raises(ValueError, match=words) as caught:
         sample(policy, params, prompts, key=jax.random.key(0), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_given_twice_has_two_groups_of_its_own(drawn):
+    """Two groups of 8 of one prompt are the 16 samples of one group of it, in order."""
+    policy, params, rollout = drawn
+    settings = {"key": jax.random.key(1), "group_size": 8, "max_new_tokens": 8}
+    twice = sample(policy, params, [PROMPTS[1]] * 2, prompt_ids=[1, 1], first_sample=[0, 8], **settings)
+    np.testing.assert_array_equal(twice.tokens.reshape(16, 8), rollout.tokens[1])
