@@ -78,7 +78,7 @@ def layout_of(run: config.LanguageRun) -> sharding.Layout:
     """
     wanted = dataclasses.asdict(run.mesh)
     layout = sharding.layout(mesh.make({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
-    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size)
+    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
     return layout
 
 

@@ -194,7 +194,8 @@ def rows(layout: Layout, prompts: int, samples: int) -> tuple[tuple[str, ...], t
             return axes[:cut], axes[cut:]
     need = math.prod(layout.mesh.shape[a] for a in axes)
     raise ValueError(
-        f"rollout.prompts_per_step={prompts} x rollout.group_size={samples} cannot be cut into {need} equal parts "
+        f"{prompts} prompts (rollout.prompts_per_step) x {samples} samples (rollout.group_size, in each of "
+        f"optimiser.micro_batches) cannot be cut into {need} equal parts "
         f"({' x '.join(f'mesh.{a}={layout.mesh.shape[a]}' for a in axes)}): make either a multiple of {need}"
     )
 

@@ -141,7 +141,10 @@ def test_one_process_killed_ends_the_others_and_the_run_resumes_on_another_mesh(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--config.rollout.group_size=9"], "rollout.group_size=9 cannot be cut into 2 equal parts"),
+        (
+            ["--config.rollout.group_size=9"],
+            "9 samples (rollout.group_size, in each of optimiser.micro_batches) cannot",
+        ),
         (["--config.policy.weights=/nowhere"], "/nowhere does not exist"),
     ],
 )

@@ -102,7 +102,7 @@ def test_rows_are_cut_into_equal_runs(prompts, samples, expected):
 
 
 def test_rows_that_do_not_divide_are_refused_in_training_and_whole_elsewhere():
-    with pytest.raises(ValueError, match=r"group_size=6 cannot be cut into 4 .*multiple of 4"):
+    with pytest.raises(ValueError, match=r"1 prompts .* x 6 samples .* cut into 4 .*multiple of 4"):
         sharding.rows(layout(2, 2, 2), 1, 6)
     assert [s.is_fully_replicated for s in sharding.rows_named(layout(2, 2, 2), 1, 6)] == [True, True]
 

@@ -1,0 +1,91 @@
+"""One device and 8 simulated ones, in three layouts: the same tokens and losses (slow)."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_policy
+
+pytestmark = pytest.mark.slow
+
+HERE = pathlib.Path(__file__).parent
+LAYOUTS = [None, [8, 1, 1], [1, 8, 1], [2, 2, 2]]
+
+
+def train(out: pathlib.Path, weights: pathlib.Path, layouts: list, steps: int, fields: dict, **environment) -> list:
+    asked = {"weights": str(weights), "layouts": layouts, "steps": steps, "fields": fields}
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, str(HERE / "layouts_program.py"), json.dumps(asked), str(out)],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def losses(run: dict) -> np.ndarray:
+    return np.array([row["loss"] for row in run["rows"]])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> pathlib.Path:
+    return small_policy.write(tmp_path_factory.mktemp("weights") / "small")
+
+
+def test_ten_steps_of_nano(tmp_path):
+    """From one and the same warmed-up reference: 10 steps as the config has them."""
+    workdir = tmp_path / "nano"
+    command = [sys.executable, "-m", "mara_jax.main", "--config=configs/onetwo.py:nano", f"--workdir={workdir}"]
+    done = subprocess.run([*command, "--config.steps=1"], cwd=HERE.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fields = {
+        "task.malformed": 0.25, "rollout.group_size": 32, "rollout.max_new_tokens": 48,
+        "optimiser.learning_rate": 5e-4, "optimiser.decay_steps": 100,
+    }  # fmt: skip
+    alone, *spread = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields)
+    print("largest difference of losses:", [float(np.abs(losses(run) - losses(alone)).max()) for run in spread])
+    for run in spread:
+        assert run["tokens"] == alone["tokens"]
+        np.testing.assert_allclose(losses(run), losses(alone), rtol=0, atol=1e-5)
+
+
+def test_a_whole_run_in_float64(small, tmp_path):
+    """Beyond rounding: 30 steps agree to 1e-9."""
+    fields = {
+        "policy.compute_dtype": "float64", "rollout.group_size": 16, "rollout.max_new_tokens": 10,
+        "rollout.length_buckets": 2, "optimiser.learning_rate": 1e-3,
+    }  # fmt: skip
+    alone, *spread = train(tmp_path / "out", small, LAYOUTS, 30, fields, JAX_ENABLE_X64="1")
+    difference = [float(np.abs(losses(run) - losses(alone)).max()) for run in spread]
+    print("largest difference of losses:", difference)
+    assert abs(alone["rows"][-1]["kl/reverse"]) > 1e-2  # it went somewhere
+    for run in spread:
+        assert run["tokens"] == alone["tokens"]
+        np.testing.assert_allclose(losses(run), losses(alone), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(run["params"], alone["params"], rtol=1e-8)
+
+
+def test_micro_batches_and_reference_samples_are_spread_too(small, tmp_path):
+    fields = {
+        "rollout.group_size": 16, "rollout.max_new_tokens": 10, "rollout.length_buckets": 1,
+        "optimiser.micro_batches": 2, "algorithm.kl": "forward", "optimiser.learning_rate": 5e-4,
+        "policy.scan_layers": True,
+    }  # fmt: skip
+    alone, spread = train(tmp_path / "out", small, [None, [2, 2, 2]], 3, fields)
+    assert spread["tokens"] == alone["tokens"]
+    np.testing.assert_allclose(losses(spread), losses(alone), rtol=0, atol=1e-5)
+
+
+def test_a_state_is_cut_and_stays_cut(small, tmp_path):
+    """Bytes on each device, counted by hand: an eighth of parameters and moments, biases, which no axis cuts, whole."""
+    fields = {"rollout.group_size": 8, "rollout.max_new_tokens": 4, "rollout.length_buckets": 1}
+    (run,) = train(tmp_path / "out", small, [[1, 8, 1]], 2, fields)
+    biases = 4 * 3 * (4 * 16 + 2 * 2 * 16)  # float32, the parameter and two moments
+    steps = 4  # Adam's count
+    (whole,), held = run["bytes_before"]
+    assert held == [(whole - biases - steps) // 8 + biases + steps] * 8
+    assert run["bytes_after"] == run["bytes_before"]
