@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from mara_jax import limits
 from mara_jax.core import kl as divergences
 from mara_jax.core.targets import Direction
 
@@ -219,6 +220,7 @@ def build(config: Any) -> Run:
     kind = ToyRun if "toy" in values else LanguageRun
     run = _build(kind, kind(), values, "")
     _check_words(run.algorithm)
+    limits.check(run, kind(), "algorithm.beta")
     return run
 
 
@@ -300,18 +302,17 @@ def check(run: Run) -> None:
     Raises:
       ValueError: one line with the value, the limit and the cure.
     """
+    limits.check(run, type(run)())
     _check_algorithm(run.algorithm)
-    _positive(run, "steps")
     if isinstance(run, ToyRun):
         _check_toy(run)
         return
-    for section, names in (
-        ("rollout", ("prompts_per_step", "group_size", "max_new_tokens", "temperature")),
-        ("optimiser", ("learning_rate",)),
-        ("checkpoint", ("every", "keep")),
-    ):
-        _positive(getattr(run, section), *names, where=section + ".")
     _check_rollout(run)
+    if 0 < run.warmup.max_steps < run.warmup.steps:
+        raise ValueError(
+            f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
+            "are looked at: raise max_steps, or set it to 0 to stop after `steps` without looking"
+        )
     if run.policy.weights == "nano" and run.warmup.steps < 1:
         raise ValueError(
             "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
@@ -319,14 +320,9 @@ def check(run: Run) -> None:
         )
     if run.task.reasoning not in ("varied", "fixed"):
         raise ValueError(f"task.reasoning={run.task.reasoning!r} is unknown: choose varied or fixed")
-    for name in ("share_of_ones", "malformed"):
-        value = getattr(run.task, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"task.{name}={value} is not a share: it lies between 0 and 1")
 
 
 def _check_toy(run: ToyRun) -> None:
-    _positive(run.toy, "batch", "learning_rate", where="toy.")
     if run.toy.figure not in (2, 4, 5, 6):
         raise ValueError(f"toy.figure={run.toy.figure} has no 100-outcome problem: choose 2, 4, 5 or 6")
     if run.algorithm.method == "mara" and run.algorithm.anchor == "answer":
@@ -347,7 +343,8 @@ def _check_toy(run: ToyRun) -> None:
 
 def _check_sweep(run: ToyRun) -> None:
     sweep = run.sweep
-    _positive(sweep, "seeds", "chunk", where="sweep.")
+    if run.seed + sweep.seeds - 1 > limits.LARGEST:
+        raise ValueError(f"seed={run.seed} with sweep.seeds={sweep.seeds} goes past {limits.LARGEST}: lower the seed")
     for name, known in (("methods", METHODS), ("kls", tuple(TRAINABLE)), ("estimators", tuple(ESTIMATORS))):
         if not getattr(sweep, name):
             raise ValueError(f"sweep.{name} is empty: choose from {', '.join(known)}")
@@ -362,10 +359,13 @@ def _check_sweep(run: ToyRun) -> None:
                 f"sweep.estimators={sweep.estimators} has none for the {kl} KL: add auto or "
                 f"{' or '.join(TRAINABLE[kl])}, or take {kl} out of sweep.kls"
             )
-    for name, low, high in (("betas", 0, None), ("thresholds", None, 1), ("gaps", None, 1)):
+    for name, holds, limit in (
+        ("betas", lambda v: 0 < v <= 1e6, "above 0 and at most 1e6"),
+        ("thresholds", lambda v: -1e6 <= v <= 1, "finite and at most 1"),
+        ("gaps", lambda v: -1e6 <= v <= 1, "finite and at most 1"),
+    ):
         for value in getattr(sweep, name):
-            if (low is not None and value <= low) or (high is not None and value > high):
-                limit = f"above {low}" if high is None else f"at most {high}"
+            if not holds(value):
                 raise ValueError(f"sweep.{name} has {value}: each must be {limit}")
     if sweep.gaps and run.toy.figure not in (2, 4):
         raise ValueError(f"sweep.gaps means nothing for toy.figure={run.toy.figure}: figures 2 and 4 have two peaks")
@@ -384,8 +384,6 @@ def _check_words(algorithm: Algorithm) -> None:
         value = getattr(algorithm, name)
         if value not in known:
             raise ValueError(f"algorithm.{name}={value!r} is unknown: choose one of {', '.join(known)}")
-    if not algorithm.beta >= 0:
-        raise ValueError(f"algorithm.beta={algorithm.beta} must not be negative: try 0.1")
 
 
 def _check_algorithm(algorithm: Algorithm) -> None:
@@ -428,20 +426,17 @@ def _check_placement(algorithm: Algorithm) -> None:
 
 
 def _check_rollout(run: LanguageRun) -> None:
-    rollout, beta = run.rollout, run.algorithm.beta
-    if not 0 < rollout.top_p <= 1:
-        raise ValueError(f"rollout.top_p={rollout.top_p} must lie in (0, 1]")
+    rollout = run.rollout
     for name in ("top_p", "temperature"):
         value = getattr(rollout, name)
-        if value != 1 and beta > 0:
+        if value != 1:
             raise ValueError(
-                f"rollout.{name}={value} with algorithm.beta={beta}: samples would not come from the policy whose "
-                f"KL is measured, so the objective would not be the stated one; use rollout.{name}=1.0"
+                f"rollout.{name}={value}: samples would not come from the policy whose log-probs are differentiated "
+                "and whose KL is measured, so the gradient would not be that of the stated objective; use "
+                f"rollout.{name}=1.0"
             )
-    if rollout.length_buckets < 0:
-        raise ValueError(f"rollout.length_buckets={rollout.length_buckets} must be at least 0 (0: padded)")
     parts = run.optimiser.micro_batches
-    if parts < 1 or rollout.group_size % parts:
+    if rollout.group_size % parts:
         raise ValueError(
             f"optimiser.micro_batches={parts} must divide rollout.group_size={rollout.group_size}: each part has some "
             "samples of every group"
@@ -451,10 +446,3 @@ def _check_rollout(run: LanguageRun) -> None:
             f"rollout.group_size={rollout.group_size} leaves algorithm.baseline={run.algorithm.baseline!r} nothing "
             "to compare with: use at least 2, or algorithm.baseline=none"
         )
-
-
-def _positive(section: Any, *names: str, where: str = "") -> None:
-    for name in names:
-        value = getattr(section, name)
-        if not value > 0:
-            raise ValueError(f"{where}{name}={value} must be positive")

@@ -11,7 +11,13 @@ ROOT = pathlib.Path(mara_jax.__file__).parent
 LAYERS = [("core",), ("policies", "tasks"), ("sampling",), ("train",), ("main",)]
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 # Rooms beside the line, and all that each may see of ours besides itself.
-ASIDE = {"parallel": set(), "hf": {"policies", "parallel"}, "eval": {"core", "tasks"}, "config": {"core"}}
+ASIDE = {
+    "parallel": set(),
+    "hf": {"policies", "parallel"},
+    "eval": {"core", "tasks"},
+    "config": {"core", "limits"},
+    "limits": set(),
+}
 
 
 def imported_rooms(path: pathlib.Path) -> set[str]:

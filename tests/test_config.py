@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
-from mara_jax import config
-from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Toy, ToyRun, Warmup
+from mara_jax import config, limits
+from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup
+
+NAN, INF = float("nan"), float("inf")
 
 
 def language(**algorithm):
@@ -61,9 +63,16 @@ def test_exact_placements_are_accepted(algorithm):
         (LanguageRun(policy=Policy(weights="nano")), "warmup.steps=0"),
         (
             dataclasses.replace(language(), rollout=Rollout(top_p=0.9)),
-            "rollout.top_p=0.9 with algorithm.beta=0.1",
+            "rollout.top_p=0.9: samples would not come from the policy",
         ),
         (dataclasses.replace(language(), rollout=Rollout(temperature=0.7)), "rollout.temperature=0.7"),
+        (  # without a KL the gradient is that of no E[R] all the same
+            dataclasses.replace(language(method="vanilla", beta=0.0), rollout=Rollout(top_p=0.9)),
+            "rollout.top_p=0.9: samples would not come from the policy",
+        ),
+        (LanguageRun(warmup=Warmup(steps=9, max_steps=8)), "warmup.max_steps=8 is below warmup.steps=9"),
+        (ToyRun(seed=2**31 - 2, sweep=Sweep(betas=(0.1,), seeds=3)), "seed=2147483646 with sweep.seeds=3"),
+        (ToyRun(sweep=Sweep(betas=(0.1, float("nan")))), "sweep.betas has nan"),
         (dataclasses.replace(language(), rollout=Rollout(group_size=1)), "rollout.group_size=1"),
         (dataclasses.replace(language(), rollout=Rollout(length_buckets=-1)), "rollout.length_buckets=-1"),
         (
@@ -81,8 +90,75 @@ def test_values_that_cannot_work_are_refused_in_one_line(run, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_top_p_without_a_kl_is_allowed():
-    config.check(dataclasses.replace(language(method="vanilla", beta=0.0), rollout=Rollout(top_p=0.9)))
+# A number past its limit, of every kind of limit and of every section.
+PAST = {
+    "steps": (0, 2**31),
+    "seed": (-1, 2**31, 2**64),
+    "show_samples": (-1,),
+    "algorithm.beta": (INF, NAN, -0.1, 1e30),
+    "algorithm.threshold": (NAN, INF, -INF),
+    "policy.embed": (0,),
+    "task.malformed": (-0.1, 1.1, NAN),
+    "warmup.steps": (-2,),
+    "warmup.batch": (0,),
+    "warmup.learning_rate": (-1.0, 0.0, INF, NAN),
+    "warmup.check_every": (0,),
+    "warmup.check_samples": (0,),
+    "warmup.max_steps": (-1,),
+    "warmup.valid_range": ((0.9, 0.6), (-0.1, 1.0), (0.5, 1.5), (NAN, 1.0)),
+    "warmup.ones_range": ((0.9, 0.6),),
+    "warmup.measure_samples": (0, -4),
+    "rollout.max_new_tokens": (0, 10**30),
+    "rollout.top_p": (0.0, 1.1, NAN),
+    "rollout.temperature": (0.0, INF),
+    "rollout.length_buckets": (-1,),
+    "optimiser.warmup_steps": (-1,),
+    "optimiser.decay_steps": (-1,),
+    "optimiser.b1": (2.0, 1.0, -0.1, NAN),
+    "optimiser.b2": (1.0,),
+    "optimiser.eps": (0.0,),
+    "optimiser.max_grad_norm": (-1.0, INF),
+    "optimiser.micro_batches": (0,),
+    "checkpoint.keep": (0,),
+}
+
+
+def put(run, name: str, value):
+    """The run with one dotted field in place."""
+    section, _, rest = name.partition(".")
+    return dataclasses.replace(run, **{section: put(getattr(run, section), rest, value) if rest else value})
+
+
+@pytest.mark.parametrize(("name", "values"), PAST.items())
+def test_a_number_past_its_limit_is_named_with_value_limit_and_cure(name, values):
+    good = dataclasses.replace(language(), warmup=Warmup(steps=1))
+    for value in values:
+        with pytest.raises(ValueError) as caught:
+            config.resolve(config.to_config_dict(put(good, name, value)))
+        said = str(caught.value)
+        assert said.startswith(f"{name}={value} must ") and ": try " in said and "\n" not in said
+        assert limits.LIMITS[name].words in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("toy.batch", 0), ("toy.learning_rate", NAN), ("steps", 0), ("seed", -1)])
+def test_toy_runs_have_the_same_limits(name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value} must "):
+        config.check(put(ToyRun(), name, value))
+
+
+def test_every_limit_is_of_a_field_and_every_number_has_one():
+    runs = (LanguageRun(), ToyRun())
+    numbers = {
+        f"{section.name}.{field.name}" if dataclasses.is_dataclass(value) else section.name
+        for run in runs
+        for section in dataclasses.fields(run)
+        for value in [getattr(run, section.name)]
+        for field in (dataclasses.fields(value) if dataclasses.is_dataclass(value) else [section])
+        if type(getattr(value, field.name, value)) in (int, float)
+    }
+    # What toy.figure and the mesh may be is more than a range.
+    assert {n for n in numbers if not n.startswith("mesh.")} - limits.LIMITS.keys() == {"toy.figure"}
+    assert limits.LIMITS.keys() - numbers == {"warmup.valid_range", "warmup.ones_range"}
 
 
 def test_resolve_undoes_to_config_dict_and_json():
