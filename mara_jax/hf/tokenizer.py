@@ -244,23 +244,32 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str],
       p lists of ids.
 
     Raises:
-      ValueError: chat without a chat template, or a prompt with no tokens.
+      ValueError: chat without a chat template or with one that cannot be run, or a prompt with no tokens.
     """
     if chat and tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template; turn chat off, or give it a chat_template.jinja")
+        raise ValueError(
+            "the tokenizer has no chat template: set --config.policy.chat=False, or give it a chat_template.jinja"
+        )
     rows = []
     for prompt in prompts:
         if chat:
-            prompt = str(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                )
-            )
+            prompt = _in_template(tokenizer, prompt)
         row = list(tokenizer.encode(prompt, add_special_tokens=not chat))
         if not row:
             raise ValueError(f"the prompt {prompt!r} has no tokens; give at least one")
         rows.append(row)
     return rows
+
+
+def _in_template(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> str:
+    message = [{"role": "user", "content": prompt}]
+    try:
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program: running it can fail in any way
+        raise ValueError(
+            f"the tokenizer's chat template fails on one user message ({type(error).__name__}: {_one_line(error)}): "
+            "set --config.policy.chat=False, or mend its chat_template.jinja"
+        ) from error
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:

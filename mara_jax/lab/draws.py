@@ -182,6 +182,7 @@ def of_run(workdir: pathlib.Path, samples: int | None = None, prompt: int = 0) -
 def _prompts(run: config.LanguageRun, policy, task, prompt: int) -> list[list[int]]:
     if prompt >= len(task.prompts):
         raise ValueError(f"--prompt={prompt}: the task has {len(task.prompts)}, counted from 0")
+    reference.check_context(run, policy, task)
     return reference.prompt_tokens(policy, task, run.policy.chat)
 
 

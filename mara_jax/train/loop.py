@@ -83,6 +83,7 @@ def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
 
     def read() -> tuple[transformer.Policy, Any]:
         policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
+        reference.check_context(cfg, policy, task)
         if cfg.warmup.steps and not resumed:
             reference.check_demonstrations(cfg, policy, task)
         return policy, params

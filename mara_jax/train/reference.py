@@ -150,12 +150,37 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
     return Samples(reward[:, :count], answer[:, :count], [group[:count] for group in texts], logp[:, :count])
 
 
-def check_demonstrations(run: LanguageRun, policy: transformer.Policy, task: Task) -> None:
-    """Refuses, before any training, demonstrations that do not fit the completion length.
+def check_context(run: LanguageRun, policy: transformer.Policy, task: Task) -> None:
+    """Refuses, before anything is written, prompts that cannot be encoded or leave too little of the context.
 
     Raises:
-      ValueError: the longest one, with its end token, is longer than rollout.max_new_tokens.
+      ValueError: no prompt of tokens, or the longest one and its completion do not fit the positions of the model.
     """
+    most, new = policy.architecture.max_positions, run.rollout.max_new_tokens
+    longest = max(len(ids) for ids in prompt_tokens(policy, task, run.policy.chat))
+    if longest + new > most:
+        cure = f"use at most {most - longest}" if longest < most else "choose a model with a longer context"
+        raise ValueError(
+            f"rollout.max_new_tokens={new} after the longest prompt of {longest} tokens makes {longest + new}, but "
+            f"{policy.source} has {most} positions: {cure}"
+        )
+
+
+def check_demonstrations(run: LanguageRun, policy: transformer.Policy, task: Task) -> None:
+    """Refuses, before any training, demonstrations that do not fit the completion length or do not end a completion.
+
+    Raises:
+      ValueError: the longest one, with its end token, is longer than rollout.max_new_tokens; or the token that closes
+        them is none that ends a completion.
+    """
+    end = policy.tokenizer.eos_token_id
+    if end is None or end not in policy.eos_ids:
+        names = f"is the id {end}, but completions end at" if end is not None else "is not set; completions end at"
+        raise ValueError(
+            f"{policy.source}: the tokenizer's eos_token, which closes the warm-up's demonstrations, {names} "
+            f"{list(policy.eos_ids) or 'none'}: make eos_token in tokenizer_config.json and eos_token_id in "
+            "generation_config.json the same, or set warmup.steps=0"
+        )
     steps = max(run.warmup.steps, run.warmup.max_steps)
     texts = [text for step in range(steps) for _, text in task.demonstrations(run.seed, step, run.warmup.batch)]
     longest = 1 + max(len(ids) for ids in policy.tokenizer(texts, add_special_tokens=False).input_ids)

@@ -1,5 +1,6 @@
 """The command as a process: bad input, kills, resumption, and what a run leaves behind."""
 
+import copy
 import json
 import os
 import pathlib
@@ -11,6 +12,13 @@ import time
 
 import numpy as np
 import pytest
+
+from mara_jax.config import LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
+from mara_jax.hf import tokenizer
+from mara_jax.policies import transformer
+from mara_jax.tasks import onetwo
+from mara_jax.train import loop, reference
+from mara_jax.train import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64
@@ -210,6 +218,74 @@ def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, flags, words):
     workdir = tmp_path / "run"
     refused(main(f"--workdir={workdir}", *flags), *words)
     assert not workdir.exists()
+
+
+NANO = tokenizer.nano([text for _, text in onetwo.OneTwo().demonstrations(0, 0, 50)])
+
+
+def weights(monkeypatch, *, ends=(2,), eos: str | None = "<|im_end|>", template: str | None = "{{ messages }}"):
+    """Makes a run of "nano" load a policy that has a tokenizer and 200 positions, but no parameters."""
+    nano = copy.deepcopy(NANO)
+    nano.eos_token, nano.chat_template = eos, template
+    arch = transformer.Architecture(
+        family="qwen2", vocab_size=512, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32, rope_theta=1e4,
+        rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False, max_positions=200,
+    )  # fmt: skip
+    policy = transformer.Policy(arch, nano, ends, 0, {}, "/some/model")
+    monkeypatch.setattr(reference, "load_base", lambda *_: (policy, None))
+
+
+@pytest.mark.parametrize(
+    ("loaded", "rollout", "words"),
+    [
+        ({"template": None}, {}, ["no chat template", "--config.policy.chat=False"]),
+        ({"template": "{% if"}, {}, ["chat template", "--config.policy.chat=False"]),
+        ({"template": "{{ raise_exception('no system') }}"}, {}, ["no system", "--config.policy.chat=False"]),
+        ({"template": "{{ messages + 1 }}"}, {}, ["chat template", "--config.policy.chat=False"]),
+        ({}, {"max_new_tokens": 190}, ["rollout.max_new_tokens=190", "/some/model has 200 positions: use at most"]),
+        ({"template": "1" * 300}, {}, ["200 positions: choose a model with a longer context"]),
+        ({"ends": (7, 9)}, {}, ["/some/model", "the id 2, but completions end at [7, 9]", "eos_token_id"]),
+        ({"eos": None}, {}, ["/some/model", "eos_token", "is not set", "warmup.steps=0"]),
+    ],
+)
+def test_what_only_the_weights_can_tell_is_refused_before_anything_is_written(
+    monkeypatch, tmp_path, loaded, rollout, words
+):
+    weights(monkeypatch, **loaded)
+    cfg = LanguageRun(policy=Policy(weights="nano"), warmup=Warmup(steps=2), rollout=Rollout(**rollout))
+    with pytest.raises(ValueError) as caught:
+        loop.run(cfg, onetwo.OneTwo(), tmp_path / "run")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_prompt_and_its_completion_may_fill_the_context(monkeypatch):
+    weights(monkeypatch, template="1" * 160)
+    policy, _ = reference.load_base(LanguageRun(), onetwo.OneTwo())
+    reference.check_context(LanguageRun(rollout=Rollout(max_new_tokens=40)), policy, onetwo.OneTwo())
+    with pytest.raises(ValueError, match=r"use at most 40$"):
+        reference.check_context(LanguageRun(rollout=Rollout(max_new_tokens=41)), policy, onetwo.OneTwo())
+
+
+def test_a_run_refused_before_its_first_result_does_not_hold_its_workdir(tmp_path):
+    mine, other = ToyRun(), ToyRun(toy=Toy(figure=2))
+    workdirs.claim(tmp_path, mine)
+    workdirs.check(tmp_path, other)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="another config"):
+        workdirs.check(tmp_path, other)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')  # no run's, and not to be overwritten
+    with pytest.raises(ValueError, match="another config"):
+        workdirs.check(tmp_path, other)
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "x" * 300, "/proc/run", "/proc/version/run"])
+def test_a_workdir_that_cannot_be_is_refused_at_once(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError) as caught:
+        workdirs.check(tmp_path / name, ToyRun())
+    assert str(tmp_path / name) in str(caught.value) and "choose another --workdir" in str(caught.value)
 
 
 def test_a_tokenizer_that_is_not_utf8_is_one_line(whole, tmp_path):
