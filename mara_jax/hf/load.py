@@ -6,8 +6,10 @@ have comes from the parameter table alone. Every tensor is used exactly once, an
 
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,22 +96,42 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
+def _number(config: Mapping[str, Any], key: str) -> float:
+    """A positive number of a configuration; one line that names its key where it is anything else."""
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{key}={value!r} must be a positive number: fetch the file again")
+    return float(value)
+
+
+def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """As `_number`, whole; `default` stands for one that is missing or null."""
+    if default is not None and config.get(key) is None:
+        return default
+    value = _number(config, key)
+    if not value.is_integer():
+        raise ValueError(f"{key}={value!r} must be a whole number: fetch the file again")
+    return int(value)
+
+
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Rotary base and scaling, from the keys of transformers 5 (rope_parameters) or of earlier versions."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"its rope settings are {rope!r}, not an object: fetch the file again")
+    rope = {"rope_theta": config.get("rope_theta", 10000.0), **rope}
+    theta = _number(rope, "rope_theta")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ValueError("it rotates only a part of each head: this code rotates all of it, choose another model")
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, RopeScaling("linear", float(rope["factor"]))
+        return theta, RopeScaling("linear", _number(rope, "factor"))
     if kind == "llama3":
-        low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-        return theta, RopeScaling(
-            "llama3", float(rope["factor"]), low, high, int(rope["original_max_position_embeddings"])
-        )
+        low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+        positions = _count(rope, "original_max_position_embeddings")
+        return theta, RopeScaling("llama3", _number(rope, "factor"), low, high, positions)
     raise ValueError(f"rope scaling {kind!r} is unknown: this code knows 'default', 'linear' and 'llama3'")
 
 
@@ -131,23 +153,23 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
             raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
     try:
         theta, scaling = _rope(config)
-        heads, embed = int(config["num_attention_heads"]), int(config["hidden_size"])
+        heads, embed = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return Architecture(
             family=family,
-            vocab_size=int(config["vocab_size"]),
+            vocab_size=_count(config, "vocab_size"),
             embed=embed,
-            layers=int(config["num_hidden_layers"]),
+            layers=_count(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or (128 if family == "qwen3" else embed // heads)),
-            mlp=int(config["intermediate_size"]),
+            kv_heads=_count(config, "num_key_value_heads", heads),
+            head_dim=_count(config, "head_dim", 128 if family == "qwen3" else embed // heads),
+            mlp=_count(config, "intermediate_size"),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            norm_eps=_number({"rms_norm_eps": 1e-6, **config}, "rms_norm_eps"),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            max_positions=int(config.get("max_position_embeddings", 32768)),
+            max_positions=_count(config, "max_position_embeddings", 32768),
             **choices,
         )
     except ValueError as error:
@@ -265,10 +287,12 @@ def _part(tensors: Tensors, rows: list[Row], shape: tuple[int, ...], index: tupl
     return host if stacked else host[0]
 
 
-def _as_ids(value: Any) -> list[int]:
-    if value is None:
-        return []
-    return [int(one) for one in value] if isinstance(value, list | tuple) else [int(value)]
+def _as_ids(value: Any, where: str) -> list[int]:
+    ids = [] if value is None else [*value] if isinstance(value, list | tuple) else [value]
+    for one in ids:
+        if isinstance(one, bool) or not isinstance(one, Integral):
+            raise ValueError(f"{where}={value!r} must be a token id, a whole number, or a list of them: correct it")
+    return [int(one) for one in ids]
 
 
 def end_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Any) -> tuple[int, ...]:
@@ -279,9 +303,11 @@ def end_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer:
         limit.
     """
     own = None if tokenizer is None else tokenizer.eos_token_id
-    for named in (generation.get("eos_token_id"), config.get("eos_token_id"), own):
-        if _as_ids(named):
-            return tuple(sorted(set(_as_ids(named))))
+    places = {"generation_config.json": generation, "config.json": config, "the tokenizer": {"eos_token_id": own}}
+    for place, named in places.items():
+        ids = _as_ids(named.get("eos_token_id"), f"eos_token_id in {place}")
+        if ids:
+            return tuple(sorted(set(ids)))
     return ()
 
 
@@ -292,7 +318,15 @@ def make_policy(
 
     errors: ValueError where the tokenizer or the set of end tokens has an id past the last row.
     """
-    eos = end_ids(generation, config, tokenizer)
+    try:
+        eos = end_ids(generation, config, tokenizer)
+        pads = [
+            *([] if tokenizer is None else _as_ids(tokenizer.pad_token_id, "pad_token_id in the tokenizer")),
+            *_as_ids(generation.get("pad_token_id"), "pad_token_id in generation_config.json"),
+            *_as_ids(config.get("pad_token_id"), "pad_token_id in config.json"),
+        ]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     limit = arch.vocab_size
     largest = -1 if tokenizer is None else max(tokenizer.get_vocab().values(), default=-1)
     if largest >= limit:
@@ -305,12 +339,7 @@ def make_policy(
         raise ValueError(
             f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct eos_token_id"
         )
-    pads = [
-        None if tokenizer is None else tokenizer.pad_token_id,
-        generation.get("pad_token_id"),
-        config.get("pad_token_id"),
-    ]
-    pad = next((int(one) for one in pads if one is not None and 0 <= int(one) < limit), eos[0] if eos else 0)
+    pad = next((one for one in pads if 0 <= one < limit), eos[0] if eos else 0)
     return Policy(arch, tokenizer, eos, pad, config, source)
 
 
@@ -322,6 +351,9 @@ def _weight_files(directory: Path) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index} has no weight_map: fetch the file again")
+        for tensor, name in weight_map.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{index} maps {tensor} to {name!r}, not to the name of a file: fetch the file again")
         return [directory / name for name in sorted(set(weight_map.values()))]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -417,6 +449,10 @@ def load(
         return _load_gguf(path, tokenizer, param_dtype, layout, choices)
     if path.is_dir():
         return _load_directory(path, tokenizer, param_dtype, layout, choices)
+    if path.is_file():
+        raise ValueError(
+            f"{text} is a file that is no .gguf: give the directory that holds config.json and *.safetensors"
+        )
     if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
         return _load_directory(_from_hub(where), tokenizer, param_dtype, layout, choices)
     raise FileNotFoundError(

@@ -182,6 +182,25 @@ def test_tensor_in_two_shards(sharded):
     refused(sharded, f"{second.name} holds {name} a second time")
 
 
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [("num_attention_heads", "None must be a positive number"), ("rope_theta", "None must be a positive")],
+)
+def test_a_null_where_a_number_must_be(single, key, part):
+    file = single / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": None, key: None}))
+    refused(single, f"{key}={part}")
+
+
+def test_an_index_that_names_no_files(sharded):
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": 3}}')
+    refused(sharded, "maps model.norm.weight to 3, not to the name of a file")
+
+
+def test_a_file_that_is_no_gguf(single):
+    refused(single / "model.safetensors", "is a file that is no .gguf")
+
+
 def test_index_without_a_map(sharded):
     (sharded / "model.safetensors.index.json").write_text("{}")
     refused(sharded, "has no weight_map")
@@ -225,6 +244,16 @@ def test_broken_config(single, content, part):
         ({"rope_parameters": {"rope_type": "linear"}}, "lacks 'factor'"),
         ({"num_attention_heads": 3}, "3 query heads do not divide over 2 kv heads"),
         ({"eos_token_id": 97}, "end token 97 has no row in the embedding (0 to 96)"),
+        ({"eos_token_id": "</s>"}, "eos_token_id in config.json='</s>' must be a token id"),
+        ({"eos_token_id": [1, "</s>"]}, "eos_token_id in config.json=[1, '</s>'] must be a token id"),
+        ({"pad_token_id": "x"}, "pad_token_id in config.json='x' must be a token id"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a positive number"),
+        ({"num_attention_heads": "4"}, "num_attention_heads='4' must be a positive number"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers=1.5 must be a whole number"),
+        ({"vocab_size": True}, "vocab_size=True must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a positive number"),
+        ({"rope_parameters": [1]}, "rope settings are [1], not an object"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0 must be a positive number"),
     ],
 )
 def test_config_that_cannot_be_served(single, changes, part):
