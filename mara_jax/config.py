@@ -211,17 +211,31 @@ def resolve(config: Any) -> Run:
 
 
 def build(config: Any) -> Run:
-    """The run behind a ConfigDict as it stands: what training refuses (see `check`) can still be audited.
+    """The run behind a config as it stands: what training refuses (see `check`) can still be audited.
 
     Raises:
       ValueError: an unknown field, a value of the wrong type, or a word or beta of the algorithm that means nothing.
     """
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
-    kind = ToyRun if "toy" in values else LanguageRun
+    kind = kind_of(config)
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    values = dataclasses.asdict(values) if isinstance(values, LanguageRun | ToyRun) else dict(values)
     run = _build(kind, kind(), values, "")
     _check_words(run.algorithm)
     limits.check(run, kind(), "algorithm.beta")
     return run
+
+
+def kind_of(config: Any) -> type[LanguageRun] | type[ToyRun]:
+    """Which schema a config has: a run, or a ConfigDict or dict of one.
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    if isinstance(config, LanguageRun | ToyRun):
+        return type(config)
+    if not isinstance(config, ml_collections.ConfigDict | dict):
+        raise ValueError(f"a config is to_config_dict(LanguageRun(...)) or of a ToyRun, not {config!r:.80}")
+    return ToyRun if "toy" in config else LanguageRun
 
 
 def _build(kind: type, defaults: Any, values: dict[str, Any], where: str) -> Any:

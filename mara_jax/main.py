@@ -1,10 +1,13 @@
 """The command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR [--config.x.y=VALUE]``."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -107,47 +110,61 @@ def read_flags(values: flags.FlagValues, argv: list[str]) -> None:
     Raises:
       ValueError: one line for an unknown flag or field, a wrong type, a config file that is missing or broken.
     """
-    _config_file(argv)
-    _known_fields(argv)
-    try:
-        rest = values(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    except flags.Error as error:
-        # For an error inside a config file absl's message holds a whole traceback: its last line says it.
-        text = str(error).strip()
-        raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
-    except Exception as error:  # a config file is Python: running it can fail in any way
-        raise ValueError(f"the config file cannot be run: {type(error).__name__}: {error}") from error
+    file = _config_file(argv)
+    if file:
+        _known_fields(argv, _read(values["config"].parser.parse, file))
+    rest = _read(values, argv)
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
 
 
-def _config_file(argv: list[str]) -> None:
-    """Refuses a config file that is not there; absl would tell only at its first use, in several lines."""
+def _read(parse: Any, given: Any) -> Any:
+    """What a parser of flags makes of its argument; whatever a config file raises becomes one line."""
+    try:
+        return parse(given)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        # For an error inside a config file the message holds a whole traceback: its last line says it.
+        text = str(error).strip()
+        if "no attribute 'get_config'" in text:
+            text = "the config file has no function get_config(variant) that returns the run: see configs/onetwo.py"
+        raise ValueError(text.splitlines()[-1].split("Error: ", 1)[-1] if "Traceback" in text else text) from error
+    except Exception as error:  # a config file is Python: running it can fail in any way
+        raise ValueError(f"the config file cannot be run: {type(error).__name__}: {error}") from error
+
+
+def _config_file(argv: list[str]) -> str:
+    """The value of --config, if any. A file that is not there absl would tell only at its first use, in many lines."""
+    given = ""
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = arg.partition("=")
         if name.lstrip("-") != "config" or not name.startswith("-"):
             continue
-        file = (value or following).split(":")[0]
+        given = value or following
+        file = given.split(":")[0]
         if file and not pathlib.Path(file).is_file():
             what = "is not a file" if pathlib.Path(file).exists() else "does not exist"
             raise ValueError(
                 f"config file {file!r} {what}: give --config=FILE.py, as in --config=configs/onetwo.py:nano"
             )
+    return given
 
 
-def _known_fields(argv: list[str]) -> None:
-    """Refuses --config.FIELD overrides that the schema lacks, naming what it has."""
-    names = [arg[2:].split("=")[0].removeprefix("config.") for arg in argv if arg.startswith("--config.")]
-    file = next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), "")
-    kind = config.ToyRun if pathlib.Path(file.split(":")[0]).name == "toy.py" else config.LanguageRun
+def _known_fields(argv: list[str], loaded: Any) -> None:
+    """Refuses --config.FIELD overrides that the schema of the loaded config lacks, naming what it has."""
+    flagged = [arg.split("=")[0].lstrip("-").removeprefix("no") for arg in argv if arg.startswith("-")]
+    names = [name.removeprefix("config.") for name in flagged if name.startswith("config.")]
+    kind = config.kind_of(loaded)
     for name in names:
         node = kind()
         for part in name.split("."):
             if not dataclasses.is_dataclass(node) or not hasattr(node, part):
                 raise ValueError(config.unknown_field(kind, name))
             node = getattr(node, part)
+    if names and dataclasses.is_dataclass(loaded):
+        raise ValueError(
+            f"--config.{names[0]}: the config file returns a {kind.__name__}, which nothing can override: "
+            "let get_config return to_config_dict(run)"
+        )
 
 
 def train(run: config.Run, workdir: pathlib.Path) -> None:
@@ -168,12 +185,29 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
     from mara_jax.train import loop
 
     check_threshold(run)
-    with sharding.use(hosts.everywhere(lambda: layout_of(run))):
+    with sharding.use(hosts.everywhere(lambda: layout_of(run))), too_large():
         loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
 
 
+@contextlib.contextmanager
+def too_large() -> Iterator[None]:
+    """Tells in one line of a run that no memory can hold; other failures of a device stay as they are."""
+    import jax
+
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0][:160]
+        raise ValueError(
+            f"out of memory ({reason}): lower rollout.group_size, rollout.prompts_per_step or rollout.max_new_tokens, "
+            "raise optimiser.micro_batches, or set policy.remat=layer"
+        ) from error
+
+
 def check_threshold(run: config.LanguageRun) -> None:
-    """Refuses a threshold that no completion of the run's task can reach, which config.check cannot know.
+    """Refuses a threshold that no completion of the run's task can reach, or that MARA would find in every one.
 
     Raises:
       ValueError: one line.
@@ -185,6 +219,11 @@ def check_threshold(run: config.LanguageRun) -> None:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
             f"no completion would ever be good; use at most {most}"
+        )
+    if threshold <= 0 and run.algorithm.method == "mara":
+        raise ValueError(
+            f"algorithm.threshold={threshold} is not above the reward of an invalid completion (0): MARA would count "
+            f"those as good and spread mass over them; use more than 0 and at most {most}"
         )
 
 

@@ -123,7 +123,7 @@ def read(workdir: str | os.PathLike) -> Record:
     """
     workdir = Path(workdir)
     config = _json(workdir / "config.json", ("algorithm", "seed"))
-    reference = _json(workdir / "reference.json", ("samples", "answers", "counts", "optimum", "objective"))
+    reference = read_reference(workdir / "reference.json")
     rows = []
     lines = _text(workdir / "metrics.jsonl").split("\n")
     for number, line in enumerate(lines, 1):
@@ -131,6 +131,23 @@ def read(workdir: str | os.PathLike) -> Record:
             break
         rows.append(_parsed(line, f"{workdir / 'metrics.jsonl'}, line {number}", _METRICS))
     return Record(workdir, config, reference, rows)
+
+
+def read_reference(path: Path) -> dict[str, Any]:
+    """reference.json as it was before it was written: null in a list of log-masses is -inf, which JSON lacks.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it cannot be read, or lacks a field; names file and field.
+    """
+    known = _json(path, ("samples", "answers", "counts", "optimum", "objective"))
+    return {key: _infinite(value) if key.startswith("log_") else value for key, value in known.items()}
+
+
+def _infinite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [-math.inf if one is None else _infinite(one) for one in value]
+    return value
 
 
 def start_summary(reference: dict[str, Any]) -> list[str]:
@@ -155,6 +172,11 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
         outcome = Outcome(name, np.asarray(shares, np.float64))
         mix = _mix(outcome, reference["answers"])
         lines.append(f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits")
+    if not sum(reference["counts"]):
+        lines.append(
+            f"WARNING: none of {reference['samples']} samples of the reference has an answer, so there is no reward to "
+            "learn from: teach the format by warmup.steps, or choose other policy.weights"
+        )
     if reference.get("collapse"):
         lines.append(collapse_warning(reference["collapse"]))
     return lines

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import io
-import json
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -102,7 +101,7 @@ def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
 
 def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[str, Any]:
     path = workdir / "reference.json"
-    known = hosts.first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    known = hosts.first(lambda: _known(path) if path.exists() else None)
     if known is None:
         display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
         samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
@@ -110,8 +109,20 @@ def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[
         known["objective"] = reference.describe(cfg)
         hosts.first(lambda: metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers)))
         hosts.first(lambda: workdirs.write_json(path, known))
+        known = hosts.first(lambda: _known(path))
     for line in report.start_summary(known):
         display.note(line)
+    return known
+
+
+def _known(path: pathlib.Path) -> dict[str, Any]:
+    """What reference.json holds, with the masses that a run needs."""
+    try:
+        known = report.read_reference(path)
+        if "log_mass" not in known:
+            raise ValueError(f"{path} lacks log_mass; it was not written by a language-model run")
+    except ValueError as error:
+        raise ValueError(f"{error}. Delete it, and the reference is measured again") from error
     return known
 
 

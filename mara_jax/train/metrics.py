@@ -40,12 +40,7 @@ class Log:
         self.file = None
         if not keeps:
             return
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                row = _parsed(line)
-                if row is not None and row["step"] <= steps_done:
-                    kept.append(row)
+        kept = [row for row in _rows(path) if row["step"] <= steps_done]
         write_rows(path, kept)
         self.rows = kept
         self.file = path.open("a")
@@ -69,12 +64,25 @@ def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     part.replace(path)
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    """A metrics row, or None for a line that a kill cut short."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The finished steps in metrics.jsonl, without a last line that a kill cut short.
+
+    Raises:
+      ValueError: a whole line that is no step's.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not {"step", "answers/counts", "samples"} <= row.keys():
+            raise ValueError(f"{path}, line {number} is no step of a run: delete that line, or the workdir")
+        rows.append(row)
+    return rows
 
 
 class Display:

@@ -272,12 +272,19 @@ def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
         "answers": list(task.answers),
         "counts": counts,
         "interval": [[float(end) for end in augment.wilson_interval(jnp.float32(n), total)] for n in counts],
-        "log_mass": np.asarray(log_mass_pa, np.float64).tolist(),
+        "log_mass": _json_numbers(np.asarray(log_mass_pa, np.float64).tolist()),
         "optimum": optima(run, task, samples),
-        "log_optimum": log_optimum(run, task, samples),
+        "log_optimum": _json_numbers(log_optimum(run, task, samples)),
         "collapse": built_in_collapse(run, task, samples),
         "text": [group[:8] for group in samples.text],
     }
+
+
+def _json_numbers(value: Any) -> Any:
+    """The same with None for -inf, which JSON cannot write; eval.report.read_reference reads it back."""
+    if isinstance(value, list):
+        return [_json_numbers(one) for one in value]
+    return None if value == -np.inf else value
 
 
 TINY_BETA = 1e-6  # stands for 0, where the optimum is the limit: the best answers, in the reference's ratio

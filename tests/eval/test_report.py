@@ -171,6 +171,15 @@ def test_start_summary_warns_of_a_collapse_with_its_cure(tmp_path):
     )
 
 
+def test_start_summary_warns_where_nothing_is_rewarded(tmp_path):
+    known = report.read(write_run(tmp_path / "run", ROWS, **NOTHING_VALID)).reference
+    assert report.start_summary(known)[-1] == (
+        "WARNING: none of 100 samples of the reference has an answer, so there is no reward to learn from: teach the "
+        "format by warmup.steps, or choose other policy.weights"
+    )
+    assert not any("WARNING" in line for line in report.start_summary(known | {"counts": [0, 1]}))
+
+
 NOTHING_VALID = {"counts": (0, 0), "optimum": {"vanilla": [0.0, 0.0, 1.0]}}
 
 

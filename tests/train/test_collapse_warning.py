@@ -8,6 +8,7 @@ import pytest
 
 from mara_jax.config import Algorithm, LanguageRun, Toy, ToyRun
 from mara_jax.core import targets
+from mara_jax.eval import report
 from mara_jax.tasks import onetwo, toy
 from mara_jax.train import reference
 from mara_jax.train import toy as toy_run
@@ -51,6 +52,21 @@ def test_mara_does_not_collapse_unless_the_reference_has_one_answer_alone():
 
 def test_nothing_valid_is_no_collapse():
     assert reference.built_in_collapse(run(), TASK, samples(0, 0, 20)) is None
+
+
+def test_minus_infinity_is_null_in_the_file_and_itself_when_read(tmp_path, monkeypatch):
+    # What is dear and not at issue is left out.
+    for name, value in (("built_in_collapse", None), ("optima", {}), ("log_optimum", [-0.5, -2.0, -np.inf])):
+        monkeypatch.setattr(reference, name, lambda *_, value=value: value)
+    monkeypatch.setattr(reference.augment, "wilson_interval", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(reference.augment, "answer_log_mass", lambda *_: np.array([[-1.5, -np.inf]]))
+    known = reference.measure(run(), samples(5, 0, 15), TASK) | {"objective": ""}
+    path = tmp_path / "reference.json"
+    path.write_text(json.dumps(known, allow_nan=False))
+    read = report.read_reference(path)
+    assert read["log_mass"] == [[-1.5, -np.inf]] and read["log_optimum"] == [-0.5, -2.0, -np.inf]
+    path.write_text(json.dumps(known | {"log_optimum": None}))  # not known, which is something else
+    assert report.read_reference(path)["log_optimum"] is None
 
 
 def test_log_optimum_has_every_class():

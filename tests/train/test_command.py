@@ -1,5 +1,6 @@
 """The command as a process: bad input, kills, resumption, and what a run leaves behind."""
 
+import contextlib
 import copy
 import json
 import os
@@ -10,14 +11,19 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from absl import flags as absl_flags
+from ml_collections import config_flags
 
-from mara_jax.config import LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
+from mara_jax import config
+from mara_jax import main as training
+from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
 from mara_jax.hf import tokenizer
 from mara_jax.policies import transformer
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, reference
+from mara_jax.train import loop, metrics, reference
 from mara_jax.train import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -257,6 +263,88 @@ def test_what_only_the_weights_can_tell_is_refused_before_anything_is_written(
         loop.run(cfg, onetwo.OneTwo(), tmp_path / "run")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+SET = "from mara_jax.config import *\ndef get_config():\n    return "
+TOY = SET + "to_config_dict(ToyRun())"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        (TOY, "--config=FILE --config.toy.batch=4", None),
+        (TOY, "--config FILE --config.toy.batch=4", None),
+        (TOY, "-config FILE -config.toy.batch 4", None),
+        (TOY, "--config=FILE --config.rollout.group_size=4", "unknown config field 'rollout.group_size'"),
+        (TOY, "--config=FILE -config.toy.bach=4", "unknown config field 'toy.bach': toy has no 'bach'; it has figure"),
+        (TOY, "--config=FILE --noconfig.toy.exakt", "unknown config field 'toy.exakt'"),
+        (SET + "ToyRun()", "--config=FILE", None),
+        (SET + "ToyRun()", "--config=FILE --config.steps=3", "to_config_dict(run)"),
+        (SET + "None", "--config=FILE", "a config is to_config_dict(LanguageRun(...)) or of a ToyRun, not None"),
+        ("x = 1", "--config=FILE", "the config file has no function get_config(variant)"),
+        (SET + "int('ten')", "--config=FILE", "invalid literal for int() with base 10: 'ten'"),
+    ],
+)
+def test_overrides_are_checked_against_the_config_that_was_loaded(monkeypatch, tmp_path, text, flags, words):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # one process loads one config, not eleven
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    argv = ["main", *flags.replace("FILE", str(file)).split()]
+    values = absl_flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, lock_config=True, flag_values=values, sys_argv=argv)
+    if words is None:
+        training.read_flags(values, argv)
+        run = config.resolve(values["config"].value)
+        assert isinstance(run, ToyRun) and run.toy.batch == (4 if "4" in argv[-1] else 32)
+        return
+    with pytest.raises(ValueError) as caught:
+        training.read_flags(values, argv)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_that_no_memory_holds_is_one_line():
+    with (
+        pytest.raises(ValueError, match=r"^out of memory \(RESOURCE_EXHAUSTED: Out of memory allocating"),
+        training.too_large(),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nand more")
+    with pytest.raises(ValueError, match=r"lower rollout\.group_size"), training.too_large():
+        np.empty(2**55)
+    with pytest.raises(jax.errors.JaxRuntimeError), training.too_large():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "method", "good"), [(0.0, "mara", False), (0.1, "mara", True), (0.0, "vanilla", True)]
+)
+def test_mara_refuses_a_threshold_that_invalid_completions_reach(threshold, method, good):
+    run = LanguageRun(algorithm=Algorithm(threshold=threshold, method=method))
+    with (
+        contextlib.nullcontext() if good else pytest.raises(ValueError, match=r"threshold=0.0 is not above the reward")
+    ):
+        training.check_threshold(run)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", '{"samples": 1, "answers": [], "counts": [], "optimum": {}, "objective": ""}']
+)
+def test_a_damaged_reference_is_named_with_the_cure(tmp_path, text):
+    (tmp_path / "reference.json").write_text(text)
+    with pytest.raises(ValueError, match=r"reference\.json .* Delete it, and the reference is measured again$"):
+        loop._measured(LanguageRun(), None, None, None, None, tmp_path, None)
+
+
+def test_metrics_keep_finished_steps_and_name_a_line_that_is_none(tmp_path):
+    path, row = tmp_path / "metrics.jsonl", '{"step": 1, "answers/counts": [1, 2], "samples": 4}\n'
+    path.write_text(row + row.replace("1", "2", 1) + '{"step": 3, "cut')
+    log = metrics.Log(path, 1)
+    log.close()
+    assert [kept["step"] for kept in log.rows] == [1] and path.read_text() == row
+    for line in ('{"a": 1}', "5", "cut"):
+        path.write_text(row + line + "\n" + row)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is no step of a run: delete that line"):
+            metrics.Log(path, 1)
+        assert path.read_text() == row + line + "\n" + row
 
 
 def test_a_prompt_and_its_completion_may_fill_the_context(monkeypatch):
