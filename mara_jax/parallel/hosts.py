@@ -82,12 +82,6 @@ def whole(array: Any) -> Any:
     return jnp.asarray(array) if layout is None else place(array, sharding.replicated(layout))
 
 
-def streams() -> int:
-    """How many devices, in the layout in use, hold rows of their own."""
-    layout = sharding.current()
-    return 1 if layout is None else sharding.ways(layout, "rows")
-
-
 def rows(array: Any, axis: int = 0) -> Any:
     """A host array whose `axis` counts rows, or streams of them, on the devices of its rows, in the layout in use."""
     layout = sharding.current()

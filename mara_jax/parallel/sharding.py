@@ -229,6 +229,12 @@ def current() -> Layout | None:
     return _IN_USE.value
 
 
+def parts(logical: str) -> int:
+    """Into how many parts the layout in use cuts an axis."""
+    layout = current()
+    return 1 if layout is None else ways(layout, logical)
+
+
 def constrain_groups(array_pg: jax.Array) -> jax.Array:
     """Under jit: keeps an array [p, g, ...] where `rows_named` says."""
     layout = current()

@@ -181,7 +181,10 @@ class Layer(nn.Module):
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
             b, t = packing.slot_bt.shape
-        q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), "rows", "kv_heads")
+        # Where kv heads stay whole, the query heads of each are cut instead.
+        whole = sharding.parts("kv_heads") == 1 and m % sharding.parts("heads") == 0
+        axes = ("rows", None, "heads") if whole else ("rows", "kv_heads")
+        q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), *axes)
         own = KV(*(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh)))
         if cache is not None:
             # Written before it is read: a cache that is read first has to be copied at every step.

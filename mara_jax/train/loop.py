@@ -15,7 +15,7 @@ import numpy as np
 from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.eval import diversity, plots, report
-from mara_jax.parallel import hosts
+from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
@@ -187,7 +187,7 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     sizes, parts = setup.cfg.rollout, setup.cfg.optimiser.micro_batches
     # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
     lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
-    packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=hosts.streams(), parts=parts)
+    packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=sharding.parts("rows"), parts=parts)
     packing = jax.tree.map(lambda array: hosts.rows(array, axis=int(parts > 1)), packing)
     # Dispatched first, so that the device works while the host judges texts.
     ref_hidden = logprobs.reference_hidden(

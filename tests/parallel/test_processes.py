@@ -143,7 +143,7 @@ def test_one_process_killed_ends_the_others_and_the_run_resumes_on_another_mesh(
     [
         (
             ["--config.rollout.group_size=9"],
-            "9 samples (rollout.group_size, in each of optimiser.micro_batches) cannot",
+            "x 9 samples (rollout.group_size",
         ),
         (["--config.policy.weights=/nowhere"], "/nowhere does not exist"),
     ],
