@@ -193,9 +193,18 @@ def _over_steps(valid: Axes, entropy: Axes, kl: Axes, record: report.Record) -> 
     kl.set_xlabel("step")
     if not len(step):
         kl.set_xlim(0, 1)
-    kl.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        kl.set_xticks(step_ticks(int(step[0]), int(step[-1])))
     for ax in (valid, entropy):
         ax.tick_params(labelbottom=False)
+
+
+def step_ticks(first: int, last: int) -> list[int]:
+    """Round step numbers from the first to the last step, which is one of them whatever it is."""
+    round_ones = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True).tick_values(first, last)
+    gap = round_ones[1] - round_ones[0]
+    inside = [int(tick) for tick in round_ones if first <= tick <= last - 0.6 * gap]
+    return [*inside, last]
 
 
 def _line(ax: Axes, step: np.ndarray, value: np.ndarray, colour: str, title: str) -> None:
@@ -211,7 +220,9 @@ def _trend(ax: Axes, step: np.ndarray, value: np.ndarray) -> None:
     finite = np.isfinite(last)
     if np.isfinite(slope) and len(last) > 2:
         line = last[finite].mean() + slope * (np.arange(len(last)) - np.flatnonzero(finite).mean())
-        ax.plot(at, line, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        # Ten steps of a hundred are a tenth of the width: a band shows where the line is.
+        ax.axvspan(float(at[0]), float(at[-1]), color=GRID, alpha=0.7, linewidth=0)
+        ax.plot(at, line, color=INK, linewidth=2.4, zorder=4, solid_capstyle="butt")
         label = f"slope over the last {len(last)} steps: {slope:+.3f} a step"
         at_corner = {"xycoords": "axes fraction", "ha": "right", "fontsize": 9, "color": QUIET}
         ax.annotate(label, (0.99, 0.05), **at_corner)

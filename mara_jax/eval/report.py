@@ -251,7 +251,7 @@ class Comparison:
 
     Attributes:
       header: names of the columns.
-      rows: texts, one row a run, then one for each setting that several runs share (mean ± sample deviation).
+      rows: texts, one row a run, then one for each setting that several seeds share (mean ± sample deviation).
       note: what the columns mean.
     """
 
@@ -279,6 +279,7 @@ class Comparison:
 
 # heading -> how it is printed
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
+_FREE = ("seed", "steps", "show_samples", "checkpoint", "mesh")  # the seed, and train.workdir.RESUMABLE
 _NOTE = (
     f"valid, bits (entropy of the valid answers): last {diversity.WINDOW} batches pooled; KL to the "
     f"reference (nats a completion), its slope (a step), length (tokens): last {LAST_KL} steps; "
@@ -290,7 +291,8 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     """Compares runs: what their last batches gave, their KL and its trend, and how far the optimum is.
 
     Valid share and entropy are pooled over the last 8 batches; KL and length are means over the last 10 steps
-    and the slope is fitted to them; the distance is the total variation of the valid answers' shares.
+    and the slope is fitted to them; the distance is the total variation of the valid answers' shares. Runs whose
+    configs differ in nothing but the seed, or in what a resumed run may change, are averaged, each seed once.
 
     Args:
       workdirs: folders of runs.
@@ -308,16 +310,33 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     for record in records:
         numbers, beta = _figures(record), f"{record.config['algorithm']['beta']:g}"
         rows.append([record.workdir.name, record.method, beta, str(record.config["seed"]), *_texts(numbers)])
-        groups.setdefault((record.method, beta), []).append(numbers)
-    for (method, beta), members in groups.items():
-        if len(members) > 1:
+        # The same run named twice, or run twice, is one: a seed is one draw.
+        groups.setdefault(_setting(record.config), {}).setdefault(record.config["seed"], (record, numbers))
+    for group in groups.values():
+        if len(group) > 1:
+            members = [numbers for _, numbers in group.values()]
+            record = next(record for record, _ in group.values())
+            method, beta = record.method, f"{record.config['algorithm']['beta']:g}"
             mean, deviation = np.mean(members, axis=0), np.std(members, axis=0, ddof=1)
             spread = [
                 f"{middle} ± {_number(width, form.strip('+'))}" if width > 0 else middle
                 for middle, width, form in zip(_texts(mean), deviation, _COLUMNS.values(), strict=True)
             ]
-            rows.append([f"mean of {len(members)}", method, beta, "", *spread])
+            seeds = ", ".join(str(seed) for seed in sorted(group)) if len(group) <= 3 else ""
+            rows.append([f"mean of {len(members)}", method, beta, seeds, *spread])
     return Comparison(["run", "method", "beta", "seed", *_COLUMNS], rows, _NOTE)
+
+
+def _setting(config: dict[str, Any]) -> str:
+    """What runs that are averaged have in common: the config without the seed and without what a resumption may change.
+
+    Weights on this machine are told by where they lie, however the path to them was written.
+    """
+    same = {name: value for name, value in config.items() if name not in _FREE}
+    weights = config.get("policy", {}).get("weights")
+    if weights is not None and os.path.exists(weights):
+        same["policy"] = config["policy"] | {"weights": os.path.realpath(weights)}
+    return json.dumps(same, sort_keys=True)
 
 
 def _figures(record: Record) -> list[float]:

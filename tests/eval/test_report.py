@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from mara_jax.eval import plots, report
+from mara_jax.train import workdir as workdirs
 
 OBJECTIVE = "maximise E[R] - 0.1 KL(pi || ref) over whole completions"
 
@@ -127,7 +128,7 @@ def test_comparison_of_seeds_and_methods(tmp_path):
         ["b", "MARA over answers", "0.1", "1", "0.900", "0.000", "2.00", "+0.000", "20.0", "0.500"],
         ["c", "MARA over strings", "0.05", "0", "0.900", "1.000", "1.38", "+0.050", "19.2", "-"],
         [
-            "mean of 2", "MARA over answers", "0.1", "", "0.900", "0.500 ± 0.707", "1.69 ± 0.44",
+            "mean of 2", "MARA over answers", "0.1", "0, 1", "0.900", "0.500 ± 0.707", "1.69 ± 0.44",
             "+0.025 ± 0.035", "19.6 ± 0.6", "0.250 ± 0.354",
         ],
     ]  # fmt: skip
@@ -135,6 +136,33 @@ def test_comparison_of_seeds_and_methods(tmp_path):
     assert lines[1].count("---") == 10 and lines[2].startswith("| a | MARA over answers | 0.1 | 0 | 0.900 |")
     printed = _printed(comparison.table)
     assert "…" not in printed and "± 0.354" in printed and "+0.050" in printed
+
+
+def change(workdir: Path, **fields) -> Path:
+    """Puts fields of the run's config in place."""
+    path = workdir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return workdir
+
+
+def test_only_seeds_of_one_setting_are_averaged_and_each_once(tmp_path):
+    def means(*runs):
+        return [cells[0] for cells in report.compare(list(runs)).rows[len(runs) :]]
+
+    first, second, again = (write_run(tmp_path / f"run{i}", ROWS, seed=seed) for i, seed in enumerate((0, 1, 0)))
+    assert means(first, second) == means(first, second, again) == means(second, first, second) == ["mean of 2"]
+    assert means(first, again) == []
+    change(second, steps=200, mesh={"data": 2}, checkpoint={"every": 3})  # what a resumption may change
+    assert means(first, second) == ["mean of 2"]
+    change(second, rollout={"group_size": 8})
+    assert means(first, second) == []
+    change(first, rollout={"group_size": 8}, policy={"weights": str(tmp_path / "run2")})
+    for weights, words in ((tmp_path / "run0" / ".." / "run2", ["mean of 2"]), (tmp_path / "run1", [])):
+        assert means(first, change(second, policy={"weights": str(weights)})) == words
+
+
+def test_what_may_differ_between_averaged_runs_is_what_a_resumption_may_change():
+    assert set(report._FREE) == {"seed", *workdirs.RESUMABLE}
 
 
 def test_forward_kl_is_named_and_kept_apart(tmp_path):
@@ -229,6 +257,20 @@ def test_figure_holds_the_numbers_and_is_the_same_each_time(tmp_path):
     before = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
     plots.final_figure(workdir)
     assert before == [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ticks"),
+    [
+        (1, 100, [20, 40, 60, 80, 100]),
+        (1, 130, [20, 40, 60, 80, 100, 130]),
+        (1, 30, [5, 10, 15, 20, 25, 30]),
+        (1, 3, [1, 2, 3]),
+        (1, 1, [1]),
+    ],
+)
+def test_the_last_step_has_a_tick(first, last, ticks):
+    assert plots.step_ticks(first, last) == ticks
 
 
 def test_a_line_still_being_written_is_left_out(tmp_path):
