@@ -1,0 +1,42 @@
+"""CPU time and memory of a whole training step, ours against TRL's GRPOTrainer: the same model, prompts and lengths.
+
+  python benchmarks/step_vs_trl.py                               all cases, five turns
+  python benchmarks/step_vs_trl.py --case=tiny_balanced --turns=3
+  python benchmarks/step_vs_trl.py --peer-python=PYTHON          an interpreter that has peers-requirements.txt
+
+Prints one JSON object a line. `ratio` is the peer's median CPU seconds over ours, `memory_ratio` our peak memory over
+the peer's (of the whole processes, compilation included; later_peak_mib: after the first turn). Each side is a process
+of one thread on the same core; they take turns. Random weights never end a completion, so both sides make the same
+number of tokens; in the ragged case each token ends one with probability 1/24, and lengths agree in distribution.
+Both generate, run the reference (beta 0.1) and update all weights with Adam and the norm clipped at 1; generate_s, reference_s and
+update_s are CPU seconds of the phases. TRL's gradient checkpointing, on by default, is turned off: it would only slow it.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import side_by_side as sides
+
+
+def run(case: str, peer_python: str, core: int, turns: int) -> dict:
+    ours = [sys.executable, str(sides.HERE / "our_side.py")]
+    with tempfile.TemporaryDirectory() as folder:
+        write = [*ours, "export", case, folder]
+        told = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=sides.environment()).stdout
+        theirs = [peer_python, str(sides.HERE / "peer_trl.py"), told.strip().splitlines()[-1]]
+        record = sides.compare([*ours, "step", case], theirs, core, turns)
+    return {"benchmark": pathlib.Path(__file__).stem, "case": case, **sides.shape(case), **record}
+
+
+def main() -> None:
+    asked = sides.arguments(__doc__ or "")
+    peer = sides.peer_python(asked.peer_python)
+    for case in asked.case or sides.CASES:
+        print(json.dumps(run(case, peer, asked.core, asked.turns)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Measures a training step: tokens a second, FLOPs against the least, against this machine's matmul; nothing is learnt.
+
+python -m mara_jax.bench --model=tiny|small|smol [--prompt=64] [--new=64] [--group=8] [--samples=32]
+python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
+
+--model     tiny, small: random weights, Qwen2-shaped (4 layers, 256 wide, 2,048 words; 12 layers, 512 wide, 8,192 words);
+            smol: SmolLM2-135M. Random prompts; completions never end, so that every run does the same work.
+--config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
+--repeats   timed steps after the one that compiles; medians are printed (5)
+--threads   cores of the CPU that may be used (1); 0: all
+--json      print one JSON object and nothing else
+--out=DIR   also write it to DIR/bench.json
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from mara_jax import config, hf
+from mara_jax import main as training
+from mara_jax.lab import phases, speed
+from mara_jax.policies import transformer
+
+EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
+SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32}
+SMOL = "smollm2-135m-instruct"
+
+
+def main(argv: list[str]) -> int:
+    """Parses flags, measures, prints; returns the exit status."""
+    if "--help" in argv[1:]:
+        print(__doc__)
+        return 0
+    try:
+        asked = parse(argv)
+        use_threads(asked.threads)
+        case, params = wanted(asked)
+        out = writable(asked.out)
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    record = {"threads": asked.threads or available(), **speed.measure(case, params, asked.repeats)}
+    record["load"] = round(os.getloadavg()[0], 2)
+    text = json.dumps(record, allow_nan=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench.json").write_text(text + "\n")
+    if asked.json:
+        print(text)
+    else:
+        show(record, Console(highlight=False))
+    return 0
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command.
+
+    Raises:
+      ValueError: an unknown flag or field, a wrong value, nothing to measure or two things, a group that does not divide.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_enum("model", None, [*phases.SIZES, "smol"], "A model by name.", flag_values=values)
+    for name in SHAPE:
+        flags.DEFINE_integer(name, None, "Of --model.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("threads", 1, "Cores; 0: all.", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
+    flags.DEFINE_string("out", None, "Folder for bench.json.", flag_values=values)
+    training.read_flags(values, argv)
+    if (values["config"].value is None) == (values["model"].value is None):
+        raise ValueError(f"give either --model=NAME or --config=FILE.py, as in {EXAMPLE}")
+    given = [name for name in SHAPE if values[name].value is not None]
+    if given and values["model"].value is None:
+        raise ValueError(f"--{given[0]} goes with --model; of a configuration set --config.rollout fields")
+    for name, size in SHAPE.items():
+        if name not in given:
+            values[name].value = size
+    if values.samples % values.group:
+        raise ValueError(f"--samples={values.samples} is no multiple of --group={values.group}: choose one that is")
+    return values
+
+
+def use_threads(count: int) -> None:
+    """Keeps the process on so many cores; to be called before jax starts its CPU backend.
+
+    Raises:
+      ValueError: more than there are.
+    """
+    if count > available():
+        raise ValueError(f"--threads={count}: this process may use {available()} cores; ask for at most that, or 0")
+    if count and hasattr(os, "sched_setaffinity"):
+        # jax makes as many threads as the process has cores when its backend starts.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def available() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def writable(out: str | None) -> pathlib.Path | None:
+    """The folder to write to, or None.
+
+    Raises:
+      ValueError: a path that is a file.
+    """
+    if out is not None and pathlib.Path(out).exists() and not pathlib.Path(out).is_dir():
+        raise ValueError(f"--out={out} is not a folder: choose another")
+    return None if out is None else pathlib.Path(out)
+
+
+def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
+    """The case to measure, and its parameters.
+
+    Raises:
+      ValueError: a configuration that cannot run, or is the toy's.
+    """
+    if asked["config"].value is not None:
+        return _configured(asked.config)
+    if asked.model == "smol":
+        policy, params = hf.load(SMOL)
+        # No end token: every completion has its full length.
+        policy = dataclasses.replace(policy, eos_ids=())
+    else:
+        policy = phases.random_policy(asked.model)
+        params = transformer.init(policy.architecture, jax.random.key(0))
+    prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
+    return phases.Case(asked.model, policy, prompts, asked.group, asked.new), params
+
+
+def _configured(fields: Any) -> tuple[phases.Case, Any]:
+    run = config.resolve(fields)
+    if not isinstance(run, config.LanguageRun):
+        raise ValueError("the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol")
+    training.check_threshold(run)
+    from mara_jax.tasks import onetwo
+    from mara_jax.train import loop, reference
+
+    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
+    policy, params = reference.load_base(run, task)
+    encoded = reference.prompt_tokens(policy, task, run.policy.chat)
+    case = phases.Case(
+        run.policy.weights,
+        policy,
+        [encoded[i] for i in loop.prompt_ids(run, len(encoded), 0)],
+        run.rollout.group_size,
+        run.rollout.max_new_tokens,
+        run.rollout.length_buckets,
+        run.algorithm,
+        run.optimiser,
+    )
+    return case, params
+
+
+def show(record: dict[str, Any], console: Console) -> None:
+    """Prints a record for people."""
+    shape, machine, decode = record["shape"], record["machine"], record["decode"]
+    unit = "CPU s" if record["clock"] == "cpu_s" else "s"
+    console.print(
+        f"[bold]{record['case']}[/bold]: {shape['parameters'] / 1e6:.1f} M parameters; {shape['prompts']} prompts "
+        f"({shape['prompt_tokens']} tokens), {shape['samples']} completions in groups of {shape['group']} "
+        f"({shape['new_tokens']} tokens)"
+    )
+    console.print(f"{record['backend']}, {record['threads']} threads; load {record['load']:g}; medians\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for header in (unit, f"tokens/{unit}", "GFLOP", "of least", f"GFLOP/{unit}", "of matmul"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name in phases.NAMES:
+        row = record["phases"][name]
+        # Decoding's matmuls have few rows: they are compared with such.
+        rate = machine["matmul_decode_gflops_per_s" if name == "rollout" else "matmul_gflops_per_s"]
+        cells = [f"{row['seconds']:.3f}", f"{row['tokens_per_s']:,.0f}", f"{row['flops'] / 1e9:.1f}"]
+        cells += [f"x {row['flops_over_least']:.3f}", f"{row['gflops_per_s']:.1f}", f"{row['gflops_per_s'] / rate:.0%}"]
+        table.add_row(name, *cells)
+    table.add_row("step", f"{record['phases']['step']['seconds']:.3f}")
+    console.print(table)
+    console.print(
+        f"\na plain matmul of the model's shapes: {machine['matmul_gflops_per_s']:.1f} GFLOP/{unit} with a step's tokens, "
+        f"{machine['matmul_decode_gflops_per_s']:.1f} with {shape['samples']} rows (the rollout is compared with these)"
+    )
+    if decode["steps"]:
+        console.print(
+            f"decoding: {decode['steps']} steps of {1000 * decode['seconds_per_step']:.2f} ms reading "
+            f"{decode['bytes_per_step'] / 1e6:.1f} MB: {decode['gbytes_per_s']:.1f} GB/{unit}; "
+            f"a copy: {machine['copy_gbytes_per_s']:.1f}"
+        )
+    warm, after = record["compiled"]["warm_up"], record["compiled"]["afterwards"]
+    console.print(
+        f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s before timing, {after['programs']} afterwards"
+    )
+    console.print("least: matmuls that the shapes ask for, each prompt once, no padding; matmul: see above")
+    console.print(f"peak memory: {record['memory']['peak_mib']:,.0f} MiB, compilation included")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

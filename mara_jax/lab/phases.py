@@ -1,0 +1,156 @@
+"""The three phases of a training step, one at a time: rollout, reference, update; to be timed and counted.
+
+Each function calls what `train.loop` calls, on random rewards, and waits for its result.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax import config
+from mara_jax.lab import work
+from mara_jax.policies import transformer
+from mara_jax.sampling import logprobs, rollout
+from mara_jax.train import optim, step
+from mara_jax.train.state import Batch, State
+
+NAMES = ("rollout", "reference", "update")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step's shapes: prompts as token lists, completions of each, and their longest length.
+
+    The policy's eos_ids end completions; without any, every completion has max_new_tokens.
+    """
+
+    name: str
+    policy: transformer.Policy
+    prompts: list[list[int]]
+    group_size: int
+    max_new_tokens: int
+    length_buckets: int = config.Rollout.length_buckets
+    algorithm: config.Algorithm = field(default_factory=lambda: config.Algorithm(method="mara", anchor="string"))
+    optimiser: config.Optimiser = field(default_factory=config.Optimiser)
+
+
+# Qwen2-shaped: heads of 64, two key heads, a feed-forward four times as wide, tied embeddings.
+SIZES = {"tiny": (4, 256, 2048), "small": (12, 512, 8192)}
+
+
+def random_policy(name: str, eos_ids: tuple[int, ...] = ()) -> transformer.Policy:
+    """The policy of a size in SIZES (layers, width, words): no tokenizer, and random weights to be drawn."""
+    layers, embed, words = SIZES[name]
+    arch = transformer.Architecture(
+        "qwen2", words, embed, layers, heads=embed // 64, kv_heads=2, head_dim=64, mlp=4 * embed, qkv_bias=True
+    )
+    return transformer.Policy(arch, None, eos_ids, 0, {}, name)
+
+
+def random_prompts(vocab_size: int, count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """`count` lists of `length` token ids, the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, vocab_size, (count, length)).tolist()
+
+
+def fresh_state(case: Case, params: Any) -> State:
+    """A copy of the parameters with a fresh optimiser."""
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+    return State(jnp.int32(0), params, optim.make(case.optimiser).init(params))
+
+
+def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:
+    """One rollout of the case's prompts."""
+    drawn = rollout.sample(
+        case.policy,
+        params,
+        case.prompts,
+        key=jax.random.key(seed),
+        group_size=case.group_size,
+        max_new_tokens=case.max_new_tokens,
+    )
+    return jax.block_until_ready(drawn)
+
+
+def refer(case: Case, ref_params: Any, drawn: rollout.Rollout, seed: int) -> Batch:
+    """What the reference says of a rollout, and random rewards of 0 and 1."""
+    lengths_pg = np.asarray(drawn.lengths)
+    packing = logprobs.packed(lengths_pg, drawn.tokens.shape[-1], case.length_buckets)
+    ref_hidden = logprobs.reference_hidden(*_reference_call(case, ref_params, drawn, packing))
+    reward_pg = np.random.default_rng(seed).integers(0, 2, lengths_pg.shape).astype(np.float32)
+    batch = Batch(
+        prompt_tokens=drawn.prompt_tokens,
+        prompt_lengths=drawn.prompt_lengths,
+        tokens=drawn.tokens,
+        lengths=drawn.lengths,
+        reward=jnp.asarray(reward_pg),
+        answer=jnp.asarray(reward_pg, jnp.int32) - 1,
+        log_mass=jnp.full((len(case.prompts), 1), -1.0),
+        ref_hidden=ref_hidden,
+        packing=packing,
+    )
+    return jax.block_until_ready(batch)
+
+
+def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:
+    """One update; the old state is given up."""
+    args, settings = _update_call(case, state, ref_params, batch)
+    return jax.block_until_ready(step.update(*args, **settings)[0])
+
+
+def _reference_call(case: Case, ref_params: Any, drawn: rollout.Rollout, packing) -> tuple:
+    arch = case.policy.architecture
+    return arch, ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, packing
+
+
+def _update_call(case: Case, state: State, ref_params: Any, batch: Batch) -> tuple[tuple, dict[str, Any]]:
+    beta, threshold = jnp.float32(case.algorithm.beta), jnp.float32(case.algorithm.threshold)
+    settings = {
+        "arch": case.policy.architecture,
+        "algorithm": dataclasses.replace(case.algorithm, beta=1.0, threshold=0.0),
+        "tx": _transform(case.optimiser),
+    }
+    return (state, ref_params, batch, None, beta, threshold), settings
+
+
+_TRANSFORMS: dict[config.Optimiser, Any] = {}
+
+
+def _transform(cfg: config.Optimiser):
+    """One object for each setting: another would compile the update again."""
+    return _TRANSFORMS.setdefault(cfg, optim.make(cfg))
+
+
+def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> work.Least:
+    """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
+    policy, prompts = case.policy, drawn.prompt_lengths.shape[0]
+    longest = int(np.max(drawn.lengths))
+    rolled = work.flops(
+        rollout.generate,
+        policy.architecture,
+        params,
+        drawn.prompt_tokens,
+        drawn.prompt_lengths,
+        jnp.arange(prompts),
+        jax.random.key(0),
+        jnp.ones(prompts),
+        trips=[longest - 1] if case.max_new_tokens > 1 else [],
+        first_sample=0,
+        group_size=case.group_size,
+        max_new_tokens=case.max_new_tokens,
+        eos_ids=policy.eos_ids,
+        pad_id=policy.pad_id,
+    )
+    referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
+    state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)
+    args, settings = _update_call(case, state, params, batch)
+    return work.Least(rolled, referred, work.flops(step.update, *args, **settings))
+
+
+def least(case: Case, drawn: rollout.Rollout) -> work.Least:
+    """The analytic least of the same three."""
+    arch = case.policy.architecture
+    return work.least(arch, np.asarray(drawn.prompt_lengths), np.asarray(drawn.lengths))

@@ -1,0 +1,219 @@
+"""How fast a step's phases are, against what the machine gives a plain matmul and a plain copy in the same process."""
+
+import contextlib
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax.lab import phases
+from mara_jax.policies import transformer
+from mara_jax.policies.params import Architecture
+from mara_jax.sampling import rollout
+
+COPY_BYTES = 256 * 2**20
+# Told by jax itself whenever its backend compiles a program (a hit in the persistent cache included).
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Compilations:
+    """Programs compiled since the start, and the seconds it took."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration: float, **_: Any) -> None:
+        if event == _COMPILED:
+            self.count, self.seconds = self.count + 1, self.seconds + duration
+
+    @contextlib.contextmanager
+    def counted(self, into: dict[str, Any]) -> Iterator[None]:
+        """Writes what was compiled inside the block to `into`: programs, seconds."""
+        before = self.count, self.seconds
+        yield
+        into |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
+
+
+def clock() -> float:
+    """CPU seconds of the process where the CPU computes, else seconds."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
+    """Everything `python -m mara_jax.bench` reports of a case, as one flat-keyed record per phase.
+
+    Args:
+      params: the policy's own, and the reference's.
+      repeats: timed runs of each phase after one that compiles; medians are reported.
+    """
+    compilations = Compilations()
+    warm_up: dict[str, Any] = {}
+    with compilations.counted(warm_up):
+        state, drawn, batch, _ = _step(case, phases.fresh_state(case, params), params, 0)
+    peak_first = peak_mib()
+    again: dict[str, Any] = {}
+    spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
+    with compilations.counted(again):
+        for repeat in range(1, repeats + 1):
+            state, drawn, batch, times = _step(case, state, params, repeat)
+            for name, seconds in zip(phases.NAMES, times, strict=True):
+                spent[name].append(seconds)
+    counts = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
+    peak = peak_mib()
+    del state, batch
+    arch = case.policy.architecture
+    machine = machine_rates(arch, params, rows=_rows(drawn), samples=int(np.size(drawn.lengths)))
+    record = {
+        "case": case.name,
+        "backend": jax.default_backend(),
+        "clock": "cpu_s" if jax.default_backend() == "cpu" else "s",
+        "shape": _shape(case, drawn),
+        "machine": machine,
+        "phases": _phases(spent, counts, drawn, machine),
+        "decode": _decode(case, params, drawn, statistics.median(spent["rollout"]), machine),
+        "compiled": {"warm_up": warm_up, "afterwards": again},
+        "memory": {"peak_mib": max(peak, peak_first), "peak_first_step_mib": peak_first},
+    }
+    record["phases"]["step"] = {"seconds": sum(statistics.median(times) for times in spent.values())}
+    return record
+
+
+def _step(case: phases.Case, state, params: Any, seed: int):
+    marks = [clock()]
+    drawn = phases.roll(case, state.params, seed)
+    marks.append(clock())
+    batch = phases.refer(case, params, drawn, seed)
+    marks.append(clock())
+    state = phases.update(case, state, params, batch)
+    marks.append(clock())
+    return state, drawn, batch, np.diff(marks).tolist()
+
+
+def _rows(drawn: rollout.Rollout) -> int:
+    """Tokens that a forward pass reads: prompts once, and completions but for their last token."""
+    return int(np.sum(drawn.prompt_lengths) + np.sum(np.asarray(drawn.lengths) - 1))
+
+
+def _shape(case: phases.Case, drawn: rollout.Rollout) -> dict[str, Any]:
+    lengths = np.asarray(drawn.lengths)
+    return {
+        "prompts": len(case.prompts),
+        "prompt_tokens": int(np.sum(drawn.prompt_lengths)),
+        "group": case.group_size,
+        "samples": int(lengths.size),
+        "max_new_tokens": case.max_new_tokens,
+        "new_tokens": int(lengths.sum()),
+        "parameters": transformer.table.count(case.policy.architecture),
+    }
+
+
+def _phases(spent, counts, drawn: rollout.Rollout, machine: dict[str, float]) -> dict[str, Any]:
+    """For each phase: seconds, tokens/s (generated; then read by the model), FLOPs against the least, GFLOP/s."""
+    counted, least = counts
+    generated = int(np.sum(drawn.lengths))
+    found = {}
+    for name, tokens in zip(phases.NAMES, (generated, _rows(drawn), _rows(drawn)), strict=True):
+        seconds, flops = statistics.median(spent[name]), getattr(counted, name)
+        found[name] = {
+            "seconds": seconds,
+            "all_seconds": spent[name],
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "flops": flops,
+            "flops_least": getattr(least, name),
+            "flops_over_least": flops / getattr(least, name),
+            "gflops_per_s": flops / seconds / 1e9,
+            "of_matmul": flops / seconds / 1e9 / machine["matmul_gflops_per_s"],
+        }
+    return found
+
+
+def _decode(case: phases.Case, params, drawn: rollout.Rollout, seconds: float, machine) -> dict[str, float]:
+    """Bytes that each step of decoding must read at least, over its time: weights once, the keys and values seen."""
+    arch = case.policy.architecture
+    steps = int(np.max(drawn.lengths)) - 1
+    if not steps:
+        return {"steps": 0}
+    prefill = jax.jit(rollout.prefill, static_argnums=0)
+    prefill_s = timed(lambda: prefill(arch, params, drawn.prompt_tokens, drawn.prompt_lengths), 3)
+    each = max(seconds - prefill_s, 1e-9) / steps
+    width = jnp.dtype(arch.compute_dtype).itemsize
+    weights = (transformer.table.count(arch) - (0 if arch.tie_embeddings else arch.vocab_size * arch.embed)) * width
+    lengths = np.asarray(drawn.lengths)
+    own = np.sum(lengths * (lengths - 1) / 2) / steps  # slots read in a mean step, over all rows
+    cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * width * (float(np.sum(drawn.prompt_lengths)) + own)
+    rate = (weights + cache) / each / 1e9
+    return {
+        "steps": steps,
+        "prefill_seconds": prefill_s,
+        "seconds_per_step": each,
+        "bytes_per_step": weights + cache,
+        "gbytes_per_s": rate,
+        "of_copy": rate / machine["copy_gbytes_per_s"],
+    }
+
+
+def machine_rates(arch: Architecture, params: Any, *, rows: int, samples: int) -> dict[str, float]:
+    """What this process gets from plain matmuls of the model's own shapes, and from a copy.
+
+    matmul_gflops_per_s: `rows` tokens through every kernel of one layer and through the head, forward only;
+    matmul_decode_gflops_per_s: `samples` rows through those of all layers; copy_gbytes_per_s: read and written.
+    """
+    dtype = jnp.dtype(arch.compute_dtype)
+    head = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(dtype)
+    shapes = [(arch.embed, arch.heads * arch.head_dim), (arch.heads * arch.head_dim, arch.embed)]
+    shapes += [(arch.embed, arch.kv_heads * arch.head_dim)] * 2 + [(arch.embed, arch.mlp)] * 2 + [(arch.mlp, arch.embed)]
+    key = jax.random.key(0)
+    layers = [[jax.random.normal(key, shape, dtype) for shape in shapes] for _ in range(arch.layers)]
+
+    def all_of(kernels, x_by_width, head):
+        logits = jax.lax.dot_general(x_by_width[arch.embed], head, (((1,), (1,)), ((), ())))
+        return [x_by_width[w.shape[0]] @ w for w in kernels], logits
+
+    run = jax.jit(all_of)
+    rates = {}
+    for name, count, kernels in (
+        ("matmul", rows, layers[0]),
+        ("matmul_decode", samples, [w for layer in layers for w in layer]),
+    ):
+        inputs = {width: jax.random.normal(key, (count, width), dtype) for width in {s[0] for s in shapes}}
+        flops = 2 * count * (sum(w.size for w in kernels) + head.size)
+        seconds = timed(lambda kernels=kernels, inputs=inputs: run(kernels, inputs, head), 7)
+        rates[f"{name}_gflops_per_s"] = flops / seconds / 1e9
+    source = jnp.ones(COPY_BYTES // 4)
+    copy = jax.jit(jnp.copy)
+    rates["copy_gbytes_per_s"] = 2 * COPY_BYTES / timed(lambda: copy(source), 7) / 1e9
+    return rates
+
+
+def timed(run: Callable[[], Any], repeats: int) -> float:
+    """Median seconds (see `clock`) of a call that was made once before."""
+    jax.block_until_ready(run())
+    spent = []
+    for _ in range(repeats):
+        start = clock()
+        jax.block_until_ready(run())
+        spent.append(clock() - start)
+    return statistics.median(spent)
+
+
+def peak_mib() -> float:
+    """Most memory this process, or the accelerator, has held at once so far, MiB."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: its peak survives exec, so that a process started by a larger one looks large.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
