@@ -1,4 +1,4 @@
-"""Our side of the comparisons: the same model exported for the peer, then rollouts or whole steps. Run by the scripts."""
+"""Our side of the comparisons: the model exported for the peer, then rollouts or whole steps. Run by the scripts."""
 
 import json
 import pathlib
@@ -12,6 +12,7 @@ import side_by_side as sides
 from mara_jax import config, hf
 from mara_jax.lab import phases
 from mara_jax.policies import transformer
+from mara_jax.train import memory
 
 
 def case_of(name: str) -> phases.Case:
@@ -56,6 +57,8 @@ def main(what: str, name: str) -> None:
         times.append(sides.clock())
         state = phases.update(case, state, params, batch)
         times.append(sides.clock())
+        if turn == 0:
+            memory.give_back()  # as the training loop does, once it has compiled
         spent: Any = dict(zip(("generate_s", "reference_s", "update_s"), np.diff(times).tolist(), strict=True))
         return {"cpu_s": times[-1] - times[0], **spent, "tokens": int(np.sum(drawn.lengths))}
 

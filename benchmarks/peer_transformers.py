@@ -1,4 +1,4 @@
-"""The peer's side of rollout_vs_transformers.py: `generate` of transformers on an exported model. Run by that script."""
+"""The peer's side of rollout_vs_transformers.py: transformers' `generate` on an exported model."""
 
 import json
 import sys

@@ -80,7 +80,7 @@ with tempfile.TemporaryDirectory() as folder:
             model_init_kwargs={"dtype": "float32"},
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,  # TRL's default recomputes every forward pass: left out, in its favour
+            gradient_checkpointing=False,  # on by default: a third more work, in less memory
             beta=0.1,
             learning_rate=1e-5,
             per_device_train_batch_size=asked["samples"],

@@ -2,7 +2,7 @@
 
   python benchmarks/rollout_vs_transformers.py                               all cases, five turns
   python benchmarks/rollout_vs_transformers.py --case=tiny_balanced --turns=3
-  python benchmarks/rollout_vs_transformers.py --peer-python=PYTHON          an interpreter that has peers-requirements.txt
+  python benchmarks/rollout_vs_transformers.py --peer-python=PYTHON          one that has peers-requirements.txt
 
 Prints one JSON object a line. `ratio` is the peer's median CPU seconds over ours, `memory_ratio` our peak memory over
 the peer's (of the whole processes, compilation included; later_peak_mib: after the first turn). Each side is a process

@@ -5,6 +5,7 @@ at the end of its input it prints a last line and ends. Everything else it says 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -27,7 +28,14 @@ def shape(case: str) -> dict:
     """Everything both sides must agree on, from a case's name."""
     model, _, kind = case.partition("_")
     prompt, new, group, samples = SHAPES[kind]
-    return {"model": model, "prompt": prompt, "new": new, "group": group, "samples": samples, "ragged": kind == "ragged"}
+    return {
+        "model": model,
+        "prompt": prompt,
+        "new": new,
+        "group": group,
+        "samples": samples,
+        "ragged": kind == "ragged",
+    }
 
 
 def arguments(doc: str) -> argparse.Namespace:
@@ -67,7 +75,8 @@ class Side:
     """One side's process."""
 
     def __init__(self, name: str, command: list[str], core: int):
-        self.name, self.log = name, tempfile.TemporaryFile("w+")
+        self.name = name
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (read when the side ends early)
         self.process = subprocess.Popen(
             command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             preexec_fn=lambda: _pin(core),
@@ -161,10 +170,8 @@ _PEAK: dict[str, float] = {}
 def forget_peak() -> None:
     """From here on the peak is that of steps alone: the first one compiles, or fills caches (Linux)."""
     _PEAK["first_peak_mib"] = _high_water_mib()
-    try:
+    with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peaks() -> dict:

@@ -3,8 +3,8 @@
 python -m mara_jax.bench --model=tiny|small|smol [--prompt=64] [--new=64] [--group=8] [--samples=32]
 python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 
---model     tiny, small: random weights, Qwen2-shaped (4 layers, 256 wide, 2,048 words; 12 layers, 512 wide, 8,192 words);
-            smol: SmolLM2-135M. Random prompts; completions never end, so that every run does the same work.
+--model     tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped, random weights; or smol:
+            SmolLM2-135M. Random prompts; completions never end, so that every run does the same work.
 --config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
 --repeats   timed steps after the one that compiles; medians are printed (5)
 --threads   cores of the CPU that may be used (1); 0: all
@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     """The flags of this command.
 
     Raises:
-      ValueError: an unknown flag or field, a wrong value, nothing to measure or two things, a group that does not divide.
+      ValueError: an unknown flag or field, a wrong value, nothing to measure, a group that does not divide.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -143,7 +143,9 @@ def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
 def _configured(fields: Any) -> tuple[phases.Case, Any]:
     run = config.resolve(fields)
     if not isinstance(run, config.LanguageRun):
-        raise ValueError("the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol")
+        raise ValueError(
+            "the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol"
+        )
     training.check_threshold(run)
     from mara_jax.tasks import onetwo
     from mara_jax.train import loop, reference
@@ -188,8 +190,8 @@ def show(record: dict[str, Any], console: Console) -> None:
     table.add_row("step", f"{record['phases']['step']['seconds']:.3f}")
     console.print(table)
     console.print(
-        f"\na plain matmul of the model's shapes: {machine['matmul_gflops_per_s']:.1f} GFLOP/{unit} with a step's tokens, "
-        f"{machine['matmul_decode_gflops_per_s']:.1f} with {shape['samples']} rows (the rollout is compared with these)"
+        f"\na plain matmul of the model's shapes: {machine['matmul_gflops_per_s']:.1f} GFLOP/{unit} on a step's tokens,"
+        f" {machine['matmul_decode_gflops_per_s']:.1f} on {shape['samples']} rows (for the rollout)"
     )
     if decode["steps"]:
         console.print(
@@ -198,9 +200,7 @@ def show(record: dict[str, Any], console: Console) -> None:
             f"a copy: {machine['copy_gbytes_per_s']:.1f}"
         )
     warm, after = record["compiled"]["warm_up"], record["compiled"]["afterwards"]
-    console.print(
-        f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s before timing, {after['programs']} afterwards"
-    )
+    console.print(f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s, then {after['programs']} more")
     console.print("least: matmuls that the shapes ask for, each prompt once, no padding; matmul: see above")
     console.print(f"peak memory: {record['memory']['peak_mib']:,.0f} MiB, compilation included")
 

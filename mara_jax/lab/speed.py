@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from mara_jax.lab import phases
 from mara_jax.policies import transformer
 from mara_jax.policies.params import Architecture
 from mara_jax.sampling import rollout
+from mara_jax.train import memory
+from mara_jax.train.state import Batch
 
 COPY_BYTES = 256 * 2**20
 # Told by jax itself whenever its backend compiles a program (a hit in the persistent cache included).
@@ -29,16 +31,16 @@ class Compilations:
         self.count, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == _COMPILED:
-            self.count, self.seconds = self.count + 1, self.seconds + duration
+            self.count, self.seconds = self.count + 1, self.seconds + duration_secs
 
     @contextlib.contextmanager
-    def counted(self, into: dict[str, Any]) -> Iterator[None]:
-        """Writes what was compiled inside the block to `into`: programs, seconds."""
-        before = self.count, self.seconds
-        yield
-        into |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
+    def counted(self) -> Iterator[dict[str, float]]:
+        """A dict that holds, after the block, what was compiled in it: programs, seconds."""
+        before, found = (self.count, self.seconds), {}
+        yield found
+        found |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
 
 
 def clock() -> float:
@@ -53,21 +55,9 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
       params: the policy's own, and the reference's.
       repeats: timed runs of each phase after one that compiles; medians are reported.
     """
-    compilations = Compilations()
-    warm_up: dict[str, Any] = {}
-    with compilations.counted(warm_up):
-        state, drawn, batch, _ = _step(case, phases.fresh_state(case, params), params, 0)
-    peak_first = peak_mib()
-    again: dict[str, Any] = {}
-    spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
-    with compilations.counted(again):
-        for repeat in range(1, repeats + 1):
-            state, drawn, batch, times = _step(case, state, params, repeat)
-            for name, seconds in zip(phases.NAMES, times, strict=True):
-                spent[name].append(seconds)
+    drawn, batch, spent, compiled, peaks = steps(case, params, repeats)
     counts = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
-    peak = peak_mib()
-    del state, batch
+    del batch
     arch = case.policy.architecture
     machine = machine_rates(arch, params, rows=_rows(drawn), samples=int(np.size(drawn.lengths)))
     record = {
@@ -78,11 +68,38 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
         "machine": machine,
         "phases": _phases(spent, counts, drawn, machine),
         "decode": _decode(case, params, drawn, statistics.median(spent["rollout"]), machine),
-        "compiled": {"warm_up": warm_up, "afterwards": again},
-        "memory": {"peak_mib": max(peak, peak_first), "peak_first_step_mib": peak_first},
+        "compiled": compiled,
+        "memory": peaks,
     }
     record["phases"]["step"] = {"seconds": sum(statistics.median(times) for times in spent.values())}
     return record
+
+
+class Steps(NamedTuple):
+    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations and peak memory (MiB)."""
+
+    drawn: rollout.Rollout
+    batch: Batch
+    spent: dict[str, list[float]]
+    compiled: dict[str, dict[str, float]]
+    memory: dict[str, float]
+
+
+def steps(case: phases.Case, params: Any, repeats: int) -> Steps:
+    """One step that compiles, then `repeats` that are timed."""
+    compilations = Compilations()
+    with compilations.counted() as warm_up:
+        state, drawn, batch, _ = _step(case, phases.fresh_state(case, params), params, 0)
+    first = peak_mib()
+    memory.give_back()  # as in training: what compiling left behind
+    spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
+    with compilations.counted() as afterwards:
+        for repeat in range(1, repeats + 1):
+            state, drawn, batch, times = _step(case, state, params, repeat)
+            for name, seconds in zip(phases.NAMES, times, strict=True):
+                spent[name].append(seconds)
+    peaks = {"peak_mib": max(first, peak_mib()), "first_step_mib": first}
+    return Steps(drawn, batch, spent, {"warm_up": warm_up, "afterwards": afterwards}, peaks)
 
 
 def _step(case: phases.Case, state, params: Any, seed: int):
@@ -169,7 +186,9 @@ def machine_rates(arch: Architecture, params: Any, *, rows: int, samples: int) -
     dtype = jnp.dtype(arch.compute_dtype)
     head = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(dtype)
     shapes = [(arch.embed, arch.heads * arch.head_dim), (arch.heads * arch.head_dim, arch.embed)]
-    shapes += [(arch.embed, arch.kv_heads * arch.head_dim)] * 2 + [(arch.embed, arch.mlp)] * 2 + [(arch.mlp, arch.embed)]
+    shapes += (
+        [(arch.embed, arch.kv_heads * arch.head_dim)] * 2 + [(arch.embed, arch.mlp)] * 2 + [(arch.mlp, arch.embed)]
+    )
     key = jax.random.key(0)
     layers = [[jax.random.normal(key, shape, dtype) for shape in shapes] for _ in range(arch.layers)]
 
@@ -178,7 +197,7 @@ def machine_rates(arch: Architecture, params: Any, *, rows: int, samples: int) -
         return [x_by_width[w.shape[0]] @ w for w in kernels], logits
 
     run = jax.jit(all_of)
-    rates = {}
+    rates: dict[str, float] = {}
     for name, count, kernels in (
         ("matmul", rows, layers[0]),
         ("matmul_decode", samples, [w for layer in layers for w in layer]),
