@@ -147,6 +147,11 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
             "the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol"
         )
     training.check_threshold(run)
+    if config.estimator_of(run.algorithm) == "reference_samples":
+        raise ValueError(
+            "algorithm.estimator=reference_samples makes two rollouts a step, and bench times one: "
+            "add --config.algorithm.kl=reverse, or --config.algorithm.estimator=ratio"
+        )
     from mara_jax.tasks import onetwo
     from mara_jax.train import loop, reference
 

@@ -140,6 +140,14 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A window of steps traced by jax's profiler into WORKDIR/profile."""
+
+    first: int = 3  # numbered as in metrics.jsonl; the first steps compile
+    steps: int = 0  # 0: nothing is traced
+
+
+@dataclass(frozen=True)
 class LanguageRun:
     """One training run of a language model."""
 
@@ -153,6 +161,7 @@ class LanguageRun:
     optimiser: Optimiser = field(default_factory=Optimiser)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     mesh: Mesh = field(default_factory=Mesh)
+    profile: Profile = field(default_factory=Profile)
     show_samples: int = 2  # printed after each step
 
 

@@ -61,6 +61,8 @@ LIMITS: dict[str, Limit] = {
     "optimiser.micro_batches": COUNT,
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
+    "profile.first": COUNT,
+    "profile.steps": FROM_ZERO,
     "toy.batch": COUNT,
     "toy.learning_rate": POSITIVE,
     "sweep.seeds": COUNT,

@@ -78,7 +78,8 @@ def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:
 def refer(case: Case, ref_params: Any, drawn: rollout.Rollout, seed: int) -> Batch:
     """What the reference says of a rollout, and random rewards of 0 and 1."""
     lengths_pg = np.asarray(drawn.lengths)
-    packing = logprobs.packed(lengths_pg, drawn.tokens.shape[-1], case.length_buckets)
+    parts = case.optimiser.micro_batches
+    packing = logprobs.packed(lengths_pg, drawn.tokens.shape[-1], case.length_buckets, parts=parts)
     ref_hidden = logprobs.reference_hidden(*_reference_call(case, ref_params, drawn, packing))
     reward_pg = np.random.default_rng(seed).integers(0, 2, lengths_pg.shape).astype(np.float32)
     batch = Batch(
@@ -103,7 +104,8 @@ def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:
 
 def _reference_call(case: Case, ref_params: Any, drawn: rollout.Rollout, packing) -> tuple:
     arch = case.policy.architecture
-    return arch, ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, packing
+    parts = case.optimiser.micro_batches
+    return arch, ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, packing, parts
 
 
 def _update_call(case: Case, state: State, ref_params: Any, batch: Batch) -> tuple[tuple, dict[str, Any]]:
@@ -112,6 +114,7 @@ def _update_call(case: Case, state: State, ref_params: Any, batch: Batch) -> tup
         "arch": case.policy.architecture,
         "algorithm": dataclasses.replace(case.algorithm, beta=1.0, threshold=0.0),
         "tx": _transform(case.optimiser),
+        "parts": case.optimiser.micro_batches,
     }
     return (state, ref_params, batch, None, beta, threshold), settings
 

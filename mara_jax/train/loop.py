@@ -19,7 +19,7 @@ from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import checkpoint, memory, metrics, optim, placement, reference, step
+from mara_jax.train import checkpoint, memory, metrics, optim, placement, profile, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
@@ -48,8 +48,10 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         counts = collections.deque((_classes(row) for row in log.rows), maxlen=POOLED)
         memory.give_back()  # what the warm-up and the measurement left behind
         first = int(state.step)
+        window = profile.Window(cfg.profile, workdir, cfg.steps)
         for done in range(first, cfg.steps):
-            state, row, texts = iterate(setup, state, done)
+            with window.step(done + 1):
+                state, row, texts = iterate(setup, state, done)
             counts.append(_classes(row))
             pooled = np.sum(counts, axis=0)
             row["answers/entropy_bits"] = diversity.entropy_bits(pooled[:-1])
