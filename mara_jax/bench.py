@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
     try:
         asked = parse(argv)
         use_threads(asked.threads)
-        case, params = wanted(asked)
         out = writable(asked.out)
+        case, params = wanted(asked)
     except (ValueError, OSError, flags.Error) as error:
         print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -77,12 +77,34 @@ def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:
 
 def refer(case: Case, ref_params: Any, drawn: rollout.Rollout, seed: int) -> Batch:
     """What the reference says of a rollout, and random rewards of 0 and 1."""
-    lengths_pg = np.asarray(drawn.lengths)
-    parts = case.optimiser.micro_batches
-    packing = logprobs.packed(lengths_pg, drawn.tokens.shape[-1], case.length_buckets, parts=parts)
+    packing = _packing(case, drawn)
     ref_hidden = logprobs.reference_hidden(*_reference_call(case, ref_params, drawn, packing))
-    reward_pg = np.random.default_rng(seed).integers(0, 2, lengths_pg.shape).astype(np.float32)
-    batch = Batch(
+    return jax.block_until_ready(_batch(case, drawn, ref_hidden, packing, seed))
+
+
+def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
+    """A rollout in which nothing ends early, and its batch, as `counted` needs them: no model is run."""
+    tokens_ps, lengths_p = rollout.pad_prompts(case.prompts, case.policy.pad_id)
+    size = (len(case.prompts), case.group_size)
+    zeros = jnp.zeros((*size, case.max_new_tokens), jnp.int32)
+    lengths_pg = np.full(size, case.max_new_tokens, np.int32)
+    drawn = rollout.Rollout(
+        zeros, zeros, jnp.asarray(lengths_pg), lengths_pg > 0, [], jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
+    )
+    arch, *rest = _reference_call(case, params, drawn, packing := _packing(case, drawn))
+    *rest, parts = rest
+    ref_hidden = jax.eval_shape(lambda *args: logprobs.reference_hidden(arch, *args, parts), *rest)
+    return drawn, _batch(case, drawn, ref_hidden, packing, seed=0)
+
+
+def _packing(case: Case, drawn: rollout.Rollout):
+    width, parts = drawn.tokens.shape[-1], case.optimiser.micro_batches
+    return logprobs.packed(np.asarray(drawn.lengths), width, case.length_buckets, parts=parts)
+
+
+def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: int) -> Batch:
+    reward_pg = np.random.default_rng(seed).integers(0, 2, drawn.lengths.shape).astype(np.float32)
+    return Batch(
         prompt_tokens=drawn.prompt_tokens,
         prompt_lengths=drawn.prompt_lengths,
         tokens=drawn.tokens,
@@ -93,7 +115,6 @@ def refer(case: Case, ref_params: Any, drawn: rollout.Rollout, seed: int) -> Bat
         ref_hidden=ref_hidden,
         packing=packing,
     )
-    return jax.block_until_ready(batch)
 
 
 def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:
