@@ -279,7 +279,13 @@ class Comparison:
 
 # heading -> how it is printed
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
-_FREE = ("seed", "steps", "show_samples", "checkpoint", "mesh")  # the seed, and train.workdir.RESUMABLE
+_FREE = ("seed", "steps", "show_samples", "checkpoint", "mesh", "profile")  # the seed, and train.workdir.RESUMABLE
+# How the same numbers are computed.
+_COMPUTED = {
+    "policy": ("scan_layers", "remat"),
+    "rollout": ("length_buckets",),
+    "optimiser": ("micro_batches",),
+}
 _NOTE = (
     f"valid, bits (entropy of the valid answers): last {diversity.WINDOW} batches pooled; KL to the "
     f"reference (nats a completion), its slope (a step), length (tokens): last {LAST_KL} steps; "
@@ -292,7 +298,8 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
 
     Valid share and entropy are pooled over the last 8 batches; KL and length are means over the last 10 steps
     and the slope is fitted to them; the distance is the total variation of the valid answers' shares. Runs whose
-    configs differ in nothing but the seed, or in what a resumed run may change, are averaged, each seed once.
+    configs differ in nothing but the seed, in what a resumed run may change or in how the same numbers are computed are
+    averaged, each seed once; so are a run that made its reference and those that start from it.
 
     Args:
       workdirs: folders of runs.
@@ -306,12 +313,13 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     if not workdirs:
         raise ValueError("0 runs to compare; name at least one workdir")
     records = [read(workdir) for workdir in workdirs]
+    named = {_weights(record) for record in records} - {""}
     rows, groups = [], {}
     for record in records:
         numbers, beta = _figures(record), f"{record.config['algorithm']['beta']:g}"
         rows.append([record.workdir.name, record.method, beta, str(record.config["seed"]), *_texts(numbers)])
         # The same run named twice, or run twice, is one: a seed is one draw.
-        groups.setdefault(_setting(record.config), {}).setdefault(record.config["seed"], (record, numbers))
+        groups.setdefault(_setting(record, named), {}).setdefault(record.config["seed"], (record, numbers))
     for group in groups.values():
         if len(group) > 1:
             members = [numbers for _, numbers in group.values()]
@@ -327,16 +335,26 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     return Comparison(["run", "method", "beta", "seed", *_COLUMNS], rows, _NOTE)
 
 
-def _setting(config: dict[str, Any]) -> str:
-    """What runs that are averaged have in common: the config without the seed and without what a resumption may change.
+def _setting(record: Record, named: set[str]) -> str:
+    """What runs that are averaged have in common: the config without the seed, what a resumption may change, and how
+    the numbers are computed.
 
-    Weights on this machine are told by where they lie, however the path to them was written.
+    A reference is told by where it lies: in the folder of the run that made it, if another run names that (`named`).
     """
-    same = {name: value for name, value in config.items() if name not in _FREE}
-    weights = config.get("policy", {}).get("weights")
-    if weights is not None and os.path.exists(weights):
-        same["policy"] = config["policy"] | {"weights": os.path.realpath(weights)}
+    same = {name: value for name, value in record.config.items() if name not in _FREE}
+    for section, fields in _COMPUTED.items():
+        same[section] = {name: value for name, value in same.get(section, {}).items() if name not in fields}
+    made, weights = os.path.realpath(record.workdir / "reference"), _weights(record)
+    if made in named or weights in named:
+        same["policy"] |= {"weights": made if made in named else weights}
+        same.pop("warmup", None)
     return json.dumps(same, sort_keys=True)
+
+
+def _weights(record: Record) -> str:
+    """Where a run's weights lie on this machine; "" for those that have a name."""
+    weights = record.config.get("policy", {}).get("weights", "")
+    return os.path.realpath(weights) if os.path.exists(weights) else ""
 
 
 def _figures(record: Record) -> list[float]:

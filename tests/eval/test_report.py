@@ -161,6 +161,20 @@ def test_only_seeds_of_one_setting_are_averaged_and_each_once(tmp_path):
         assert means(first, change(second, policy={"weights": str(weights)})) == words
 
 
+def test_a_run_that_made_its_reference_is_averaged_with_those_that_start_from_it(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", ROWS, seed=seed) for seed in range(3)]
+    change(runs[0], policy={"weights": "a name", "scan_layers": False}, warmup={"steps": 6})
+    (tmp_path / "run0" / "reference").mkdir()
+    for run in runs[1:]:
+        weights = str(tmp_path / "run0" / "reference")
+        change(
+            run, policy={"weights": weights, "scan_layers": True}, warmup={"steps": 0}, rollout={"length_buckets": 4}
+        )
+    assert [cells[0] for cells in report.compare(runs).rows[3:]] == ["mean of 3"]
+    change(runs[2], warmup={"steps": 0}, policy={"weights": "another name"})
+    assert [cells[0] for cells in report.compare(runs).rows[3:]] == ["mean of 2"]
+
+
 def test_what_may_differ_between_averaged_runs_is_what_a_resumption_may_change():
     assert set(report._FREE) == {"seed", *workdirs.RESUMABLE}
 
