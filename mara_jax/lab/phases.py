@@ -89,7 +89,7 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
     zeros = jnp.zeros((*size, case.max_new_tokens), jnp.int32)
     lengths_pg = np.full(size, case.max_new_tokens, np.int32)
     drawn = rollout.Rollout(
-        zeros, zeros, jnp.asarray(lengths_pg), lengths_pg > 0, [], jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
+        zeros, zeros, jnp.asarray(lengths_pg), jnp.ones(size, bool), [], jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
     )
     arch, *rest = _reference_call(case, params, drawn, packing := _packing(case, drawn))
     *rest, parts = rest
@@ -162,7 +162,7 @@ def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> wo
         jax.random.key(0),
         jnp.ones(prompts),
         trips=[longest - 1] if case.max_new_tokens > 1 else [],
-        first_sample=0,
+        first_sample_p=jnp.zeros(prompts, jnp.int32),
         group_size=case.group_size,
         max_new_tokens=case.max_new_tokens,
         eos_ids=policy.eos_ids,
