@@ -6,9 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import hand_made_policy
 import numpy as np
 import pytest
-import small_policy
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def losses(run: dict) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> pathlib.Path:
-    return small_policy.write(tmp_path_factory.mktemp("weights") / "small")
+    return hand_made_policy.write(tmp_path_factory.mktemp("weights") / "small")
 
 
 def test_ten_steps_of_nano(tmp_path):

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
+import hand_made_policy
 import pytest
-import small_policy
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = """--config=configs/onetwo.py:nano --config.warmup.steps=0 --config.warmup.measure_samples=16
@@ -31,7 +31,7 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> pathlib.Path:
-    return small_policy.write(tmp_path_factory.mktemp("weights") / "small")
+    return hand_made_policy.write(tmp_path_factory.mktemp("weights") / "small")
 
 
 def start(number: int, devices: int, *flags: str) -> list[subprocess.Popen]:
@@ -89,7 +89,7 @@ def alone(weights, tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("number", "devices", "mesh"),
     [
-        (2, 2, ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]),
+        pytest.param(2, 2, ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"], marks=pytest.mark.slow),
         pytest.param(2, 1, [], marks=pytest.mark.slow),
         pytest.param(4, 1, ["--config.mesh.fsdp=2"], marks=pytest.mark.slow),
         # Two processes hold the same rows: both score them.

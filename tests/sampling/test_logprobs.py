@@ -55,7 +55,7 @@ def test_a_bucket_is_the_least_fraction_that_holds_the_tokens(buckets, slots):
 
 @pytest.mark.parametrize(
     ("streams", "changes"),
-    [(1, {"remat": "elementwise"}), (4, {"scan": True})],
+    [pytest.param(1, {}, marks=pytest.mark.slow), (4, {"scan": True, "remat": "elementwise"})],
     ids=["one-unrolled", "four-scanned"],
 )
 def test_packed_equals_padded_in_values_and_gradients(streams, changes, monkeypatch):

@@ -147,7 +147,7 @@ def test_metrics_by_hand():
     "algorithm", [Algorithm(), Algorithm(method="mara", kl="forward")], ids=["reverse", "forward-from-samples"]
 )
 def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
-    """Six samples in one, three or six parts, padded or packed: the gradient and the metrics of the whole groups."""
+    """Six padded samples at once, and packed in three parts: the gradient and the metrics of the whole groups."""
     params, ref_params = params_of(1), params_of(2)
     log_mass = masses(string_logp(ref_params), algorithm.kl)
     index, other = jnp.array([0, 3, 5, 7, 5, 2]), jnp.array([1, 1, 4, 5, 0, 3])
