@@ -1,0 +1,48 @@
+"""The transformer's matmul: gradients are those of a plain one, made in the kernel's own layout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mara_jax.lab import phases, work
+from mara_jax.policies import transformer
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3)])
+def test_gradients_are_those_of_a_plain_matmul(shape):
+    key = jax.random.key(0)
+    x, kernel = jax.random.normal(key, shape), jax.random.normal(key, (3, 4))
+
+    def loss(product):
+        return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel)))
+
+    ours = jax.grad(loss(transformer.matmul), (0, 1))(x, kernel)
+    plain = jax.grad(loss(jnp.matmul), (0, 1))(x, kernel)
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_no_kernel_gradient_is_turned():
+    x, kernel = jnp.ones((5, 3)), jnp.ones((3, 4))
+    program = jax.make_jaxpr(jax.grad(lambda w: jnp.sum(jnp.sin(transformer.matmul(x, w)))))(kernel)
+    assert "transpose" not in str(program)
+    assert program.out_avals[0].shape == (3, 4)
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("elementwise", 0), ("layer", 1)])
+def test_remat_keeps_or_repeats_the_kernels_matmuls(remat, again):
+    """By count: a name that keeps matmuls repeats none of the kernels', the other all of them but the last, `down`."""
+    policy = phases.random_policy("tiny")
+    policy = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, remat=remat))
+    arch = policy.architecture
+    case = phases.Case("case", policy, phases.random_prompts(arch.vocab_size, 4, 64), 8, 64)
+    params = jax.eval_shape(lambda: transformer.init(arch, jax.random.key(0)))
+    drawn, batch = phases.shapes(case, params)
+    extra = phases.counted(case, params, drawn, batch).update - phases.least(case, drawn).update
+    rows = 4 * (64 + 8 * 63)
+    repeated = 2 * rows * (work.layer_parameters(arch) - arch.layers * arch.mlp * arch.embed)
+    # Attention's own matmuls, here a tenth of the kernels', are repeated by both names.
+    assert extra / repeated == pytest.approx(again, abs=0.2)
