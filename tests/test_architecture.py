@@ -15,8 +15,7 @@ ASIDE = {
     "parallel": set(),
     "hf": {"policies", "parallel"},
     "eval": {"core", "tasks"},
-    "config": {"core", "limits"},
-    "limits": set(),
+    "config": {"core"},
 }
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from mara_jax import config, limits
-from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup
+from mara_jax import config
+from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup, limits
 
 NAN, INF = float("nan"), float("inf")
 

@@ -1,0 +1,170 @@
+"""What a run may not ask for: values that cannot work, alone or together, and objectives that are not what they say."""
+
+from mara_jax.config import limits
+from mara_jax.config.schema import (
+    ANCHORS,
+    BASELINES,
+    ESTIMATORS,
+    KL_BESIDE_REWARD,
+    METHODS,
+    TRAINABLE,
+    Algorithm,
+    LanguageRun,
+    Run,
+    ToyRun,
+    estimator_of,
+    sweep_algorithms,
+)
+from mara_jax.core import kl as divergences
+
+
+def check(run: Run) -> None:
+    """Refuses values that cannot work, alone or together.
+
+    Raises:
+      ValueError: one line with the value, the limit and the cure.
+    """
+    limits.check(run, type(run)())
+    _check_algorithm(run.algorithm)
+    if isinstance(run, ToyRun):
+        _check_toy(run)
+        return
+    _check_rollout(run)
+    if 0 < run.warmup.max_steps < run.warmup.steps:
+        raise ValueError(
+            f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
+            "are looked at: raise max_steps, or set it to 0 to stop after `steps` without looking"
+        )
+    if run.policy.weights == "nano" and run.warmup.steps < 1:
+        raise ValueError(
+            "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
+            "set warmup.steps (the nano variant uses 250)"
+        )
+    if run.task.reasoning not in ("varied", "fixed"):
+        raise ValueError(f"task.reasoning={run.task.reasoning!r} is unknown: choose varied or fixed")
+
+
+def _check_toy(run: ToyRun) -> None:
+    if run.toy.figure not in (2, 4, 5, 6):
+        raise ValueError(f"toy.figure={run.toy.figure} has no 100-outcome problem: choose 2, 4, 5 or 6")
+    if run.algorithm.method == "mara" and run.algorithm.anchor == "answer":
+        raise ValueError(
+            "algorithm.anchor='answer' means nothing where each outcome is its own answer: use algorithm.anchor=string"
+        )
+    if run.algorithm.beta <= 0:
+        raise ValueError(f"algorithm.beta={run.algorithm.beta} must be positive: the toy's optimum needs it")
+    if run.algorithm.level != "sequence":
+        raise ValueError("algorithm.level='token' means nothing for single outcomes: use sequence")
+    if run.algorithm.threshold > 1.0:
+        raise ValueError(
+            f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward (1.0): lower it"
+        )
+    if run.sweep.betas:
+        _check_sweep(run)
+
+
+def _check_sweep(run: ToyRun) -> None:
+    sweep = run.sweep
+    if run.seed + sweep.seeds - 1 > limits.LARGEST:
+        raise ValueError(f"seed={run.seed} with sweep.seeds={sweep.seeds} goes past {limits.LARGEST}: lower the seed")
+    for name, known in (("methods", METHODS), ("kls", tuple(TRAINABLE)), ("estimators", tuple(ESTIMATORS))):
+        if not getattr(sweep, name):
+            raise ValueError(f"sweep.{name} is empty: choose from {', '.join(known)}")
+        for value in getattr(sweep, name):
+            if value not in known:
+                raise ValueError(f"sweep.{name} has {value!r}, which is unknown: choose from {', '.join(known)}")
+    for algorithm in sweep_algorithms(run):
+        _check_algorithm(algorithm)
+    for kl in sweep.kls:
+        if not any(name == "auto" or name in TRAINABLE[kl] for name in sweep.estimators):
+            raise ValueError(
+                f"sweep.estimators={sweep.estimators} has none for the {kl} KL: add auto or "
+                f"{' or '.join(TRAINABLE[kl])}, or take {kl} out of sweep.kls"
+            )
+    for name, holds, limit in (
+        ("betas", lambda v: 0 < v <= 1e6, "above 0 and at most 1e6"),
+        ("thresholds", lambda v: -1e6 <= v <= 1, "finite and at most 1"),
+        ("gaps", lambda v: -1e6 <= v <= 1, "finite and at most 1"),
+    ):
+        for value in getattr(sweep, name):
+            if not holds(value):
+                raise ValueError(f"sweep.{name} has {value}: each must be {limit}")
+    if sweep.gaps and run.toy.figure not in (2, 4):
+        raise ValueError(f"sweep.gaps means nothing for toy.figure={run.toy.figure}: figures 2 and 4 have two peaks")
+
+
+def check_words(algorithm: Algorithm) -> None:
+    choices = {
+        "method": METHODS,
+        "anchor": ANCHORS,
+        "kl": tuple(TRAINABLE),
+        "estimator": tuple(ESTIMATORS),
+        "level": ("sequence", "token"),
+        "baseline": BASELINES,
+    }
+    for name, known in choices.items():
+        value = getattr(algorithm, name)
+        if value not in known:
+            raise ValueError(f"algorithm.{name}={value!r} is unknown: choose one of {', '.join(known)}")
+
+
+def _check_algorithm(algorithm: Algorithm) -> None:
+    check_words(algorithm)
+    if algorithm.method == "mara" and algorithm.beta == 0:
+        raise ValueError(
+            "algorithm.beta=0.0 with algorithm.method='mara': the augmentation is beta times a log-ratio and "
+            "does nothing at 0; use a positive beta (0.1), or algorithm.method=vanilla"
+        )
+    if algorithm.baseline == "group_normalised" and algorithm.beta > 0:
+        raise ValueError(
+            "algorithm.baseline='group_normalised' divides each group by its own standard deviation, so the "
+            "expected gradient is that of no E[R] - beta KL: use leave_one_out"
+        )
+    if algorithm.baseline == "mean" and algorithm.beta > 0 and estimator_of(algorithm) in KL_BESIDE_REWARD:
+        raise ValueError(
+            "algorithm.baseline='mean' shrinks the reward's gradient by (g - 1) / g but not that of "
+            f"algorithm.estimator={estimator_of(algorithm)}, so beta would not be the stated one: use leave_one_out"
+        )
+    _check_placement(algorithm)
+
+
+def _check_placement(algorithm: Algorithm) -> None:
+    """Refuses an estimator whose expected gradient is not that of the KL asked for."""
+    name = estimator_of(algorithm)
+    cure = f"use algorithm.estimator={TRAINABLE[algorithm.kl][0]} with algorithm.level=sequence"
+    pair = ESTIMATORS[name]
+    if pair is not None:
+        effective = divergences.effective(*pair, algorithm.level)
+        if effective.name != algorithm.kl:
+            raise ValueError(
+                f"algorithm.estimator={name} at level={algorithm.level} does not optimise the "
+                f"{algorithm.kl} KL: {effective.sentence}. {cure[0].upper() + cure[1:]}"
+            )
+    elif algorithm.level == "token":
+        raise ValueError(f"algorithm.level='token' has no meaning for algorithm.estimator={name}: {cure}")
+    if name not in TRAINABLE[algorithm.kl]:
+        exact = "forward" if algorithm.kl == "reverse" else "reverse"
+        raise ValueError(f"algorithm.estimator={name} optimises the {exact} KL, not the {algorithm.kl} one: {cure}")
+
+
+def _check_rollout(run: LanguageRun) -> None:
+    rollout = run.rollout
+    for name in ("top_p", "temperature"):
+        value = getattr(rollout, name)
+        if value != 1:
+            raise ValueError(
+                f"rollout.{name}={value}: samples would not come from the policy whose log-probs are differentiated "
+                "and whose KL is measured, so the gradient would not be that of the stated objective; use "
+                f"rollout.{name}=1.0"
+            )
+    parts = run.optimiser.micro_batches
+    if rollout.group_size % parts:
+        raise ValueError(
+            f"optimiser.micro_batches={parts} must divide rollout.group_size={rollout.group_size}: each part has some "
+            "samples of every group"
+        )
+    if run.algorithm.baseline != "none" and rollout.group_size < 2:
+        raise ValueError(
+            f"rollout.group_size={rollout.group_size} leaves algorithm.baseline={run.algorithm.baseline!r} nothing "
+            "to compare with: use at least 2, or algorithm.baseline=none"
+        )
