@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
+from mara_jax.policies import attention, products
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -25,9 +26,6 @@ from mara_jax.policies.params import Architecture, RopeScaling
 
 __all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
 
-# Finite, so that a masked score never makes a NaN in a gradient; exp of it is exactly zero beside any real
-# score.
-MASKED = -1e30
 TURNED = "kernel_oi"  # the name of a kernel that is stored as [out, in]
 
 
@@ -74,52 +72,6 @@ def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return turned.astype(x_btnh.dtype)
 
 
-def attend(q_bkxh, own, prefix=None):
-    """Grouped-query attention with one softmax over a shared prefix and the rows' own keys.
-
-    args: q_bkxh: scaled queries, x = (query head within its kv head, time), time fastest; own: (k_bksh, v_bksh, mask
-        broadcastable to [b, k, x, s]); prefix: None, or such a triple with p rows in place of b, whose rows
-        each serve b / p consecutive query rows, and a mask [p, s].
-    returns: [b, k, x, h].
-    """
-    b, k, x, _ = q_bkxh.shape
-    contract = partial(jax.lax.dot_general, preferred_element_type=table.wide(q_bkxh.dtype))
-    keys = (((3,), (3,)), ((0, 1), (0, 1)))
-    values = (((3,), (2,)), ((0, 1), (0, 1)))
-    own_k, own_v, mask = own
-    score = jnp.where(mask, contract(q_bkxh, own_k, keys), MASKED)
-    if prefix is None:
-        return contract(jax.nn.softmax(score, axis=-1).astype(q_bkxh.dtype), own_v, values).astype(q_bkxh.dtype)
-    prefix_k, prefix_v, seen_ps = prefix
-    p, s = seen_ps.shape
-    g = b // p
-
-    # The g samples of a prompt become more rows of one matmul with the prompt's keys.
-    def by_prompt(y_bkxc):
-        return y_bkxc.reshape(p, g, k, x, -1).swapaxes(1, 2).reshape(p, k, g * x, -1)
-
-    def by_row(y_pkyc):
-        return y_pkyc.reshape(p, k, g, x, -1).swapaxes(1, 2).reshape(b, k, x, -1)
-
-    shared = jnp.where(seen_ps[:, None, None, :], contract(by_prompt(q_bkxh), prefix_k, keys), MASKED)
-    probs = jax.nn.softmax(jnp.concatenate([by_row(shared), score], axis=-1), axis=-1).astype(q_bkxh.dtype)
-    out = contract(probs[..., s:], own_v, values)
-    out += by_row(contract(by_prompt(probs[..., :s]), prefix_v, values))
-    return out.astype(q_bkxh.dtype)
-
-
-def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
-    """x [..., i] times a kernel stored as [o, i]: [..., o], as fast as XLA's CPU matmul goes for few rows.
-
-    With the many outputs as its rows and the few rows of x as its columns a matmul runs 1.2 to 2 times as fast as the
-    other way round. The barriers keep XLA from folding the transpositions of the small sides into it, where they cost
-    more than all they save.
-    """
-    x_ic = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-    out_oc = jnp.matmul(kernel_oi.astype(x.dtype), x_ic, preferred_element_type=dtype or x.dtype)
-    return jax.lax.optimization_barrier(out_oc).T.reshape(*x.shape[:-1], -1)
-
-
 class Norm(nn.Module):
     """Root-mean-square norm over the last axis, computed in float32 (or wider)."""
 
@@ -133,30 +85,6 @@ class Norm(nn.Module):
         return (wide * scale.astype(wide.dtype)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel_df: jax.Array) -> jax.Array:
-    """x [..., d] by a kernel [d, f]; in its gradient the kernel's comes out as it lies.
-
-    jax's own rule makes the transpose, [f, d], and turns it: XLA:CPU then writes the whole gradient of the output the
-    other way round first, in a loop that computes the activation's derivative again, and its matmul is slower, too.
-    """
-    return x @ kernel_df
-
-
-def _matmul_fwd(x, kernel_df):
-    return x @ kernel_df, (x, kernel_df)
-
-
-def _matmul_bwd(saved, g):
-    x, kernel_df = saved
-    rows = tuple(range(x.ndim - 1))
-    d_x = jax.lax.dot_general(g, kernel_df, (((g.ndim - 1,), (1,)), ((), ())))
-    return d_x, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
-
-
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
-
-
 class Linear(nn.Module):
     """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype."""
 
@@ -166,10 +94,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         if self.has_variable("params", TURNED):
-            out = few_rows(self.get_variable("params", TURNED), x)
+            out = products.few_rows(self.get_variable("params", TURNED), x)
         else:
             kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
-            out = matmul(x, kernel.astype(x.dtype))
+            out = products.matmul(x, kernel.astype(x.dtype))
         if self.bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return out
@@ -214,7 +142,7 @@ class Layer(nn.Module):
             # Written before it is read: a cache that is read first has to be copied at every step.
             own = jax.tree.map(partial(_write, index=masks["index"]), cache, own)
         shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-        out = attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
+        out = attention.attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
         out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
         if packing is not None:
             out_btx = streams.pack(out_btx, packing)
@@ -367,7 +295,7 @@ def _turned(params: Any) -> Any:
 def decoding_logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
     """As `logits`, for the few rows of a decoding step."""
     if jax.default_backend() == "cpu":
-        return few_rows(head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
+        return products.few_rows(head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
     return logits(arch, params, hidden_bd)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import transformer
+from mara_jax.policies import products, transformer
 from mara_jax.policies.params import wide
 
 # Float32 logits of one stream of positions held at once: 32 MB.
@@ -131,8 +131,7 @@ def _stats_bwd(chunks, saved, g):
         d_rcv = g_rc[..., None] * (hit_rcv - jnp.exp(logits_rcv - lse_rc[..., None]))
         d_rcv = d_rcv.astype(hidden_rcd.dtype)
         d_hidden_rcd = jax.lax.dot_general(d_rcv, rows_vd.astype(d_rcv.dtype), (((2,), (0,)), ((), ())))
-        contract = (((0, 1), (0, 1)), ((), ()))
-        d_rows_vd = jax.lax.dot_general(d_rcv, hidden_rcd, contract, preferred_element_type=wide(d_rcv.dtype))
+        d_rows_vd = products.over_rows(d_rcv, hidden_rcd, wide(d_rcv.dtype))
         return d_rows_vd, d_hidden_rcd
 
     if chunks == 1:

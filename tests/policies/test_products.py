@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mara_jax.lab import phases, work
-from mara_jax.policies import transformer
+from mara_jax.policies import products, transformer
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 5, 3)])
@@ -19,7 +19,7 @@ def test_gradients_are_those_of_a_plain_matmul(shape):
     def loss(product):
         return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel)))
 
-    ours = jax.grad(loss(transformer.matmul), (0, 1))(x, kernel)
+    ours = jax.grad(loss(products.matmul), (0, 1))(x, kernel)
     plain = jax.grad(loss(jnp.matmul), (0, 1))(x, kernel)
     for one, other in zip(ours, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -27,7 +27,7 @@ def test_gradients_are_those_of_a_plain_matmul(shape):
 
 def test_no_kernel_gradient_is_turned():
     x, kernel = jnp.ones((5, 3)), jnp.ones((3, 4))
-    program = jax.make_jaxpr(jax.grad(lambda w: jnp.sum(jnp.sin(transformer.matmul(x, w)))))(kernel)
+    program = jax.make_jaxpr(jax.grad(lambda w: jnp.sum(jnp.sin(products.matmul(x, w)))))(kernel)
     assert "transpose" not in str(program)
     assert program.out_avals[0].shape == (3, 4)
 

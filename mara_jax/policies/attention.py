@@ -1,0 +1,107 @@
+"""Grouped-query attention with one softmax over a prefix that several rows share and the rows' own keys.
+
+Written with its gradient: the parts of the softmax are never joined, weights stay unnormalised (the division by their
+sum is left to the few channels of the output), and the backward pass needs no reduction over keys.
+
+x = (query head within its kv head, time), time fastest. With a prefix of p prompts, b / p consecutive rows share each.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax.policies.params import wide
+
+# Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
+MASKED = -1e30
+# Batched matmuls of [b, k, x, c] and [b, k, s, h]: by keys (c = h), by values (c = s), and over the queries.
+KEYS = (((3,), (3,)), ((0, 1), (0, 1)))
+VALUES = (((3,), (2,)), ((0, 1), (0, 1)))
+QUERIES = (((2,), (2,)), ((0, 1), (0, 1)))
+
+
+def attend(q_bkxh, own, prefix=None):
+    """Attention over a shared prefix and the rows' own keys.
+
+    args: q_bkxh: scaled queries; own: (k_bksh, v_bksh, mask broadcastable to [b, k, x, s]); prefix: None, or such a
+        triple with p rows in place of b and a mask [p, s].
+    returns: [b, k, x, h].
+    """
+    own_k, own_v, mask = own
+    if prefix is None:
+        return _attend(q_bkxh, (own_k, own_v), None, (mask, None))
+    prefix_k, prefix_v, seen_ps = prefix
+    return _attend(q_bkxh, (own_k, own_v), (prefix_k, prefix_v), (mask, seen_ps[:, None, None, :]))
+
+
+def by_prompt(y_bkxc, prompts):
+    """The samples of a prompt as more rows of one matmul with its keys: [p, k, (g, x), c]."""
+    b, k, x, c = y_bkxc.shape
+    return y_bkxc.reshape(prompts, b // prompts, k, x, c).swapaxes(1, 2).reshape(prompts, k, -1, c)
+
+
+def by_row(y_pkyc, rows):
+    """The inverse of `by_prompt`: [b, k, x, c]."""
+    p, k, _, c = y_pkyc.shape
+    return y_pkyc.reshape(p, k, rows // p, -1, c).swapaxes(1, 2).reshape(rows, k, -1, c)
+
+
+def _dot(x, y, axes):
+    return jax.lax.dot_general(x, y, axes, preferred_element_type=wide(x.dtype))
+
+
+@jax.custom_vjp
+def _attend(q, own, prefix, masks):
+    return _forward(q, own, prefix, masks)[0]
+
+
+def _forward(q, own, prefix, masks):
+    """Output and what the backward pass needs; weights are exp(score - the row's highest)."""
+    b = q.shape[0]
+    score = jnp.where(masks[0], _dot(q, own[0], KEYS), MASKED)
+    top = jnp.max(score, axis=-1, keepdims=True)
+    if prefix is None:
+        weight = jnp.exp(score - top)
+        total = jnp.sum(weight, axis=-1, keepdims=True)
+        out = _dot(weight.astype(q.dtype), own[1], VALUES) / total
+        return out.astype(q.dtype), (weight, None, total)
+    p = prefix[0].shape[0]
+    shared = jnp.where(masks[1], _dot(by_prompt(q, p), prefix[0], KEYS), MASKED)
+    top = jnp.maximum(top, by_row(jnp.max(shared, axis=-1, keepdims=True), b))
+    weight, weight_shared = jnp.exp(score - top), jnp.exp(shared - by_prompt(top, p))
+    total = jnp.sum(weight, axis=-1, keepdims=True) + by_row(jnp.sum(weight_shared, axis=-1, keepdims=True), b)
+    out = _dot(weight.astype(q.dtype), own[1], VALUES)
+    out += by_row(_dot(weight_shared.astype(q.dtype), prefix[1], VALUES), b)
+    return (out / total).astype(q.dtype), (weight, weight_shared, total)
+
+
+def _attend_fwd(q, own, prefix, masks):
+    out, (weight, weight_shared, total) = _forward(q, own, prefix, masks)
+    return out, (q, own, prefix, out, weight, weight_shared, total)
+
+
+def _attend_bwd(saved, g):
+    q, own, prefix, out, weight, weight_shared, total = saved
+    g = g.astype(total.dtype) / total
+    along = jnp.sum(g * out, axis=-1, keepdims=True)
+    d_q, *d_own = _one_side(q, own, weight, g, along)
+    if prefix is None:
+        return d_q.astype(q.dtype), tuple(d_own), None, (None, None)
+    turned = functools.partial(by_prompt, prompts=prefix[0].shape[0])
+    d_shared, *d_prefix = _one_side(turned(q), prefix, weight_shared, turned(g), turned(along))
+    d_q += by_row(d_shared, q.shape[0])
+    return d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix), (None, None)
+
+
+def _one_side(q, keys_values, weight, g, along):
+    """Gradients by queries, keys and values of one set of keys; g is divided by the weights' sum."""
+    keys, values = keys_values
+    g_narrow, narrow = g.astype(q.dtype), weight.astype(q.dtype)
+    d_score = (weight * (_dot(g_narrow, values, KEYS) - along)).astype(q.dtype)
+    d_values = _dot(narrow, g_narrow, QUERIES)
+    d_keys = _dot(d_score, q, QUERIES)
+    return _dot(d_score, keys, VALUES), d_keys.astype(keys.dtype), d_values.astype(values.dtype)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)

@@ -1,0 +1,53 @@
+"""Matrix products in the forms that XLA's CPU compiler multiplies fast; elsewhere they are what they say."""
+
+import jax
+import jax.numpy as jnp
+
+# On a CPU the sum over rows of x.T dy goes up to twice as fast with the narrower side first, as long as the result,
+# which is then turned, stays in the cache: measured for widths from 128 to 8,192.
+NARROW = 512
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel_df: jax.Array) -> jax.Array:
+    """x [..., d] by a kernel [d, f]; its gradient by the kernel is made by `over_rows`.
+
+    jax's own rule contracts all leading axes at once: XLA:CPU then writes both sides turned first, in strided loops
+    that compute the activation's derivative again.
+    """
+    return x @ kernel_df
+
+
+def _matmul_fwd(x, kernel_df):
+    return x @ kernel_df, (x, kernel_df)
+
+
+def _matmul_bwd(saved, g):
+    x, kernel_df = saved
+    d_x = jax.lax.dot_general(g, kernel_df, (((g.ndim - 1,), (1,)), ((), ())))
+    return d_x, over_rows(x, g)
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def over_rows(x: jax.Array, y: jax.Array, dtype=None) -> jax.Array:
+    """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told)."""
+    x_rd, y_rf = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    rows = (((0,), (0,)), ((), ()))
+    if jax.default_backend() == "cpu" and y_rf.shape[1] < x_rd.shape[1] and y_rf.shape[1] <= NARROW:
+        turned_fd = jax.lax.dot_general(y_rf, x_rd, rows, preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(turned_fd).T
+    return jax.lax.dot_general(x_rd, y_rf, rows, preferred_element_type=dtype)
+
+
+def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
+    """x [..., i] times a kernel stored as [o, i]: [..., o], as fast as XLA's CPU matmul goes for few rows.
+
+    With the many outputs as its rows and the few rows of x as its columns a matmul runs 1.2 to 2 times as fast as the
+    other way round. The barriers keep XLA from folding the transpositions of the small sides into it, where they cost
+    more than all they save.
+    """
+    x_ic = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    out_oc = jnp.matmul(kernel_oi.astype(x.dtype), x_ic, preferred_element_type=dtype or x.dtype)
+    return jax.lax.optimization_barrier(out_oc).T.reshape(*x.shape[:-1], -1)
