@@ -112,6 +112,7 @@ PAST = {
     "rollout.top_p": (0.0, 1.1, NAN),
     "rollout.temperature": (0.0, INF),
     "rollout.length_buckets": (-1,),
+    "rollout.slots": (-1,),
     "optimiser.warmup_steps": (-1,),
     "optimiser.decay_steps": (-1,),
     "optimiser.b1": (2.0, 1.0, -0.1, NAN),

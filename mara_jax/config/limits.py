@@ -51,6 +51,7 @@ LIMITS: dict[str, Limit] = {
     "rollout.temperature": POSITIVE,
     "rollout.top_p": Limit(lambda v: 0 < v <= 1, "must be above 0 and at most 1"),
     "rollout.length_buckets": FROM_ZERO,
+    "rollout.slots": FROM_ZERO,
     "optimiser.learning_rate": POSITIVE,
     "optimiser.warmup_steps": FROM_ZERO,
     "optimiser.decay_steps": FROM_ZERO,

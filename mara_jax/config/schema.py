@@ -96,6 +96,8 @@ class Rollout:
     # Updates run on completions laid end to end, their number of tokens rounded up to one of so many fractions of
     # the padded size, each compiled when it is first met. 0: padded.
     length_buckets: int = 8
+    # Completions decoded at once; as one ends, the next takes its row: more steps, of fewer rows. 0: all at once.
+    slots: int = 0
 
 
 @dataclass(frozen=True)

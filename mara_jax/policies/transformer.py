@@ -205,11 +205,14 @@ class Decoder(nn.Module):
         return Norm(arch.norm_eps, name="final_norm")(x_btd), new
 
 
-def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index) -> dict:
-    """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself."""
+def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index, counts_b) -> dict:
+    """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself; of a
+    cache that is a ring, as many up to the newest as its row counts."""
     at_t = np.arange(t) if cache is None else index + jnp.arange(t)
     slots = np.arange(t) if cache is None else jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2])
     masks = {"own": jnp.tile(slots <= at_t[:, None], (arch.heads // arch.kv_heads, 1)), "index": index}
+    if counts_b is not None:
+        masks["own"] = ((index - slots) % slots.size < counts_b[:, None])[:, None, None, :]
     if prefix is not None:
         slots = jnp.arange(jax.tree.leaves(prefix.k)[0].shape[-2])
         masks["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
@@ -226,6 +229,7 @@ def forward(
     prefix_lengths_p: jax.Array | None = None,
     cache: KV | None = None,
     index: jax.Array | int | None = None,
+    counts_b: jax.Array | None = None,
     packing: Packing | None = None,
 ) -> tuple[jax.Array, KV]:
     """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
@@ -237,8 +241,10 @@ def forward(
     args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the
         caller from the start of the prompt; prefix: what a forward over the p prompts returned;
         prefix_lengths_p: tokens of each prompt; cache: from `init_cache` with b rows; index: the slot where
-        these tokens go, the same for all rows; packing: where tokens and positions are streams [c, n] of the
-        counted positions of b rows, and so are the hidden states; only attention sees rows.
+        these tokens go, the same for all rows; counts_b: where given the cache is a ring, and of its slots a row
+        sees that many, the last of them `index`, where its one token goes; packing: where tokens and positions
+        are streams [c, n] of the counted positions of b rows, and so are the hidden states; only attention sees
+        rows.
     returns: hidden states after the final norm, [b, t, d] in the compute dtype, and the new keys and values:
         the cache with them written from slot `index` on, or without a cache by themselves.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
@@ -251,7 +257,7 @@ def forward(
     b, t = tokens_bt.shape if packing is None else packing.slot_bt.shape
     if prefix_lengths_p is not None and b % prefix_lengths_p.shape[0]:
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
-    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index)
+    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
     hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache, packing)
     return hidden_btd, new

@@ -1,5 +1,7 @@
 """Exact categorical draws from logits, by inverse CDF in two levels."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -49,11 +51,52 @@ def _invert(cdf_bn: jax.Array, u_b: jax.Array) -> jax.Array:
     return jnp.sum(reached_bn, axis=-1, dtype=jnp.int32)
 
 
-def keep_nucleus(logits_bv: jax.Array, top_p: float) -> jax.Array:
-    """Sets to -inf every token outside the smallest set of likeliest ones that holds top_p of the mass."""
+def keep_likeliest(logits_bv: jax.Array, top_k_b: jax.Array | None, top_p_b: jax.Array | None) -> jax.Array:
+    """Sets to -inf every token but a row's likeliest ones, exactly as many as asked for where several are equal.
+
+    Args:
+      logits_bv: [b, v].
+      top_k_b: how many to keep; 0: all.
+      top_p_b: of those, the fewest that hold this share of their mass; 1: all.
+    """
     order_bv = jnp.argsort(-logits_bv, axis=-1)
-    sorted_bv = jnp.take_along_axis(jax.nn.softmax(logits_bv, axis=-1), order_bv, axis=-1)
-    before_bv = jnp.cumsum(sorted_bv, axis=-1) - sorted_bv
+    kept_bv = jnp.ones(logits_bv.shape, bool)
+    if top_k_b is not None:
+        kept_bv = (jnp.arange(logits_bv.shape[-1]) < top_k_b[:, None]) | (top_k_b == 0)[:, None]
+    if top_p_b is not None:
+        sorted_bv = jnp.take_along_axis(logits_bv, order_bv, axis=-1)
+        share_bv = jax.nn.softmax(jnp.where(kept_bv, sorted_bv, -jnp.inf), axis=-1)
+        before_bv = jnp.cumsum(share_bv, axis=-1) - share_bv
+        # The sum of all shares is 1 only up to rounding: at top_p = 1 nothing may be lost to it.
+        kept_bv &= (before_bv < top_p_b[:, None]) | (top_p_b >= 1)[:, None]
     rank_bv = jnp.argsort(order_bv, axis=-1)
-    keep_bv = jnp.take_along_axis(before_bv < top_p, rank_bv, axis=-1)
-    return jnp.where(keep_bv, logits_bv, -jnp.inf)
+    return jnp.where(jnp.take_along_axis(kept_bv, rank_bv, axis=-1), logits_bv, -jnp.inf)
+
+
+class Shaping(NamedTuple):
+    """How tokens are drawn, an entry a prompt or a row: temperature (0: the likeliest token), top_k (0: all) and
+    top_p, the last two None where nothing is cut."""
+
+    temperature: jax.Array
+    top_k: jax.Array | None = None
+    top_p: jax.Array | None = None
+
+
+def choose(keys_b: jax.Array, logits_bv: jax.Array, shaping: Shaping) -> tuple[jax.Array, jax.Array]:
+    """Draws a token a row as `shaping` (of rows) says; its log-prob is the policy's own, at temperature 1 and uncut.
+
+    Args:
+      keys_b: [b] keys.
+      logits_bv: [b, v] float32.
+
+    Returns:
+      tokens [b] int32 and log-probs [b] float32 (nats).
+    """
+    greedy_b = shaping.temperature == 0
+    shaped_bv = logits_bv / jnp.where(greedy_b, 1.0, shaping.temperature)[:, None]
+    if shaping.top_k is not None or shaping.top_p is not None:
+        shaped_bv = keep_likeliest(shaped_bv, shaping.top_k, shaping.top_p)
+    drawn_b, _ = draw(keys_b, shaped_bv)
+    token_b = jnp.where(greedy_b, jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), drawn_b)
+    chosen_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
+    return token_b, chosen_b - jax.nn.logsumexp(logits_bv, axis=-1)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,11 @@ import numpy as np
 
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import transformer
+from mara_jax.sampling import decode
 from mara_jax.sampling import draw as drawing
+from mara_jax.sampling import slots as refill
+
+REFILL_EVERY = 1  # steps between refills of free rows
 
 
 class Rollout(NamedTuple):
@@ -29,6 +33,16 @@ class Rollout(NamedTuple):
     text: list[list[str]]
     prompt_tokens: jax.Array
     prompt_lengths: jax.Array
+
+
+class Drawn(NamedTuple):
+    """What `generate` makes: tokens, logp [p, g, t]; lengths, finished [p, g]; steps that the loop made, []."""
+
+    tokens: jax.Array
+    logp: jax.Array
+    lengths: jax.Array
+    finished: jax.Array
+    steps: jax.Array
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +69,10 @@ def sample(
     key: jax.Array,
     group_size: int = 8,
     max_new_tokens: int = 32,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    temperature: float | Sequence[float] | np.ndarray = 1.0,
+    top_p: float | Sequence[float] | np.ndarray = 1.0,
+    top_k: int | Sequence[int] | np.ndarray = 0,
+    slots: int = 0,
     prompt_ids: Sequence[int] | np.ndarray | None = None,
     first_sample: int | Sequence[int] | np.ndarray = 0,
 ) -> Rollout:
@@ -67,8 +83,11 @@ def sample(
       prompts: texts (encoded as they are; a chat template is the caller's) or token lists.
       key: counter-based: a completion depends on (key, prompt id, sample number) alone, so any split of
         prompts or groups into calls gives the same text.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_p: draws from the smallest set of likeliest tokens holding this mass.
+      temperature: divides the logits; 0 takes the likeliest token. One for all prompts, or one for each, as are
+      top_k: draws from so many of the likeliest tokens; 0: from all.
+      top_p: draws from the fewest likeliest tokens (of those that top_k leaves) holding this share of the mass.
+      slots: completions decoded at once; as one ends, the next takes its row. The same completions as of 0: all at
+        once, which takes fewer steps of more rows.
       prompt_ids: numbers of the prompts in the data; 0, 1, ... unless told.
       first_sample: number of each group's first sample; one a prompt where the same prompt comes more than once.
 
@@ -78,20 +97,23 @@ def sample(
     Raises:
       ValueError: no prompts, a count below 1, an empty prompt, a policy without a tokenizer for texts.
     """
-    for name, value in (("group_size", group_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature={temperature} must be at least 0 and top_p={top_p} in (0, 1]")
+    for name, value, least in (
+        ("group_size", group_size, 1),
+        ("max_new_tokens", max_new_tokens, 1),
+        ("slots", slots, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
     if not len(prompts):
         raise ValueError("no prompts were given: at least one is needed")
     tokens = [_encode(policy, prompt) for prompt in prompts]
     tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id)
     ids_p = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
-    prompts_ps, prompt_lengths_p, ids_p, first_p, temperature_p = (
-        hosts.prompts(array_p, group_size)
-        for array_p in (tokens_ps, lengths_p, ids_p, first_p, np.full(len(prompts), temperature, np.float32))
+    shaping = _shaping(len(prompts), temperature, top_k, top_p)
+    prompts_ps, prompt_lengths_p, ids_p, first_p, temperature_p, top_k_p, top_p_p = (
+        None if array_p is None else hosts.prompts(array_p, group_size)
+        for array_p in (tokens_ps, lengths_p, ids_p, first_p, *shaping)
     )
     drawn = generate(
         policy.architecture,
@@ -106,11 +128,34 @@ def sample(
         max_new_tokens=max_new_tokens,
         eos_ids=policy.eos_ids,
         pad_id=policy.pad_id,
-        top_p=top_p,
+        top_k_p=top_k_p,
+        top_p_p=top_p_p,
+        slots=slots,
     )
-    tokens_pgt, logp_pgt, lengths_pg, finished_pg = drawn
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg, _ = drawn
     text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
     return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
+
+
+def _shaping(prompts: int, temperature: Any, top_k: Any, top_p: Any) -> drawing.Shaping:
+    """One entry a prompt of each; None of what cuts nothing, which then costs nothing."""
+    limits = {
+        "temperature": (temperature, np.float32, lambda v: (v >= 0) & (v < np.inf), "at least 0 and finite"),
+        "top_k": (top_k, np.int32, lambda v: v >= 0, "at least 0 (0: all tokens)"),
+        "top_p": (top_p, np.float32, lambda v: (v > 0) & (v <= 1), "in (0, 1]"),
+    }
+    found = []
+    for name, (given, dtype, holds, words) in limits.items():
+        values = np.asarray(given)
+        if values.shape not in ((), (prompts,)):
+            raise ValueError(
+                f"{name} has the shape {values.shape}: give one number, or one for each of {prompts} prompts"
+            )
+        for value in values.ravel()[~holds(values).ravel()]:
+            raise ValueError(f"{name}={value} must be {words}")
+        found.append(np.broadcast_to(values.astype(dtype), prompts))
+    temperature_p, top_k_p, top_p_p = found
+    return drawing.Shaping(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
 
 
 def _encode(policy: transformer.Policy, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -146,7 +191,9 @@ def whole_text(policy: transformer.Policy, drawn: Rollout) -> list[list[str]]:
     return decode_text(policy, *(hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished)))
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "top_p"))
+@functools.partial(
+    jax.jit, static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "slots", "refill_every")
+)
 def generate(
     arch: transformer.Architecture,
     params: dict,
@@ -161,54 +208,31 @@ def generate(
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
-    top_p: float = 1.0,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The compiled draw behind `sample`: tokens, logp [p, g, t], lengths and finished [p, g]."""
+    top_k_p: jax.Array | None = None,
+    top_p_p: jax.Array | None = None,
+    slots: int = 0,
+    refill_every: int = REFILL_EVERY,
+) -> Drawn:
+    """The compiled draw behind `sample`."""
     num_prompts = prompt_tokens_ps.shape[0]
-    rows = num_prompts * group_size
     last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
     arch, params, prefix = transformer.for_decoding(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
     keys_b = drawing.token_keys(key, spread(prompt_ids_p), sample_b)
-    temperature_b, start_b = spread(temperature_p), spread(prompt_lengths_p)
+    shaping = drawing.Shaping(temperature_p, top_k_p, top_p_p)
     ends = jnp.array(eos_ids, jnp.int32)
-
-    def choose(hidden_bd, at):
-        logits_bv = transformer.decoding_logits(arch, params, hidden_bd)
-        token_b, logp_b = _choose(jax.vmap(jax.random.fold_in, (0, None))(keys_b, at), logits_bv, temperature_b, top_p)
-        return token_b, logp_b
-
-    def body(carry):
-        at, token_b, done_b, cache, tokens_bt, logp_bt = carry
-        hidden_b1d, cache = transformer.forward(
-            arch, params, token_b[:, None], (start_b + at - 1)[:, None],
-            prefix=prefix, prefix_lengths_p=prompt_lengths_p, cache=cache, index=at - 1,
-        )  # fmt: skip
-        token_b, logp_b = choose(hidden_b1d[:, 0], at)
-        token_b = jnp.where(done_b, pad_id, token_b)
-        tokens_bt = tokens_bt.at[:, at].set(token_b)
-        logp_bt = logp_bt.at[:, at].set(jnp.where(done_b, 0.0, logp_b))
-        return at + 1, token_b, done_b | jnp.isin(token_b, ends), cache, tokens_bt, logp_bt
-
-    def unfinished(carry):
-        return (carry[0] < max_new_tokens) & ~jnp.all(carry[2])
-
-    token_b, logp_b = choose(sharding.constrain(spread(last_pd), "rows"), 0)
-    tokens_bt = sharding.constrain(jnp.full((rows, max_new_tokens), pad_id, jnp.int32).at[:, 0].set(token_b), "rows")
-    logp_bt = sharding.constrain(jnp.zeros((rows, max_new_tokens), logp_b.dtype).at[:, 0].set(logp_b), "rows")
-    cache = transformer.init_cache(arch, rows, max_new_tokens)
-    carry = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt)
-    _, _, finished_b, _, tokens_bt, logp_bt = jax.lax.while_loop(unfinished, body, carry)
+    start = decode.Start(arch, params, prefix, prompt_lengths_p, last_pd, keys_b, shaping, ends, max_new_tokens, pad_id)
+    if 0 < slots < num_prompts * group_size:
+        tokens_bt, logp_bt, steps = refill.refilled(start, slots, refill_every)
+    else:
+        tokens_bt, logp_bt, steps = decode.together(start)
     # A padding id may be an end token too, so the length is where the first end token stands.
     is_end_bt = jnp.isin(tokens_bt, ends)
-    lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens)
-    found = (tokens_bt, logp_bt, lengths_b.astype(jnp.int32), finished_b)
-    shape = (num_prompts, group_size)
-    tokens_pgt, logp_pgt, lengths_pg, finished_pg = (
-        sharding.constrain_groups(x.reshape(*shape, *x.shape[1:])) for x in found
-    )
-    return tokens_pgt, logp_pgt, lengths_pg, finished_pg
+    finished_b = jnp.any(is_end_bt, axis=1)
+    lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
+    found = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (tokens_bt, logp_bt, lengths_b, finished_b))
+    return Drawn(*(sharding.constrain_groups(x) for x in found), steps)
 
 
 def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):
@@ -217,15 +241,3 @@ def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):
     hidden_psd, prefix = transformer.forward(arch, params, prompt_tokens_ps, positions_ps)
     last_pd = jnp.take_along_axis(hidden_psd, (prompt_lengths_p - 1)[:, None, None], axis=1)[:, 0]
     return last_pd, prefix
-
-
-def _choose(keys_b, logits_bv, temperature_b, top_p):
-    """Draws at a temperature (0: the likeliest); the log-prob is the policy's own, at temperature 1."""
-    greedy_b = temperature_b == 0
-    shaped_bv = logits_bv / jnp.where(greedy_b, 1.0, temperature_b)[:, None]
-    if top_p < 1:
-        shaped_bv = drawing.keep_nucleus(shaped_bv, top_p)
-    drawn_b, _ = drawing.draw(keys_b, shaped_bv)
-    token_b = jnp.where(greedy_b, jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), drawn_b)
-    chosen_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
-    return token_b, chosen_b - jax.nn.logsumexp(logits_bv, axis=-1)

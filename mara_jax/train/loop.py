@@ -179,6 +179,7 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
         max_new_tokens=sizes.max_new_tokens,
         temperature=sizes.temperature,
         top_p=sizes.top_p,
+        slots=sizes.slots,
         prompt_ids=ids,
         first_sample=before * sizes.group_size,
     )

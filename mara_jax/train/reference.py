@@ -138,6 +138,7 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
             key=stream(run.seed, name),
             group_size=size,
             max_new_tokens=run.rollout.max_new_tokens,
+            slots=run.rollout.slots,
             first_sample=first,
         )
         scored = score(task, np.arange(len(prompts)), drawn)

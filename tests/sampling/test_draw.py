@@ -39,9 +39,33 @@ def test_extreme_uniforms_stay_inside_the_support():
         assert int(draw._invert(cdf, jnp.array([u]))[0]) == index
 
 
-def test_nucleus_keeps_the_smallest_set_by_hand():
-    logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
-    kept = draw.keep_nucleus(logits, 0.7)
-    np.testing.assert_array_equal(jnp.isfinite(kept), [[False, True, False, True]])
-    kept = draw.keep_nucleus(logits, 0.4)
-    np.testing.assert_array_equal(jnp.isfinite(kept), [[False, True, False, False]])
+def test_the_likeliest_tokens_are_kept_by_hand():
+    """Shares .1 .5 .15 .25; of equal tokens the first ones are kept, so that their number is the one asked for."""
+    logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]] * 7 + [[0.25] * 4]))
+    top_k, top_p = [0, 0, 2, 3, 9, 1, 3, 2], [0.7, 0.4, 1.0, 1.0, 1.0, 0.1, 0.8, 1.0]
+    expected = ["0101", "0100", "0101", "0111", "1111", "0100", "0101", "1100"]  # .75 / .9 is above .8
+    kept = draw.keep_likeliest(logits, jnp.array(top_k), jnp.array(top_p))
+    assert ["".join("01"[int(x)] for x in row) for row in jnp.isfinite(kept)] == expected
+    alone = draw.keep_likeliest(logits[:2], None, jnp.array(top_p[:2]))
+    np.testing.assert_array_equal(alone, kept[:2])
+
+
+def test_tokens_are_cut_as_transformers_cuts_them():
+    torch, logits_process = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
+    logits = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32) * 3
+    top_k, top_p = np.array([0, 40, 7, 0, 300, 1]), np.array([0.9, 0.8, 1.0, 0.3, 0.999, 0.5], np.float32)
+    kept = draw.keep_likeliest(jnp.asarray(logits), jnp.asarray(top_k), jnp.asarray(top_p))
+    for row, k, p, ours in zip(logits, top_k.tolist(), top_p.tolist(), kept, strict=True):
+        theirs = torch.tensor(row)[None]
+        if k:
+            theirs = logits_process.TopKLogitsWarper(k)(None, theirs)
+        if p < 1:
+            theirs = logits_process.TopPLogitsWarper(p)(None, theirs)
+        np.testing.assert_array_equal(ours, theirs[0].numpy())
+
+
+def test_a_row_that_cuts_nothing_keeps_every_token_beside_one_that_does():
+    """Shares of 100,000 equal tokens, summed, reach 1 before the last of them."""
+    logits = jnp.zeros((2, 100_000))
+    kept = draw.keep_likeliest(logits, None, jnp.array([1.0, 0.5]))
+    assert jnp.isfinite(kept[0]).all() and 49_000 < jnp.isfinite(kept[1]).sum() < 51_000
