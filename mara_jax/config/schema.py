@@ -98,6 +98,8 @@ class Rollout:
     length_buckets: int = 8
     # Completions decoded at once; as one ends, the next takes its row: more steps, of fewer rows. 0: all at once.
     slots: int = 0
+    # All sizes are compiled in the first step, so that no later one waits for a compilation.
+    compile_ahead: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Completions drawn from a policy: one prefill per prompt, then a decode loop that stops early."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +45,10 @@ class Drawn(NamedTuple):
     steps: jax.Array
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads token lists to one length, a multiple of `multiple` so that few shapes are compiled.
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 32, least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads token lists to one length, at least `least`, a multiple of `multiple` so that few shapes are compiled.
 
     Raises:
       ValueError: a prompt has no token.
@@ -54,7 +56,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 3
     lengths_p = np.array([len(tokens) for tokens in prompts], np.int32)
     if lengths_p.min(initial=1) < 1:
         raise ValueError(f"prompt {int(lengths_p.argmin())} has no token: a policy needs at least one to start from")
-    width = -(-int(lengths_p.max()) // multiple) * multiple
+    width = -(-max(least, int(lengths_p.max())) // multiple) * multiple
     tokens_ps = np.full((len(prompts), width), pad_id, np.int32)
     for row, tokens in zip(tokens_ps, prompts, strict=True):
         row[: len(tokens)] = tokens
@@ -75,6 +77,8 @@ def sample(
     slots: int = 0,
     prompt_ids: Sequence[int] | np.ndarray | None = None,
     first_sample: int | Sequence[int] | np.ndarray = 0,
+    least_width: int = 0,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Rollout:
     """Draws group_size completions of each prompt.
 
@@ -90,6 +94,8 @@ def sample(
         once, which takes fewer steps of more rows.
       prompt_ids: numbers of the prompts in the data; 0, 1, ... unless told.
       first_sample: number of each group's first sample; one a prompt where the same prompt comes more than once.
+      least_width: prompts are padded as if one had so many tokens: calls with other prompts then share a program.
+      meanwhile: called once while the device draws.
 
     Returns:
       A Rollout; its log-probs are the policy's own (temperature 1, untruncated).
@@ -107,14 +113,15 @@ def sample(
     if not len(prompts):
         raise ValueError("no prompts were given: at least one is needed")
     tokens = [_encode(policy, prompt) for prompt in prompts]
-    tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id)
+    tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id, least=least_width)
     ids_p = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
     shaping = _shaping(len(prompts), temperature, top_k, top_p)
-    prompts_ps, prompt_lengths_p, ids_p, first_p, temperature_p, top_k_p, top_p_p = (
-        None if array_p is None else hosts.prompts(array_p, group_size)
-        for array_p in (tokens_ps, lengths_p, ids_p, first_p, *shaping)
+    prompts_ps, prompt_lengths_p, ids_p, first_p = (
+        hosts.prompts(array_p, group_size) for array_p in (tokens_ps, lengths_p, ids_p, first_p)
     )
+    temperature_p = hosts.prompts(shaping.temperature, group_size)
+    top_k_p, top_p_p = (None if x is None else hosts.prompts(x, group_size) for x in (shaping.top_k, shaping.top_p))
     drawn = generate(
         policy.architecture,
         params,
@@ -133,6 +140,8 @@ def sample(
         slots=slots,
     )
     tokens_pgt, logp_pgt, lengths_pg, finished_pg, _ = drawn
+    if meanwhile is not None:
+        meanwhile()
     text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
     return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
 
@@ -232,7 +241,8 @@ def generate(
     finished_b = jnp.any(is_end_bt, axis=1)
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
     found = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (tokens_bt, logp_bt, lengths_b, finished_b))
-    return Drawn(*(sharding.constrain_groups(x) for x in found), steps)
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg = (sharding.constrain_groups(x) for x in found)
+    return Drawn(tokens_pgt, logp_pgt, lengths_pg, finished_pg, steps)
 
 
 def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):

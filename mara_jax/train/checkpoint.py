@@ -49,9 +49,13 @@ class Checkpoints:
         self.every = cfg.every
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def due(self, step: int, last: bool) -> bool:
+        """Whether a checkpoint follows `step` steps."""
+        return last or step % self.every == 0
+
     def save(self, step: int, state: State, last: bool = False) -> None:
         """Writes the state reached after `step` steps, if the step is due or the last."""
-        if (last or step % self.every == 0) and step not in self.manager.all_steps():
+        if self.due(step, last) and step not in self.manager.all_steps():
             self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
             memory.give_back()
 

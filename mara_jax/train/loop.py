@@ -5,6 +5,7 @@ import dataclasses
 import io
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grain
@@ -17,8 +18,10 @@ from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.eval import diversity, plots, report
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import transformer
+from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
+from mara_jax.train import ahead as ahead_of_time
 from mara_jax.train import checkpoint, memory, metrics, optim, placement, profile, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
@@ -49,19 +52,23 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         memory.give_back()  # what the warm-up and the measurement left behind
         first = int(state.step)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
+        pending: list[Pending] = []
+
+        def tell() -> float | None:
+            return _tell(setup, pending.pop(), counts, known, log, display) if pending else None
+
         for done in range(first, cfg.steps):
             with window.step(done + 1):
-                state, row, texts = iterate(setup, state, done)
-            counts.append(_classes(row))
-            pooled = np.sum(counts, axis=0)
-            row["answers/entropy_bits"] = diversity.entropy_bits(pooled[:-1])
-            if known.get("log_optimum"):
-                row |= {f"gap/{name}": value for name, value in diversity.gap(pooled, known["log_optimum"]).items()}
-            log.write(row)
-            display.step(row, texts[: cfg.show_samples])
+                state, begun = begin(setup, state, done, tell, ahead=done == first and cfg.rollout.compile_ahead)
+                if window.open:
+                    jax.block_until_ready(state)  # a step that is traced holds all of its work
+            pending.append(begun)
             if done == first:
                 memory.give_back()  # what compiling left behind
-            checkpoints.save(done + 1, state, last=done + 1 == cfg.steps)
+            last = done + 1 == cfg.steps
+            if checkpoints.due(done + 1, last):
+                tell()  # a resumed run begins after its checkpoint: no row before it may be missing
+            checkpoints.save(done + 1, state, last)
         checkpoints.close()
         log.close()
     if not hosts.writes():
@@ -69,6 +76,19 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     figure = plots.final_figure(workdir)
     display.console.print(report.final_table(workdir))
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
+
+
+def _tell(setup: "Setup", begun: "Pending", counts: collections.deque, known, log: metrics.Log, display) -> float:
+    """Waits for a step's update, then writes and shows its row; the clock when it ended."""
+    row, texts, ended = finish(setup, begun)
+    counts.append(_classes(row))
+    pooled = np.sum(counts, axis=0)
+    row["answers/entropy_bits"] = diversity.entropy_bits(pooled[:-1])
+    if known.get("log_optimum"):
+        row |= {f"gap/{name}": value for name, value in diversity.gap(pooled, known["log_optimum"]).items()}
+    log.write(row)
+    display.step(row, texts[: setup.cfg.show_samples])
+    return ended
 
 
 def _classes(row: dict[str, Any]) -> list[int]:
@@ -166,7 +186,9 @@ def draw(setup: Setup, params: Any, done: int, name: str) -> Batch:
     return _score(setup, *_roll(setup, params, done, name))
 
 
-def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Rollout, np.ndarray]:
+def _roll(
+    setup: Setup, params: Any, done: int, name: str, meanwhile: Callable[[], object] | None = None
+) -> tuple[rollout.Rollout, np.ndarray]:
     ids, sizes = prompt_ids(setup.cfg, len(setup.prompts), done), setup.cfg.rollout
     # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
     before = np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
@@ -182,6 +204,8 @@ def _roll(setup: Setup, params: Any, done: int, name: str) -> tuple[rollout.Roll
         slots=sizes.slots,
         prompt_ids=ids,
         first_sample=before * sizes.group_size,
+        least_width=max(map(len, setup.prompts)) if sizes.compile_ahead else 0,
+        meanwhile=meanwhile,
     )
     return drawn, ids
 
@@ -191,17 +215,9 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
     lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
     packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=sharding.parts("rows"), parts=parts)
-    packing = jax.tree.map(lambda array: hosts.rows(array, axis=int(parts > 1)), packing)
+    packing = ahead_of_time.place(packing, parts)
     # Dispatched first, so that the device works while the host judges texts.
-    ref_hidden = logprobs.reference_hidden(
-        setup.policy.architecture,
-        setup.ref_params,
-        drawn.prompt_tokens,
-        drawn.prompt_lengths,
-        drawn.tokens,
-        packing,
-        parts,
-    )
+    ref_hidden = _refer(setup, drawn, packing)
     scored = reference.score(setup.task, ids, drawn)
     return Batch(
         prompt_tokens=drawn.prompt_tokens,
@@ -216,32 +232,87 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     )
 
 
+def _refer(setup: Setup, one: rollout.Rollout | Batch, packing: Packing | None) -> logprobs.Hidden:
+    """What the reference says of completions, dispatched."""
+    return logprobs.reference_hidden(
+        setup.policy.architecture,
+        setup.ref_params,
+        one.prompt_tokens,
+        one.prompt_lengths,
+        one.tokens,
+        packing,
+        setup.cfg.optimiser.micro_batches,
+    )
+
+
+class Pending(NamedTuple):
+    """A step whose update is dispatched: what its row is made from, and the clock when it began, had rolled out and had
+    scored."""
+
+    done: int
+    drawn: rollout.Rollout
+    reward: jax.Array
+    answer: jax.Array
+    scalars: dict[str, jax.Array]
+    marks: tuple[float, float, float]
+
+
 def iterate(setup: Setup, state: State, done: int) -> tuple[State, dict[str, Any], list[tuple[str, bool]]]:
-    """One step: the new state, the row for metrics.jsonl, and the completions with their success."""
-    algorithm = setup.cfg.algorithm
+    """One step by itself: the new state, the row for metrics.jsonl, and the completions with their success."""
+    state, begun = begin(setup, state, done)
+    row, texts, _ = finish(setup, begun)
+    return state, row, texts
+
+
+def begin(
+    setup: Setup, state: State, done: int, tell: Callable[[], float | None] = lambda: None, ahead: bool = False
+) -> tuple[State, Pending]:
+    """One step, up to the dispatch of its update.
+
+    Args:
+      tell: called while the device rolls out: it waits for the step before, if there is one, and returns when it ended.
+      ahead: whether to compile what later steps may need.
+    """
+    algorithm, parts = setup.cfg.algorithm, setup.cfg.optimiser.micro_batches
     started = time.perf_counter()
-    drawn, ids = _roll(setup, state.params, done, "rollout")
+
+    def meanwhile() -> None:
+        nonlocal started
+        started = tell() or started
+
+    drawn, ids = _roll(setup, state.params, done, "rollout", meanwhile)
     rolled = time.perf_counter()
     batch, other = _score(setup, drawn, ids), None
     if estimator_of(algorithm) == "reference_samples":
         other = draw(setup, setup.ref_params, done, "reference")
     scored = time.perf_counter()
-    state, scalars = step.update(
-        state,
-        setup.ref_params,
-        batch,
-        other,
-        jnp.float32(algorithm.beta),
-        jnp.float32(algorithm.threshold),
-        arch=setup.policy.architecture,
+    static: dict[str, Any] = {
+        "arch": setup.policy.architecture,
         # beta and threshold are traced, so the compiled program must not depend on them.
-        algorithm=dataclasses.replace(algorithm, beta=1.0, threshold=0.0),
-        tx=setup.tx,
-        parts=setup.cfg.optimiser.micro_batches,
-    )
-    row: dict[str, Any] = {"step": done + 1} | {name: float(value) for name, value in scalars.items()}
+        "algorithm": dataclasses.replace(algorithm, beta=1.0, threshold=0.0),
+        "tx": setup.tx,
+        "parts": parts,
+    }
+    given = jnp.float32(algorithm.beta), jnp.float32(algorithm.threshold)
+    if ahead:
+        ahead_of_time.compile_all(
+            batch,
+            other,
+            lambda one: _refer(setup, one, one.packing),
+            lambda one, other: step.update.lower(state, setup.ref_params, one, other, *given, **static),
+            setup.cfg.rollout.length_buckets,
+            parts,
+        )
+    state, scalars = step.update(state, setup.ref_params, batch, other, *given, **static)
+    return state, Pending(done, drawn, batch.reward, batch.answer, scalars, (started, rolled, scored))
+
+
+def finish(setup: Setup, begun: Pending) -> tuple[dict[str, Any], list[tuple[str, bool]], float]:
+    """Waits for a step's update: its row, its completions with their success, and the clock when it ended."""
+    drawn, (started, rolled, scored) = begun.drawn, begun.marks
+    row: dict[str, Any] = {"step": begun.done + 1} | {name: float(x) for name, x in begun.scalars.items()}
     ended = time.perf_counter()
-    answer, lengths, reward = (hosts.gather(x) for x in (batch.answer, drawn.lengths, batch.reward))
+    answer, lengths, reward = (hosts.gather(x) for x in (begun.answer, drawn.lengths, begun.reward))
     row |= {
         "valid/fraction": float(np.mean(answer >= 0)),
         "answers/counts": [int(np.sum(answer == a)) for a in range(len(setup.task.answers))],
@@ -253,9 +324,9 @@ def iterate(setup: Setup, state: State, done: int) -> tuple[State, dict[str, Any
         "time/update_s": ended - scored,
         "time/step_s": ended - started,
     }
-    good = (reward >= algorithm.threshold).ravel().tolist()
+    good = (reward >= setup.cfg.algorithm.threshold).ravel().tolist()
     texts = [text for group in drawn.text for text in group]
-    return state, row, list(zip(texts, good, strict=True))
+    return row, list(zip(texts, good, strict=True)), ended
 
 
 def _logp_gap(drawn: rollout.Rollout, trained: float) -> float:
