@@ -5,6 +5,7 @@ logical axes there, what the checkpoint calls it and whether it is stored transp
 exporting and sharding all read this table, so none of them can disagree with another about a name or a shape.
 """
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mara_jax.parallel import sharding
 
 REMAT = ("none", "elementwise", "layer")
 FAMILIES = ("qwen2", "qwen3", "llama")
+KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, in the order of the forward pass
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,29 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Which kernels are trained by a low-rank update alone, W + alpha / rank * a @ b, and its size (see `lora`).
+
+    targets: names out of KERNELS, in that order.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise ValueError(f"an adapter has rank={self.rank}, alpha={self.alpha}: both must be positive")
+        if not self.targets or self.targets != tuple(name for name in KERNELS if name in self.targets):
+            raise ValueError(f"an adapter has targets={self.targets}: name some of {', '.join(KERNELS)}, in this order")
+
+    @property
+    def scale(self) -> float:
+        """What a @ b is multiplied with."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The static description of a decoder: hashable, so that it can be a static argument of a jitted
     function.
@@ -44,7 +69,7 @@ class Architecture:
     `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
     otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
     `remat` names what the backward pass recomputes instead of keeping: "none", "elementwise" (matmul results are kept)
-    or "layer" (only each layer's input is kept).
+    or "layer" (only each layer's input is kept). `lora` is set where an adapter is trained in place of all parameters.
     """
 
     family: str
@@ -65,6 +90,7 @@ class Architecture:
     scan_layers: bool = False
     compute_dtype: str = "float32"
     remat: str = "none"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -79,6 +105,11 @@ class Architecture:
             raise ValueError("compute_dtype is 'float64', which jax has only with JAX_ENABLE_X64=1 in the environment")
         if self.remat not in REMAT:
             raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
+        if self.lora is not None and self.lora.rank > self.embed:
+            raise ValueError(
+                f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as more "
+                "only costs more than training the kernels themselves"
+            )
 
 
 def wide(dtype: Any) -> Any:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, products
+from mara_jax.policies import attention, lora, products
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -86,7 +86,10 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype."""
+    """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype.
+
+    With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
+    """
 
     features: int
     bias: bool = False
@@ -98,6 +101,9 @@ class Linear(nn.Module):
         else:
             kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
             out = products.matmul(x, kernel.astype(x.dtype))
+        if self.has_variable("params", lora.A):
+            a, b = (self.get_variable("params", name).astype(x.dtype) for name in (lora.A, lora.B))
+            out += products.matmul(products.matmul(x, a), b)
         if self.bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return out
@@ -166,6 +172,14 @@ class Embedding(nn.Module):
         return sharding.constrain(rows[tokens_bt].astype(self.arch.compute_dtype), "rows")
 
 
+def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:
+    """Whether remat "elementwise" keeps a result: that of a kernel, and of an adapter the thin one between its factors."""
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(prim, *avals, **params):
+        return False
+    (contracted, _), _ = params["dimension_numbers"]
+    return arch.lora is None or avals[0].shape[contracted[0]] != arch.lora.rank
+
+
 class Decoder(nn.Module):
     """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and
     values.
@@ -182,7 +196,7 @@ class Decoder(nn.Module):
         rope = rotary(arch, positions_bt)
         block: Any = Layer
         if arch.remat != "none":
-            keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if arch.remat == "elementwise" else None
+            keep = partial(_kernels_output, arch) if arch.remat == "elementwise" else None
             block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=keep)
         if arch.scan_layers:
             axes: Any = (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
@@ -282,8 +296,12 @@ def head_rows(arch: Architecture, params: Any) -> jax.Array:
 def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
     """The same policy and prefix laid out for a decoding loop: layers unrolled, on a CPU kernels turned to [out, in].
 
-    Call it once, before the loop: what it copies is read at every step.
+    Call it once, before the loop: what it copies is read at every step. An adapter is merged into its kernels, but not
+    in bfloat16: kernels are rounded there, updates smaller than that would be lost, and samples would not come from the
+    policy that is trained.
     """
+    if arch.compute_dtype != "bfloat16":
+        params = lora.merged(params)
     if arch.scan_layers:
         params = table.to_unrolled(params, arch.layers)
         prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))

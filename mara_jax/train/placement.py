@@ -1,4 +1,4 @@
-"""Where the state of a run lives: parameters as the table says, each moment as its parameter."""
+"""Where the state of a run lives: what is trained as the parameter table says, each moment as its parameter."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax.parallel import hosts, sharding
+from mara_jax.policies import lora
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 from mara_jax.train.state import State
@@ -14,16 +15,16 @@ from mara_jax.train.state import State
 
 def shardings(layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation) -> State:
     """The sharding of every array of a state."""
-    params = table.shardings(arch, layout)
+    params = lora.shardings(arch, layout)
     shapes = abstract_params(arch)
     opt_state = sharding.opt_state(layout, tx, jax.eval_shape(tx.init, shapes), params)
     return State(sharding.replicated(layout), params, opt_state)  # pyright: ignore[reportArgumentType]
 
 
 def abstract_params(arch: Architecture) -> dict[str, Any]:
-    """Shapes of the trained parameters."""
+    """Shapes of the trained parameters: the adapter's alone where the architecture has one."""
     tree: dict[str, Any] = {}
-    for path, (shape, _) in table.leaf_shapes(arch).items():
+    for path, (shape, _) in lora.leaf_shapes(arch).items():
         table.put(tree, path, jax.ShapeDtypeStruct(shape, param_dtype(arch)))
     return tree
 
@@ -52,7 +53,7 @@ def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation) -> 
     layout = sharding.current()
     make = tx.init
     if layout is not None:
-        params = jax.device_put(params, table.shardings(arch, layout))
+        params = jax.device_put(params, lora.shardings(arch, layout))
         make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
     return State(hosts.whole(jnp.int32(0)), params, make(params))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax import config
-from mara_jax.policies import transformer
+from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import placement
 from mara_jax.train.objective import Scored, objective
@@ -110,6 +110,7 @@ def _of_stats(stats: tuple, both: tuple, algorithm: config.Algorithm, beta, thre
 
 def _stats(params, ref_params, arch, batch: Batch) -> head.Stats:
     """What policy and reference say of each token, [p, g, t]."""
+    params = lora.attached(arch, ref_params, params)
     hidden = logprobs.completion_hidden(
         arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing
     )

@@ -1,0 +1,124 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021): kernels stay as they are and a small update beside each is trained.
+
+Three trees of parameters, all plain nested dicts. The adapter holds `a` [in, r] and `b` [r, out] of every adapted kernel
+and nothing else: it is what is trained, saved and sharded. Attached, it lies beside the base's own arrays, which are
+not copied: any function of the model takes that tree, and x @ W + (x @ a) @ b is computed. Merged, the update is added
+to the kernels, and the tree is that of a plain model.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax.parallel import sharding
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture, Row
+
+A, B = "lora_a", "lora_b"
+
+
+def rows(arch: Architecture) -> tuple[Row, ...]:
+    """The rows of the parameter table whose kernels the architecture's adapter updates, none without one."""
+    targets = () if arch.lora is None else arch.lora.targets
+    return tuple(row for row in table.table(arch) if row.path[-1] == "kernel" and row.path[-2] in targets)
+
+
+def factors(arch: Architecture, row: Row) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]]:
+    """Path, shape and logical axes of a row's two factors, without the stacked layer axis, by name."""
+    assert arch.lora is not None
+    rank, (d_in, d_out), (axis_in, axis_out) = arch.lora.rank, row.shape, row.axes
+    return {
+        A: ((*row.path[:-1], A), (d_in, rank), (axis_in, None)),
+        B: ((*row.path[:-1], B), (rank, d_out), (None, axis_out)),
+    }
+
+
+def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """Shape and logical axes of each array that is trained: of the adapter, or of the whole model without one."""
+    if arch.lora is None:
+        return table.leaf_shapes(arch)
+    out = {}
+    for row in rows(arch):
+        for path, shape, axes in factors(arch, row).values():
+            stacked = row.layer is not None
+            out[path] = ((arch.layers, *shape), ("layers", *axes)) if stacked else (shape, axes)
+    return out
+
+
+def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
+    """Where a layout puts each array that is trained, as a nested dict; errors as of `params.shardings`."""
+    sharding.check(layout, table.axis_sizes(arch))
+    return sharding.params(layout, leaf_shapes(arch))
+
+
+def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
+    """A new adapter: b is zero, so that the policy is the base exactly; a as the peft library draws it.
+
+    That is uniform within 1 / sqrt(in) either way; the same numbers whether layers are scanned or unrolled.
+
+    args: arch: with its `lora`; key: a jax random key.
+    returns: nested dict of arrays, float32 (float64 for a model computed in it).
+    """
+    found: dict[tuple[str, ...], list[jax.Array]] = {}
+    dtype = table.wide(arch.compute_dtype)
+    for number, row in enumerate(rows(arch)):
+        of = factors(arch, row)
+        (path_a, shape_a, _), (path_b, shape_b, _) = of[A], of[B]
+        found.setdefault(path_a, []).append(_draw(key, number, shape_a).astype(dtype))
+        found.setdefault(path_b, []).append(jnp.zeros(shape_b, dtype))
+    adapter: dict[str, Any] = {}
+    for path, arrays in found.items():
+        table.put(adapter, path, jnp.stack(arrays) if arch.scan_layers else arrays[0])
+    return adapter
+
+
+@partial(jax.jit, static_argnames="shape")
+def _draw(key: jax.Array, number: int, shape: tuple[int, int]) -> jax.Array:
+    bound = 1 / math.sqrt(shape[0])
+    return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
+
+
+def attached(arch: Architecture, base: Any, trained: Any) -> Any:
+    """The parameters of the policy: the base with the adapter beside its kernels.
+
+    args: arch; base: the frozen parameters; trained: the adapter, or, where `arch.lora` is None, all parameters,
+        which are then returned as they are.
+    returns: nested dict whose `b` are multiplied by alpha / rank; every other array is the one given.
+    """
+    return trained if arch.lora is None else _beside(base, trained, arch.lora.scale)
+
+
+def _beside(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    out = dict(base)
+    for name, value in adapter.items():
+        if isinstance(value, Mapping):
+            out[name] = _beside(base[name], value, scale)
+        else:
+            out[name] = scale * value if name == B else value
+    return out
+
+
+def merged(params: Any) -> Any:
+    """The parameters of a plain model that is the same policy; without an adapter attached they stay as they are.
+
+    args: params: as from `attached`, unrolled or scanned.
+    returns: nested dict; an adapted kernel is new, in its own dtype, every other array is the one given.
+    """
+    if not isinstance(params, Mapping):
+        return params
+    out = {name: merged(value) for name, value in params.items() if name not in (A, B)}
+    if A in params:
+        kernel = params["kernel"]
+        # An accelerator's default would round both factors to fewer bits than the kernel has.
+        update = jnp.matmul(params[A], params[B], precision=jax.lax.Precision.HIGHEST)
+        out["kernel"] = (kernel + update).astype(kernel.dtype)
+    return out
+
+
+def count(arch: Architecture) -> int:
+    """Number of parameters that are trained."""
+    return sum(math.prod(shape) for shape, _ in leaf_shapes(arch).values())
