@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from mara_jax.hf.load import DTYPES
 from mara_jax.parallel import hosts
+from mara_jax.policies import lora
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture, Row
 from mara_jax.policies.transformer import Policy
@@ -50,9 +52,9 @@ def config_of(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
-    """The rows of the table with the dtype each is written in, once params are seen to be exactly these."""
-    shapes = table.leaf_shapes(arch)
+def checked(rows: Sequence[Row], layers: int, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
+    """The rows with the dtype each is written in, once params are seen to be exactly these, of so many layers."""
+    shapes = table.shapes_of(rows, layers)
     found: dict[tuple[str, ...], Any] = {}
 
     def walk(tree: Any, path: tuple[str, ...]) -> None:
@@ -76,7 +78,7 @@ def _checked(arch: Architecture, params: Any, dtype: str | None) -> list[tuple[R
     for path, name in dtypes.items():
         if name not in _STORED:
             raise ValueError(f"{'/'.join(path)} would be written in {name}: use one of {', '.join(_STORED)}")
-    return [(row, dtypes[row.path]) for row in table.table(arch)]
+    return [(row, dtypes[row.path]) for row in rows]
 
 
 def _size(row: Row, dtype: str) -> int:
@@ -97,7 +99,7 @@ def _shards(rows: list[tuple[Row, str]], limit: int) -> list[list[tuple[Row, str
     return shards
 
 
-def _write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> None:
+def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> None:
     """One safetensors file, a tensor in host memory at a time (the package's writer wants them all)."""
     rows = list(rows)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -121,22 +123,47 @@ def _write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any)
             stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes())
 
 
-def _write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_weights(directory: Path, rows: list[tuple[Row, str]], params: Any, limit: int) -> None:
     shards = _shards(rows, limit)
     if len(shards) == 1:
-        return _write_safetensors(directory / "model.safetensors", shards[0], params)
+        return write_safetensors(directory / "model.safetensors", shards[0], params)
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(directory / name, shard, params)
+        write_safetensors(directory / name, shard, params)
         weight_map |= {row.name: name for row, _ in shard}
     total = sum(_size(row, dtype) for row, dtype in rows)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return _write_json(directory / "model.safetensors.index.json", index)
+    return write_json(directory / "model.safetensors.index.json", index)
+
+
+@contextmanager
+def whole_or_not_at_all(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end; FileExistsError where that holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already: choose another name or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield building
+        building.chmod(0o755)  # mkdtemp makes it private
+        os.replace(building, out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def gathered_elsewhere(rows: Iterable[tuple[Row, str]], params: Any) -> bool:
+    """Whether another process writes; then this one has done its part of it, tensor by tensor."""
+    if hosts.writes():
+        return False
+    for row, _ in rows:
+        hosts.gather(table.read(params, row))
+    hosts.wait("export")
+    return True
 
 
 def export(
@@ -153,38 +180,28 @@ def export(
     Everything is written to a temporary directory beside `out` and renamed at the end, so that `out` is never
     half there. Of several processes, all of which call this, the first writes.
 
-    args: policy; params: of the policy's architecture, unrolled or scanned; out: a path that does not exist,
+    args: policy; params: of the policy's architecture, unrolled or scanned, an adapter attached or not: it is merged
+        into its kernels; out: a path that does not exist,
         or an empty directory; dtype: 'float32', 'bfloat16' or 'float16', by default each parameter's own;
         max_shard_bytes: of one file.
     returns: the path written.
     errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
     """
-    arch, out = policy.architecture, Path(out)
-    if not hosts.writes():
-        for row, _ in _checked(arch, params, dtype):
-            hosts.gather(table.read(params, row))  # as the writer does, tensor by tensor
-        hosts.wait("export")
+    arch, out, params = policy.architecture, Path(out), lora.merged(params)
+    rows = checked(table.table(arch), arch.layers, params, dtype)
+    if gathered_elsewhere(rows, params):
         return out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already: choose another name or remove it")
-    rows = _checked(arch, params, dtype)
     config = dict(policy.config) or config_of(arch)
     config.pop("torch_dtype", None)  # the older name of the same key
     config["dtype"] = rows[0][1]
     generation: dict[str, Any] = {"eos_token_id": list(policy.eos_ids), "pad_token_id": policy.pad_id}
     if not policy.eos_ids:
         del generation["eos_token_id"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        _write_json(building / "config.json", config)
-        _write_json(building / "generation_config.json", generation)
+    with whole_or_not_at_all(out) as building:
+        write_json(building / "config.json", config)
+        write_json(building / "generation_config.json", generation)
         _write_weights(building, rows, params, max_shard_bytes)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(building)
-        building.chmod(0o755)  # mkdtemp makes it private
-        os.replace(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     hosts.wait("export")
     return out

@@ -158,21 +158,30 @@ def fill(
         raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
     _check_names(arch, tensors)
     _check_tied_head(arch, tensors)
+    shardings = None if layout is None else table.shardings(arch, layout)
+    return arrays(table.table(arch), table.leaf_shapes(arch), shardings, tensors, DTYPES[param_dtype])
+
+
+def arrays(
+    rows: Iterable[Row], shapes: Mapping[tuple[str, ...], Any], shardings: Any, tensors: Tensors, dtype: np.dtype
+) -> dict[str, Any]:
+    """The arrays of a tree, filled from a checkpoint that has been seen to hold all rows.
+
+    args: shapes: of the arrays, by path, with their logical axes; shardings: of the arrays, or None.
+    returns: nested dict of jax arrays.
+    """
     leaves: dict[tuple[str, ...], list[Row]] = {}
-    for row in table.table(arch):
+    for row in rows:
         leaves.setdefault(row.path, []).append(row)
     params: dict[str, Any] = {}
-    if layout is not None:
-        shapes = table.leaf_shapes(arch)
-        shardings = table.shardings(arch, layout)
-        for path, rows in leaves.items():
+    for path, of in leaves.items():
+        if shardings is not None:
             place = table.at(shardings, path)
-            table.put(params, path, _sharded(tensors, rows, shapes[path][0], place, DTYPES[param_dtype]))
-        return params
-    for path, rows in leaves.items():
-        stacked = rows[0].layer is not None
-        host = np.empty((len(rows), *rows[0].shape), DTYPES[param_dtype])
-        for slot, row in zip(host, rows, strict=True):
+            table.put(params, path, _sharded(tensors, of, shapes[path][0], place, dtype))
+            continue
+        stacked = of[0].layer is not None
+        host = np.empty((len(of), *of[0].shape), dtype)
+        for slot, row in zip(host, of, strict=True):
             array = _read(tensors, row.name)
             slot[...] = array.T if row.transpose else array
         table.put(params, path, jnp.asarray(host if stacked else host[0]))

@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021): kernels stay as they are and a small update beside each is trained.
 
-Three trees of parameters, all plain nested dicts. The adapter holds `a` [in, r] and `b` [r, out] of every adapted kernel
-and nothing else: it is what is trained, saved and sharded. Attached, it lies beside the base's own arrays, which are
-not copied: any function of the model takes that tree, and x @ W + (x @ a) @ b is computed. Merged, the update is added
-to the kernels, and the tree is that of a plain model.
+Three trees of parameters, all plain nested dicts. The adapter holds `lora_a` [in, r] and `lora_b` [r, out] of every
+adapted kernel and nothing else: it is what is trained, saved and sharded. Attached, it lies beside the base's own
+arrays, which are not copied: any function of the model takes that tree, and x @ W + (x @ a) @ b is computed. Merged,
+the update is added to the kernels, and the tree is that of a plain model.
 """
 
 import math
@@ -22,31 +22,28 @@ A, B = "lora_a", "lora_b"
 
 
 def rows(arch: Architecture) -> tuple[Row, ...]:
-    """The rows of the parameter table whose kernels the architecture's adapter updates, none without one."""
-    targets = () if arch.lora is None else arch.lora.targets
-    return tuple(row for row in table.table(arch) if row.path[-1] == "kernel" and row.path[-2] in targets)
+    """Every factor of the architecture's adapter, as rows like those of the parameter table; none without an adapter.
 
-
-def factors(arch: Architecture, row: Row) -> dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]]:
-    """Path, shape and logical axes of a row's two factors, without the stacked layer axis, by name."""
-    assert arch.lora is not None
-    rank, (d_in, d_out), (axis_in, axis_out) = arch.lora.rank, row.shape, row.axes
-    return {
-        A: ((*row.path[:-1], A), (d_in, rank), (axis_in, None)),
-        B: ((*row.path[:-1], B), (rank, d_out), (None, axis_out)),
-    }
+    Names are those of the peft library, which stores both factors transposed.
+    """
+    if arch.lora is None:
+        return ()
+    rank, found = arch.lora.rank, []
+    for row in table.table(arch):
+        if row.path[-1] != "kernel" or row.path[-2] not in arch.lora.targets:
+            continue
+        (d_in, d_out), (axis_in, axis_out), root = row.shape, row.axes, row.path[:-1]
+        module = "base_model.model." + row.name.removesuffix(".weight")
+        name_a, name_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        # A deviation of 1 / sqrt(3 in) is that of a uniform draw within 1 / sqrt(in).
+        found.append(Row((*root, A), (d_in, rank), (axis_in, None), name_a, True, (3 * d_in) ** -0.5, 0.0, row.layer))
+        found.append(Row((*root, B), (rank, d_out), (None, axis_out), name_b, True, 0.0, 0.0, row.layer))
+    return tuple(found)
 
 
 def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Shape and logical axes of each array that is trained: of the adapter, or of the whole model without one."""
-    if arch.lora is None:
-        return table.leaf_shapes(arch)
-    out = {}
-    for row in rows(arch):
-        for path, shape, axes in factors(arch, row).values():
-            stacked = row.layer is not None
-            out[path] = ((arch.layers, *shape), ("layers", *axes)) if stacked else (shape, axes)
-    return out
+    return table.leaf_shapes(arch) if arch.lora is None else table.shapes_of(rows(arch), arch.layers)
 
 
 def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
@@ -66,10 +63,7 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     found: dict[tuple[str, ...], list[jax.Array]] = {}
     dtype = table.wide(arch.compute_dtype)
     for number, row in enumerate(rows(arch)):
-        of = factors(arch, row)
-        (path_a, shape_a, _), (path_b, shape_b, _) = of[A], of[B]
-        found.setdefault(path_a, []).append(_draw(key, number, shape_a).astype(dtype))
-        found.setdefault(path_b, []).append(jnp.zeros(shape_b, dtype))
+        found.setdefault(row.path, []).append(_draw(key, number, row.std, row.shape).astype(dtype))
     adapter: dict[str, Any] = {}
     for path, arrays in found.items():
         table.put(adapter, path, jnp.stack(arrays) if arch.scan_layers else arrays[0])
@@ -77,9 +71,8 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnames="shape")
-def _draw(key: jax.Array, number: int, shape: tuple[int, int]) -> jax.Array:
-    bound = 1 / math.sqrt(shape[0])
-    return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
+def _draw(key: jax.Array, number: int, std: float, shape: tuple[int, ...]) -> jax.Array:
+    return math.sqrt(3) * std * jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -1, 1)
 
 
 def attached(arch: Architecture, base: Any, trained: Any) -> Any:
@@ -89,16 +82,23 @@ def attached(arch: Architecture, base: Any, trained: Any) -> Any:
         which are then returned as they are.
     returns: nested dict whose `b` are multiplied by alpha / rank; every other array is the one given.
     """
-    return trained if arch.lora is None else _beside(base, trained, arch.lora.scale)
+    return trained if arch.lora is None else _beside(base, _scaled(trained, arch.lora.scale))
 
 
-def _beside(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float) -> dict[str, Any]:
+@jax.jit
+def _scaled(adapter: Any, scale: float) -> Any:
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {inner: of(inner, one) for inner, one in value.items()}
+        return scale * value if name == B else value
+
+    return of("", adapter)
+
+
+def _beside(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for name, value in adapter.items():
-        if isinstance(value, Mapping):
-            out[name] = _beside(base[name], value, scale)
-        else:
-            out[name] = scale * value if name == B else value
+        out[name] = _beside(base[name], value) if isinstance(value, Mapping) else value
     return out
 
 

@@ -7,7 +7,7 @@ exporting and sharding all read this table, so none of them can disagree with an
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,8 +107,8 @@ class Architecture:
             raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
         if self.lora is not None and self.lora.rank > self.embed:
             raise ValueError(
-                f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as more "
-                "only costs more than training the kernels themselves"
+                f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as "
+                "more costs more than training the kernels themselves"
             )
 
 
@@ -196,10 +196,17 @@ def table(arch: Architecture) -> tuple[Row, ...]:
 
 def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Shape and logical axes of each array of the parameter tree, by path (a stacked axis is 'layers')."""
+    return shapes_of(table(arch), arch.layers)
+
+
+def shapes_of(
+    rows: Iterable[Row], layers: int
+) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """As `leaf_shapes`, of any rows of a model of so many layers."""
     out = {}
-    for row in table(arch):
+    for row in rows:
         stacked = row.layer is not None
-        shape = (arch.layers, *row.shape) if stacked else row.shape
+        shape = (layers, *row.shape) if stacked else row.shape
         out[row.path] = (shape, ("layers", *row.axes) if stacked else row.axes)
     return out
 

@@ -173,7 +173,7 @@ class Embedding(nn.Module):
 
 
 def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:
-    """Whether remat "elementwise" keeps a result: that of a kernel, and of an adapter the thin one between its factors."""
+    """Whether remat "elementwise" keeps a result: a kernel's, and of an adapter the thin one between its factors."""
     if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(prim, *avals, **params):
         return False
     (contracted, _), _ = params["dimension_numbers"]
