@@ -147,6 +147,11 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
             "the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol"
         )
     training.check_threshold(run)
+    if run.lora.rank:
+        raise ValueError(
+            f"lora.rank={run.lora.rank}: bench times the training of all weights, and its least work is that: add "
+            "--config.lora.rank=0"
+        )
     if config.estimator_of(run.algorithm) == "reference_samples":
         raise ValueError(
             "algorithm.estimator=reference_samples makes two rollouts a step, and bench times one: "

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mara_jax import config
-from mara_jax.config import Algorithm, LanguageRun, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup, limits
+from mara_jax.config import Algorithm, LanguageRun, Lora, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup, limits
 
 NAN, INF = float("nan"), float("inf")
 
@@ -79,6 +79,12 @@ def test_exact_placements_are_accepted(algorithm):
             dataclasses.replace(language(), optimiser=Optimiser(micro_batches=5)),
             "micro_batches=5 must divide",
         ),
+        (dataclasses.replace(language(), lora=Lora(targets="q,head")), "names 'head', which is no kernel of a layer"),
+        (dataclasses.replace(language(), lora=Lora(targets="")), "lora.targets='' names ''"),
+        (
+            dataclasses.replace(language(), lora=Lora(adapter="dir")),
+            "lora.adapter='dir' has no effect with lora.rank=0",
+        ),
         (dataclasses.replace(language(), steps=0), "steps=0"),
         (ToyRun(toy=Toy(figure=3)), "toy.figure=3"),
         (ToyRun(algorithm=Algorithm(anchor="answer")), "algorithm.anchor=string"),
@@ -98,6 +104,8 @@ PAST = {
     "algorithm.beta": (INF, NAN, -0.1, 1e30),
     "algorithm.threshold": (NAN, INF, -INF),
     "policy.embed": (0,),
+    "lora.rank": (-1,),
+    "lora.alpha": (0.0, INF),
     "task.malformed": (-0.1, 1.1, NAN),
     "warmup.steps": (-2,),
     "warmup.batch": (0,),

@@ -6,13 +6,16 @@ from mara_jax.config.schema import (
     BASELINES,
     ESTIMATORS,
     KL_BESIDE_REWARD,
+    LORA_TARGETS,
     METHODS,
     TRAINABLE,
     Algorithm,
     LanguageRun,
+    Lora,
     Run,
     ToyRun,
     estimator_of,
+    lora_targets,
     sweep_algorithms,
 )
 from mara_jax.core import kl as divergences
@@ -30,6 +33,7 @@ def check(run: Run) -> None:
         _check_toy(run)
         return
     _check_rollout(run)
+    _check_lora(run.lora)
     if 0 < run.warmup.max_steps < run.warmup.steps:
         raise ValueError(
             f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
@@ -42,6 +46,20 @@ def check(run: Run) -> None:
         )
     if run.task.reasoning not in ("varied", "fixed"):
         raise ValueError(f"task.reasoning={run.task.reasoning!r} is unknown: choose varied or fixed")
+
+
+def _check_lora(lora: Lora) -> None:
+    for name in lora_targets(lora):
+        if name not in LORA_TARGETS:
+            raise ValueError(
+                f"lora.targets={lora.targets!r} names {name!r}, which is no kernel of a layer: name some of "
+                f"{','.join(LORA_TARGETS)}, as in lora.targets=q,v"
+            )
+    if lora.adapter and not lora.rank:
+        raise ValueError(
+            f"lora.adapter={lora.adapter!r} has no effect with lora.rank=0, where all weights are trained: set "
+            "lora.rank, lora.alpha and lora.targets to the adapter's own"
+        )
 
 
 def _check_toy(run: ToyRun) -> None:

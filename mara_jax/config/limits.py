@@ -34,6 +34,8 @@ LIMITS: dict[str, Limit] = {
     "algorithm.threshold": REWARD,
     "policy.layers": COUNT,
     "policy.embed": COUNT,
+    "lora.rank": FROM_ZERO,
+    "lora.alpha": POSITIVE,
     "task.share_of_ones": SHARE,
     "task.malformed": SHARE,
     "warmup.steps": FROM_ZERO,

@@ -25,6 +25,8 @@ ESTIMATORS: dict[str, tuple[divergences.Estimator, divergences.Placement] | None
 }
 # Here the KL is a term of its own, which no baseline touches.
 KL_BESIDE_REWARD = ("reference_samples", "k2_in_loss", "k3_in_loss")
+# Kernels of a layer that an adapter may update, in the order of the forward pass.
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 # What the training step implements; other rows of the table are for audits.
 TRAINABLE = {
     "reverse": ("k1_in_reward", "k2_in_loss"),
@@ -57,6 +59,16 @@ class Policy:
     scan_layers: bool = False  # train by one compiled layer (fast to compile) or all; decoding unrolls them anyway
     layers: int = 2  # nano only: its depth and width
     embed: int = 128
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter trained in place of all weights: W + alpha / rank * a @ b, of which a and b are trained."""
+
+    rank: int = 0  # 0: all weights are trained
+    alpha: float = 16.0
+    targets: str = "q,k,v,o,gate,up,down"  # the kernels that have one
+    adapter: str = ""  # a directory of peft's to start from; rank, alpha and targets must be its own. Empty: a new one
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,7 @@ class LanguageRun:
     seed: int = 0
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
+    lora: Lora = field(default_factory=Lora)
     task: Task = field(default_factory=Task)
     warmup: Warmup = field(default_factory=Warmup)
     rollout: Rollout = field(default_factory=Rollout)
@@ -208,6 +221,12 @@ def to_config_dict(run: Run) -> ml_collections.ConfigDict:
 def estimator_of(algorithm: Algorithm) -> str:
     """The estimator that "auto" stands for: the first trainable one of the chosen KL."""
     return TRAINABLE[algorithm.kl][0] if algorithm.estimator == "auto" else algorithm.estimator
+
+
+def lora_targets(lora: Lora) -> tuple[str, ...]:
+    """The kernels that `targets` names, in the order of the forward pass, then what it names besides."""
+    named = [name.strip() for name in lora.targets.split(",")]
+    return (*(name for name in LORA_TARGETS if name in named), *(name for name in named if name not in LORA_TARGETS))
 
 
 def sweep_algorithms(run: ToyRun) -> list[Algorithm]:

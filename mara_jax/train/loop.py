@@ -17,12 +17,12 @@ from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.eval import diversity, plots, report
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import transformer
+from mara_jax.policies import lora, transformer
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
+from mara_jax.train import adapter, checkpoint, memory, metrics, optim, placement, profile, reference, step
 from mara_jax.train import ahead as ahead_of_time
-from mara_jax.train import checkpoint, memory, metrics, optim, placement, profile, reference, step
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.state import Batch, State
@@ -34,17 +34,19 @@ POOLED = 8  # batches whose answer counts the entropy pools, as in the paper's F
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     """Trains from the beginning or from the newest checkpoint in workdir, to `cfg.steps`.
 
-    Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/
-    and figures.
+    Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/,
+    adapter/ (where one is trained) and figures.
     """
     hosts.first(lambda: checkpoint.check(workdir, cfg.steps))
     with metrics.Display(cfg.steps, None if hosts.writes() else io.StringIO()) as display:
         policy, ref_params = _reference(cfg, task, workdir, display)
         prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
         known = _measured(cfg, policy, ref_params, task, prompts, workdir, display)
+        policy = adapter.trained(cfg, policy)
+        display.note(adapter.describe(policy))
         tx = optim.make(cfg.optimiser)
         checkpoints = Checkpoints(workdir, cfg.checkpoint)
-        state = _initial(policy.architecture, ref_params, tx, checkpoints, display)
+        state = _initial(cfg, policy, ref_params, tx, checkpoints, display)
         log = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.writes())
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
@@ -71,11 +73,14 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             checkpoints.save(done + 1, state, last)
         checkpoints.close()
         log.close()
+        written = adapter.export(cfg, policy, state.params, workdir)
     if not hosts.writes():
         return
     figure = plots.final_figure(workdir)
     display.console.print(report.final_table(workdir))
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
+    if written is not None:
+        display.note(f"adapter: {written}   (peft loads it beside {adapter.base(cfg, workdir)})")
 
 
 def _tell(setup: "Setup", begun: "Pending", counts: collections.deque, known, log: metrics.Log, display) -> float:
@@ -105,6 +110,7 @@ def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
     def read() -> tuple[transformer.Policy, Any]:
         policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
         reference.check_context(cfg, policy, task)
+        adapter.check(cfg, policy)
         if cfg.warmup.steps and not resumed:
             reference.check_demonstrations(cfg, policy, task)
         return policy, params
@@ -148,10 +154,11 @@ def _known(path: pathlib.Path) -> dict[str, Any]:
     return known
 
 
-def _initial(arch, ref_params, tx, checkpoints: Checkpoints, display) -> State:
-    """The reference's weights with a fresh optimiser, or the newest checkpoint."""
+def _initial(cfg, policy, ref_params, tx, checkpoints: Checkpoints, display) -> State:
+    """The reference's weights, or its adapter, with a fresh optimiser; or the newest checkpoint."""
+    arch = policy.architecture
     if hosts.first(checkpoints.latest) is None:
-        return placement.fresh(arch, ref_params, tx)
+        return placement.fresh(arch, adapter.start(cfg, policy, ref_params), tx)
     state = hosts.everywhere(lambda: checkpoints.restore(placement.abstract(arch, tx)))
     display.note(f"resuming after step {int(state.step)}")
     return state
@@ -280,7 +287,9 @@ def begin(
         nonlocal started
         started = tell() or started
 
-    drawn, ids = _roll(setup, state.params, done, "rollout", meanwhile)
+    params = lora.attached(setup.policy.architecture, setup.ref_params, state.params)
+    drawn, ids = _roll(setup, params, done, "rollout", meanwhile)
+    del params  # the update gives up the state's buffers
     rolled = time.perf_counter()
     batch, other = _score(setup, drawn, ids), None
     if estimator_of(algorithm) == "reference_samples":

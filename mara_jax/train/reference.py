@@ -22,7 +22,8 @@ from mara_jax.train.metrics import Display
 
 # Streams of random numbers: each has its own key, folded from the run's seed.
 STREAMS = {
-    name: number for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap"))
+    name: number
+    for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))
 }
 NANO = "nano"
 NANO_VOCABULARY = 512

@@ -72,6 +72,7 @@ def test_peft_and_transformers_load_the_exports_and_give_our_logits(case, tmp_pa
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
+@pytest.mark.parametrize("case", ["all", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
 def test_gradients_are_those_of_peft(case, tmp_path):
     """In float64, but for the rotary angles that both sides make in float32."""
     directory, policy, base, adapter = case

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mara_jax import config
 from mara_jax.parallel import sharding
 from mara_jax.policies import lora, transformer
 from mara_jax.policies import params as table
@@ -70,7 +71,7 @@ def test_a_new_adapter_gives_the_base_bit_for_bit_and_a_used_one_its_merged_kern
 def test_in_float64_values_and_gradients_are_those_of_merged_kernels():
     """dA = s dW B', dB = s A' dW, where dW is the gradient of the plain model's kernel at W + s A B."""
     with jax.enable_x64(True):
-        arch = dataclasses.replace(SCANNED, compute_dtype="float64", remat="elementwise")
+        arch = dataclasses.replace(ARCH, layers=1, compute_dtype="float64", remat="elementwise")
         base, adapter = base_of(arch), adapter_of(arch)
         merged = lora.merged(lora.attached(arch, base, adapter))
         assert jax.tree.structure(merged) == jax.tree.structure(base)
@@ -135,6 +136,13 @@ def test_attaching_copies_nothing_of_the_base():
 def test_an_impossible_adapter_is_refused(rank, alpha, targets, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(PLAIN, lora=Lora(rank, alpha, targets))
+
+
+def test_the_targets_of_a_config_are_the_kernels_of_a_layer():
+    assert (
+        config.LORA_TARGETS == table.KERNELS == tuple(r.path[-2] for r in table.table(PLAIN) if "kernel" in r.path)[:7]
+    )
+    assert config.lora_targets(config.Lora(targets="down, v,q")) == ("q", "v", "down")
 
 
 def test_factors_lie_as_their_kernel_and_the_rank_stays_whole():

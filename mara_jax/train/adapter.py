@@ -1,0 +1,102 @@
+"""The adapter of a run: what of its policy is trained, where that starts, and what the run leaves of it."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+
+from mara_jax import hf
+from mara_jax.config import LanguageRun, lora_targets
+from mara_jax.parallel import hosts, sharding
+from mara_jax.policies import lora, params, transformer
+from mara_jax.train import reference
+
+NAME = "adapter"  # the folder in WORKDIR
+
+
+def trained(cfg: LanguageRun, policy: transformer.Policy) -> transformer.Policy:
+    """The policy as the run trains it: its architecture has the adapter that the config asks for, if any.
+
+    Raises:
+      ValueError: a rank that is larger than the model's width.
+    """
+    if not cfg.lora.rank:
+        return policy
+    settings = params.Lora(cfg.lora.rank, cfg.lora.alpha, lora_targets(cfg.lora))
+    try:
+        return dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=settings))
+    except ValueError as error:
+        raise ValueError(f"lora.rank={cfg.lora.rank} with {policy.source}: {error}") from error
+
+
+def start(cfg: LanguageRun, policy: transformer.Policy, ref_params: Any) -> Any:
+    """The trained parameters before the first step: the reference's own, a new adapter, or that of `lora.adapter`.
+
+    Args:
+      policy: as from `trained`.
+
+    Raises:
+      ValueError, FileNotFoundError: an adapter that cannot be read, or is not the one that the config describes.
+    """
+    arch, layout = policy.architecture, sharding.current()
+    if arch.lora is None:
+        return ref_params
+    if cfg.lora.adapter:
+        found, adapter = hf.load_adapter(policy, cfg.lora.adapter, layout=layout)
+        _check_same(cfg, found.architecture.lora)
+        return adapter
+    make = functools.partial(lora.init, arch)
+    if layout is not None:
+        make = jax.jit(make, out_shardings=lora.shardings(arch, layout))
+    return make(reference.stream(cfg.seed, "adapter"))
+
+
+def check(cfg: LanguageRun, policy: transformer.Policy) -> None:
+    """Refuses, before anything is written, an adapter that the policy's model cannot have; errors as of `start`."""
+    found = trained(cfg, policy)
+    if cfg.lora.adapter:
+        start(cfg, found, None)
+
+
+def _check_same(cfg: LanguageRun, found: params.Lora | None) -> None:
+    assert found is not None
+    for name, asked, its_own in (
+        ("rank", cfg.lora.rank, found.rank),
+        ("alpha", cfg.lora.alpha, found.alpha),
+        ("targets", ",".join(lora_targets(cfg.lora)), ",".join(found.targets)),
+    ):
+        if asked != its_own:
+            raise ValueError(
+                f"lora.{name}={asked}, but {cfg.lora.adapter} has {its_own}: set --config.lora.{name}={its_own}"
+            )
+
+
+def export(cfg: LanguageRun, policy: transformer.Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
+    """Writes WORKDIR/adapter, which peft loads, in place of what an earlier end of the run left there; returns it.
+
+    Without an adapter nothing is written, and None returned.
+    """
+    if policy.architecture.lora is None:
+        return None
+    out = workdir / NAME
+    hosts.first(lambda: shutil.rmtree(out, ignore_errors=True))
+    return hf.export_adapter(policy, adapter, out, base=base(cfg, workdir), dtype="float32")
+
+
+def base(cfg: LanguageRun, workdir: pathlib.Path) -> str:
+    """The weights that the run's adapter belongs to."""
+    return str((workdir / "reference").absolute()) if cfg.warmup.steps else cfg.policy.weights
+
+
+def describe(policy: transformer.Policy) -> str:
+    """In words, what is trained."""
+    arch, count = policy.architecture, lora.count(policy.architecture)
+    if arch.lora is None:
+        return f"training all {count:,} parameters"
+    return (
+        f"training an adapter of rank {arch.lora.rank} (alpha {arch.lora.alpha:g}) on {', '.join(arch.lora.targets)}: "
+        f"{count:,} parameters beside {params.count(arch):,} that stay"
+    )
