@@ -14,14 +14,14 @@ from mara_jax import config, hf
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Policy, Rollout, Warmup
 from mara_jax.policies import lora
 from mara_jax.tasks import base, onetwo
-from mara_jax.train import adapter, checkpoint, loop, optim, placement
+from mara_jax.train import adapter, checkpoint, loop, optim, placement, reference
 
 CFG = LanguageRun(
     steps=3,
     policy=Policy(weights="nano", layers=1, embed=32),
     algorithm=Algorithm(method="vanilla"),
     lora=config.Lora(rank=2, alpha=8.0, targets="v,q,down"),
-    warmup=Warmup(steps=1, batch=2, measure_samples=4),
+    warmup=Warmup(measure_samples=4),
     rollout=Rollout(group_size=4, max_new_tokens=48, length_buckets=0),
     optimiser=Optimiser(learning_rate=3e-2),
     checkpoint=Checkpoint(every=2, keep=2),
@@ -48,23 +48,36 @@ def compile_once():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> pathlib.Path:
+def weights(tmp_path_factory) -> str:
+    """The directory of a random model."""
+    out = tmp_path_factory.mktemp("weights") / "nano"
+    return str(hf.export(*reference.load_base(CFG, onetwo.OneTwo()), out))
+
+
+@pytest.fixture(scope="module")
+def cfg(weights) -> LanguageRun:
+    return dataclasses.replace(CFG, policy=dataclasses.replace(CFG.policy, weights=weights))
+
+
+@pytest.fixture(scope="module")
+def whole(cfg, tmp_path_factory) -> pathlib.Path:
     """The workdir of a run from beginning to end."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    loop.run(CFG, Parity(), workdir)
+    loop.run(cfg, Parity(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    """The policy as the run trains it, and the reference's parameters."""
+    policy, params = hf.load(cfg.policy.weights)
+    return adapter.trained(cfg, policy), params
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
     """metrics.jsonl without clocks."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
-
-
-def policy_of(workdir: pathlib.Path):
-    """The policy as the run trained it, and the reference's parameters."""
-    policy, params = hf.load(workdir / "reference")
-    return adapter.trained(CFG, policy), params
 
 
 def test_the_run_starts_at_the_reference_exactly_and_leaves_it(whole):
@@ -76,8 +89,8 @@ def test_the_run_starts_at_the_reference_exactly_and_leaves_it(whole):
     assert all(abs(line["sampler/logp_gap"]) < 1e-3 for line in lines)
 
 
-def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(whole):
-    policy, ref_params = policy_of(whole)
+def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(cfg, whole, model):
+    policy, ref_params = model
     arch = policy.architecture
     state = checkpoint.Checkpoints(whole, CFG.checkpoint).restore(placement.abstract(arch, optim.make(CFG.optimiser)))
     # q: [32, 64], v: [32, 32], down: [128, 32], of rank 2.
@@ -86,28 +99,26 @@ def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(w
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * trained + 1  # two moments and a counter
     saved = sum(path.stat().st_size for path in (whole / "checkpoints" / "3").rglob("*") if path.is_file())
     assert saved < 4 * sum(x.size for x in jax.tree.leaves(ref_params))  # the base is in none of them
-    loaded, written = hf.load_adapter(dataclasses.replace(policy, architecture=policy.architecture), whole / "adapter")
+    loaded, written = hf.load_adapter(policy, whole / "adapter")
     assert loaded.architecture == arch
     jax.tree.map(np.testing.assert_array_equal, written, state.params)
     told = json.loads((whole / "adapter" / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == str(whole / "reference")
+    assert told["base_model_name_or_path"] == cfg.policy.weights
 
 
-def test_resumed_equals_uninterrupted(whole, tmp_path):
+def test_resumed_equals_uninterrupted(cfg, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "checkpoints" / "3")  # as if killed after the second step
     shutil.rmtree(workdir / "adapter")
-    before = (workdir / "reference" / "model.safetensors").stat().st_mtime_ns
-    loop.run(CFG, Parity(), workdir)
+    loop.run(cfg, Parity(), workdir)
     assert rows(workdir) == rows(whole)
     name = "adapter/adapter_model.safetensors"
     assert (workdir / name).read_bytes() == (whole / name).read_bytes()
-    assert (workdir / "reference" / "model.safetensors").stat().st_mtime_ns == before  # saved once
 
 
-def test_a_run_may_start_from_an_adapter_that_is_as_its_config_says(whole):
-    policy, params = policy_of(whole)
+def test_a_run_may_start_from_an_adapter_that_is_as_its_config_says(cfg, whole, model):
+    policy, params = model
     at = dataclasses.replace(CFG.lora, adapter=str(whole / "adapter"))
     started = adapter.start(dataclasses.replace(CFG, lora=at), policy, params)
     jax.tree.map(np.testing.assert_array_equal, started, hf.load_adapter(policy, whole / "adapter")[1])
@@ -123,8 +134,8 @@ def test_a_run_may_start_from_an_adapter_that_is_as_its_config_says(whole):
             adapter.check(dataclasses.replace(CFG, lora=dataclasses.replace(at, **change)), plain)
 
 
-def test_an_adapter_is_drawn_from_the_seed(whole):
-    policy, params = policy_of(whole)
+def test_an_adapter_is_drawn_from_the_seed(model):
+    policy, params = model
     first, again, other = (adapter.start(dataclasses.replace(CFG, seed=s), policy, params) for s in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["layers_0"]["q"]["lora_a"], other["layers_0"]["q"]["lora_a"])
