@@ -297,8 +297,7 @@ def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architect
     """The same policy and prefix laid out for a decoding loop: layers unrolled, on a CPU kernels turned to [out, in].
 
     Call it once, before the loop: what it copies is read at every step. An adapter is merged into its kernels, but not
-    in bfloat16: kernels are rounded there, updates smaller than that would be lost, and samples would not come from the
-    policy that is trained.
+    in bfloat16: the merged kernel would be rounded, and samples would not come from the policy that is trained.
     """
     if arch.compute_dtype != "bfloat16":
         params = lora.merged(params)
