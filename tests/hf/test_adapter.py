@@ -58,6 +58,7 @@ def our_logits(policy, base, adapter):
     return np.asarray(policy.logits(lora.attached(policy.architecture, base, adapter), TOKENS, LENGTHS))[REAL]
 
 
+@pytest.mark.parametrize("case", ["all", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
 def test_peft_and_transformers_load_the_exports_and_give_our_logits(case, tmp_path):
     directory, policy, base, adapter = case
     ours = our_logits(policy, base, adapter)

@@ -106,6 +106,7 @@ def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(c
     assert told["base_model_name_or_path"] == cfg.policy.weights
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(cfg, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
