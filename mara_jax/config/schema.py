@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 import ml_collections
 
 from mara_jax.core import kl as divergences
+from mara_jax.core.importance import Form
 from mara_jax.core.targets import Direction
 
 METHODS = ("vanilla", "mara")
 ANCHORS = ("string", "answer")
+# Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
+IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.
@@ -46,6 +49,13 @@ class Algorithm:
     estimator: str = "auto"  # reverse: k1_in_reward; forward: reference_samples
     level: divergences.Level = "sequence"  # log-ratios of whole completions, or of single tokens
     baseline: str = "leave_one_out"
+    # Where optimiser.updates is above 1: ratios of policy to sampler, of whole completions ("sequence": exact at any
+    # distance), their geometric mean over tokens ("length_normalised") or of each token (both surrogates).
+    importance: Form = "none"
+    clip: float = 0.0  # a ratio counts from 1 - clip to 1 + clip, as in PPO; 0: not clipped
+    # Importance weights of trainer over sampler, whose log-probs may differ, at most so large; 0: none.
+    truncate: float = 0.0
+    truncate_level: divergences.Level = "sequence"
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,10 @@ class Optimiser:
     # The model sees the batch in so many parts, each with some samples of every group: less memory, the same
     # gradient, one more forward pass.
     micro_batches: int = 1
+    # Updates on one rollout, each on all of it; a step of the run is one rollout with all of them.
+    updates: int = 1
+    # What Adam's first moment is kept in: "float32", as the weights, or "bfloat16", half of that.
+    first_moment: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """(logp, ref_logp, reward, mask) -> (loss, metrics): minimising the loss follows the objective's gradient.
 
-Samples come from the policy itself, unclipped, at temperature 1. Only `logp` carries a gradient. Rewards and
-reference log-probabilities are those that `core.augment` returns, one value a string (anything else raises a
-ValueError); a loss is the mean over strings and is not divided by their lengths, so that the KL is that of
-whole strings.
+Samples come from the policy itself, unclipped, at temperature 1, or, with `stale`, from an older one. Only `logp`
+carries a gradient. Rewards and reference log-probabilities are those that `core.augment` returns, one value a string
+(anything else raises a ValueError); a loss is the mean over strings and is not divided by their lengths, so that the
+KL is that of whole strings.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mara_jax.core import kl
+from mara_jax.core import importance, kl
 from mara_jax.core.advantages import Advantage
 from mara_jax.core.targets import Scalar
 
@@ -47,22 +47,22 @@ def check_shapes(logp_pg: Float[Array, "p g"], **per_string: Float[Array, "p g"]
             raise ValueError(f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}")
 
 
-def _policy_gradient(logp_pg, signal_pg, advantage: Advantage):
-    """-mean of advantage x log-probability: its gradient is that of -E[signal], estimated."""
-    return -jnp.mean(jax.lax.stop_gradient(advantage(signal_pg)) * logp_pg)
+def _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage: Advantage, stale: importance.Stale | None):
+    """-mean of advantage x log-probability, whose gradient is that of -E[signal], estimated; and metrics.
 
-
-def effective_samples(log_weight_pg: Float[Array, "p g"]) -> Float[Array, ""]:
-    """(sum w)^2 / sum w^2 of each row, averaged over rows; from logarithms, as weights may overflow.
-
-    Args:
-        log_weight_pg: log of each sample's weight, up to a constant a row.
-
-    Returns:
-        Between 1 and g samples.
+    The baseline is taken off the bare signal, weights come last: weights inside it would leave each sample a baseline
+    that is no longer independent of it, or one whose own gradient does not vanish under the older policy.
     """
-    twice = 2 * jax.nn.logsumexp(log_weight_pg, axis=-1)
-    return jnp.mean(jnp.exp(twice - jax.nn.logsumexp(2 * log_weight_pg, axis=-1)))
+    logp_pg = sequence_logp(logp_pgt, mask_pgt)
+    advantage_pg = jax.lax.stop_gradient(advantage(signal_pg))
+    if stale is None:
+        return -jnp.mean(advantage_pg * logp_pg), {}
+    factor_pgs = jax.lax.stop_gradient(importance.coefficient(stale, advantage_pg)) * advantage_pg[..., None]
+    live_pgs = logp_pg[..., None] if factor_pgs.shape[-1] == 1 else jnp.where(mask_pgt > 0, logp_pgt, 0.0)
+    value = -jnp.mean(jnp.sum(factor_pgs * live_pgs, axis=-1))
+    if not stale.clip:
+        return value, {}
+    return value, {"clipped_fraction": importance.mean(importance.is_clipped(stale, advantage_pg), mask_pgt)}
 
 
 def reverse_kl(
@@ -73,6 +73,7 @@ def reverse_kl(
     *,
     beta: Scalar,
     advantage: Advantage,
+    stale: importance.Stale | None = None,
 ) -> LossAndMetrics:
     """E[R] - beta KL(pi || ref) of whole strings: k1 in the reward, detached (Eq. 2; Algorithm 1, line 13).
 
@@ -83,6 +84,7 @@ def reverse_kl(
         reward_pg: reward of each string, augmented or not.
         beta: regularisation strength; the same as in the augmentation.
         advantage: baseline, one of `core.advantages`, over reward and penalty together.
+        stale: where the strings were drawn by an older policy: k1 is the present policy's all the same; None: by this.
 
     Returns:
         The loss, and metrics: "loss"; "kl/k1", the mean log-ratio (nats a string); "return/mean", the mean of
@@ -92,8 +94,8 @@ def reverse_kl(
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     k1_pg = kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return_pg = reward_pg - beta * k1_pg
-    loss = _policy_gradient(logp_pg, return_pg, advantage)
-    return loss, {"loss": loss, "kl/k1": jnp.mean(k1_pg), "return/mean": jnp.mean(return_pg)}
+    loss, more = _policy_gradient(logp_pgt, mask_pgt, return_pg, advantage, stale)
+    return loss, {"loss": loss, "kl/k1": jnp.mean(k1_pg), "return/mean": jnp.mean(return_pg)} | more
 
 
 def forward_kl_samples(
@@ -106,6 +108,7 @@ def forward_kl_samples(
     *,
     beta: Scalar,
     advantage: Advantage,
+    stale: importance.Stale | None = None,
 ) -> LossAndMetrics:
     """E[R] - beta KL(ref || pi): policy gradient plus maximum likelihood on samples of the reference (Eq. 5).
 
@@ -123,6 +126,7 @@ def forward_kl_samples(
             without augmentation.
         beta: regularisation strength.
         advantage: baseline over rewards.
+        stale: where the policy's strings were drawn by an older one; the reference's need no weights.
 
     Returns:
         The loss, and metrics: "loss"; "reference/nll", the weighted mean negative log-likelihood of the
@@ -134,9 +138,10 @@ def forward_kl_samples(
     check_shapes(ref_sample_logp_pr, weight=ref_weight_pr)
     weight_pr = jax.lax.stop_gradient(ref_weight_pr)
     nll = -jnp.mean(weight_pr * ref_sample_logp_pr)
-    loss = _policy_gradient(logp_pg, reward_pg, advantage) + beta * nll
-    effective = effective_samples(jnp.log(weight_pr))
-    return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective}
+    earned, more = _policy_gradient(logp_pgt, mask_pgt, reward_pg, advantage, stale)
+    loss = earned + beta * nll
+    effective = importance.effective_samples(jnp.log(weight_pr))
+    return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective} | more
 
 
 def forward_kl_ratio(
@@ -147,6 +152,7 @@ def forward_kl_ratio(
     *,
     beta: Scalar,
     advantage: Advantage,
+    stale: importance.Stale | None = None,
 ) -> LossAndMetrics:
     """E[R] - beta KL(ref || pi) from samples of the policy alone, weighted by ref / pi (Eq. 5).
 
@@ -160,6 +166,7 @@ def forward_kl_ratio(
         reward_pg: reward of each string, augmented or not.
         beta: regularisation strength.
         advantage: baseline over reward and weight together.
+        stale: where the strings were drawn by an older policy; None: by this one.
 
     Returns:
         The loss, and metrics: "loss"; "weights/effective_samples", out of g; "weights/largest_log" (nats).
@@ -167,10 +174,11 @@ def forward_kl_ratio(
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     log_weight_pg = ref_logp_pg - jax.lax.stop_gradient(logp_pg)
-    loss = _policy_gradient(logp_pg, reward_pg + beta * jnp.exp(log_weight_pg), advantage)
-    return loss, {
+    signal_pg = reward_pg + beta * jnp.exp(log_weight_pg)
+    loss, more = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, stale)
+    return loss, more | {
         "loss": loss,
-        "weights/effective_samples": effective_samples(log_weight_pg),
+        "weights/effective_samples": importance.effective_samples(log_weight_pg),
         "weights/largest_log": jnp.max(log_weight_pg),
     }
 
@@ -186,6 +194,7 @@ def placed(
     estimator: kl.Estimator,
     placement: kl.Placement,
     level: kl.Level,
+    stale: importance.Stale | None = None,
 ) -> LossAndMetrics:
     """A KL estimator at a place of choice, right or wrong: `kl.effective` says what each optimises.
 
@@ -200,12 +209,14 @@ def placed(
         estimator: "k1", "k2", "k3" or "k1_ratio".
         placement: "reward" or "loss".
         level: "sequence" or "token".
+        stale: where the strings were drawn by an older policy; None: by this one.
 
     Returns:
         The loss, and metrics: "loss"; "kl/estimate", the mean of the estimator over strings.
 
     Raises:
-        ValueError: for a combination that `kl.effective` does not know.
+        ValueError: for a combination that `kl.effective` does not know; for a term of the loss under ratios that are
+            clipped or of tokens.
     """
     kl.effective(estimator, placement, level)
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
@@ -220,11 +231,14 @@ def placed(
         term = kl.k1(frozen, ref) * jnp.exp(live - frozen)
     else:
         term = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}[estimator](live, ref)
+    signal_pg, own_pg = reward_pg, None
     if placement == "loss":
-        loss = _policy_gradient(logp_pg, reward_pg, advantage) + beta * jnp.mean(jnp.sum(term, axis=-1))
+        own_pg = jnp.sum(term, axis=-1)
     elif level == "sequence":
-        loss = _policy_gradient(logp_pg, reward_pg - beta * jax.lax.stop_gradient(term)[..., 0], advantage)
+        signal_pg = reward_pg - beta * jax.lax.stop_gradient(term)[..., 0]
     else:
-        own = jnp.mean(jnp.sum(jax.lax.stop_gradient(term) * live, axis=-1))
-        loss = _policy_gradient(logp_pg, reward_pg, advantage) + beta * own
-    return loss, {"loss": loss, "kl/estimate": jnp.mean(jnp.sum(term, axis=-1))}
+        own_pg = jnp.sum(jax.lax.stop_gradient(term) * live, axis=-1)
+    loss, more = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, stale)
+    if own_pg is not None:
+        loss = loss + beta * jnp.mean(own_pg if stale is None else importance.string_weight(stale) * own_pg)
+    return loss, {"loss": loss, "kl/estimate": jnp.mean(jnp.sum(term, axis=-1))} | more

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mara_jax.core import advantages, kl
-from mara_jax.core.objectives import LossAndMetrics, check_shapes, effective_samples, sequence_logp
+from mara_jax.core.importance import effective_samples
+from mara_jax.core.objectives import LossAndMetrics, check_shapes, sequence_logp
 from mara_jax.core.targets import Scalar
 
 

@@ -114,7 +114,7 @@ def group_weight(params, all_strings: Strings, rows: np.ndarray, log_orders: np.
     return jax.lax.stop_gradient(jnp.exp(logp_m + log_orders))
 
 
-def expected_gradient(loss: Callable, params, all_strings: Strings, group: int) -> jax.Array:
+def expected_gradient(loss: Callable, params, all_strings: Strings, group: int, drawn_by=None) -> jax.Array:
     """Gradient of `loss`, averaged over all groups by probability; the probabilities are not differentiated.
 
     Args:
@@ -122,6 +122,7 @@ def expected_gradient(loss: Callable, params, all_strings: Strings, group: int) 
         params: logits of the policy.
         all_strings: what can be drawn.
         group: strings a group, in every order.
+        drawn_by: logits of another policy, which draws the groups.
 
     Returns:
         An array like `params`.
@@ -135,7 +136,8 @@ def expected_gradient(loss: Callable, params, all_strings: Strings, group: int) 
         def one(index):
             return loss(logp_nt[index][None], mask_nt[index][None], index)
 
-        return jnp.sum(group_weight(params, all_strings, rows) * jax.vmap(one)(rows))
+        weight_m = group_weight(params if drawn_by is None else drawn_by, all_strings, rows)
+        return jnp.sum(weight_m * jax.vmap(one)(rows))
 
     return jax.grad(mean_loss)(params)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax import config
-from mara_jax.core import advantages, augment, objectives
+from mara_jax.core import advantages, augment, importance, objectives
 
 
 class Scored(NamedTuple):
@@ -16,6 +16,8 @@ class Scored(NamedTuple):
     reward [p, g], answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each answer).
     What training leaves out: ref_token_logp [p, g, t], the reference's nats token by token, for estimators at
     level "token"; anchor_reward and anchor_ref_logp [p], for MARA's anchor over more than the group.
+    Where the policy may not be the one that drew the strings: old_logp [p, g, t] of the policy before the rollout's
+    first update (None: it is this one), and sampler_logp [p, g, t], what the sampler itself recorded; nats.
     """
 
     logp: jax.Array
@@ -27,10 +29,14 @@ class Scored(NamedTuple):
     ref_token_logp: jax.Array | None = None
     anchor_reward: jax.Array | None = None
     anchor_ref_logp: jax.Array | None = None
+    old_logp: jax.Array | None = None
+    sampler_logp: jax.Array | None = None
 
 
 def augmented(algorithm: config.Algorithm, scored: Scored, beta, threshold) -> tuple[jax.Array, jax.Array]:
     """The reward-transform stage: (reward, ref_logp), both [p, g], as the objective sees them.
+
+    Nothing in it depends on the policy: a rollout's later updates see the same pair as the first.
 
     Args:
       algorithm: chooses the method, its anchor and the direction; static.
@@ -51,14 +57,15 @@ def objective(
 
     Args:
       algorithm: static; also what training refuses is computed here as it stands, for `lab.audit`.
-      scored: strings of the policy itself.
+      scored: strings of the policy itself, or of an older one.
       reference: strings of the reference; needed by the estimator "reference_samples" alone.
       beta, threshold: traced.
 
     Raises:
       ValueError: level "token" without the reference's log-probabilities of tokens.
     """
-    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline]}
+    weights = stale(algorithm, scored)
+    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline], "stale": weights}
     estimator = config.estimator_of(algorithm)
     if estimator == "reference_samples":
         assert reference is not None, "the estimator reference_samples needs completions of the reference"
@@ -84,7 +91,49 @@ def objective(
         "mara/augmented_fraction": jnp.mean(changed_pg.astype(jnp.float32)),
         "kl/k1": jnp.mean(logp_pg - scored.ref_logp),
         "logp/mean": jnp.mean(logp_pg),
+        **(_weight_metrics(algorithm, scored, weights) if weights else {}),
     }
+
+
+def stale(algorithm: config.Algorithm, scored: Scored) -> importance.Stale | None:
+    """What stands between the policy and its samples; None where the configuration weights nothing.
+
+    Raises:
+      ValueError: weights of the trainer over the sampler without the sampler's log-probabilities.
+    """
+    if algorithm.importance == "none" and not algorithm.truncate:
+        return None
+    old_pgt = _old_logp(scored)
+    moved = importance.log_ratio(scored.logp, old_pgt, scored.mask, algorithm.importance)
+    weight = jnp.ones_like(moved)
+    if algorithm.truncate:
+        weight = importance.truncated(_log_mismatch(algorithm, scored, old_pgt), algorithm.truncate)
+    return importance.Stale(moved, weight, algorithm.clip)
+
+
+def _old_logp(scored: Scored) -> jax.Array:
+    return jax.lax.stop_gradient(scored.logp if scored.old_logp is None else scored.old_logp)
+
+
+def _log_mismatch(algorithm: config.Algorithm, scored: Scored, old_pgt: jax.Array) -> jax.Array:
+    """Log of trainer over sampler before the first update, of strings or tokens."""
+    if scored.sampler_logp is None:
+        raise ValueError("algorithm.truncate needs the log-probs that the sampler recorded: use algorithm.truncate=0")
+    return importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, algorithm.truncate_level)
+
+
+def _weight_metrics(algorithm: config.Algorithm, scored: Scored, weights: importance.Stale) -> dict[str, jax.Array]:
+    """Means and maxima of what counts; effective samples of a group, by the ratios of whole strings."""
+    old_pgt, metrics = _old_logp(scored), {}
+    if algorithm.importance != "none":
+        whole = importance.log_ratio(scored.logp, old_pgt, scored.mask, "sequence")
+        metrics |= importance.summary("ratio", jnp.exp(weights.log_ratio), whole, scored.mask)
+    if algorithm.truncate:
+        whole = importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, "sequence")
+        metrics |= importance.summary("sampler_weight", weights.weight, whole, scored.mask)
+        over = _log_mismatch(algorithm, scored, old_pgt) > jnp.log(algorithm.truncate)
+        metrics["sampler_weight/truncated_fraction"] = importance.mean(over, scored.mask)
+    return metrics
 
 
 def _placed(algorithm: config.Algorithm, scored: Scored, ref_logp_pg, reward_pg, **shared):
