@@ -14,6 +14,14 @@ def language(**algorithm):
     return LanguageRun(algorithm=Algorithm(**algorithm), warmup=Warmup(steps=1))
 
 
+def several(updates, **algorithm):
+    return dataclasses.replace(language(**algorithm), optimiser=Optimiser(updates=updates))
+
+
+def toy(**algorithm):
+    return Algorithm(anchor="string", baseline="none", **algorithm)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "words"),
     [
@@ -85,6 +93,24 @@ def test_exact_placements_are_accepted(algorithm):
             dataclasses.replace(language(), lora=Lora(adapter="dir")),
             "lora.adapter='dir' has no effect with lora.rank=0",
         ),
+        (several(1, importance="token"), "algorithm.importance='token' does nothing at optimiser.updates=1"),
+        (several(2), "use algorithm.importance=sequence, or optimiser.updates=1"),
+        (several(2, importance="string"), "choose one of none, sequence, length_normalised, token"),
+        (several(1, clip=0.2), "algorithm.clip=0.2 clips the ratios of algorithm.importance, which is none"),
+        (
+            several(2, importance="sequence", clip=0.2, estimator="k2_in_loss", method="vanilla"),
+            "algorithm.estimator=k2_in_loss has its KL beside the reward, out of the reach of importance=sequence",
+        ),
+        (several(2, importance="token", kl="forward"), "or the estimator ratio"),
+        (several(1, truncate=2.0, truncate_level="token", kl="forward"), "truncate_level=token, so beta would not"),
+        (several(1, truncate_level="token"), "does nothing at algorithm.truncate=0"),
+        (several(1, truncate=0.5), "algorithm.truncate=0.5 must be 0 (no weights) or at least 1"),
+        (ToyRun(algorithm=toy(importance="sequence")), "algorithm.importance=sequence does nothing in a toy run"),
+        (ToyRun(algorithm=toy(truncate=2.0)), "algorithm.truncate=2.0 does nothing in a toy run"),
+        (
+            dataclasses.replace(language(), optimiser=Optimiser(first_moment="int8")),
+            "optimiser.first_moment='int8' is unknown: choose float32 or bfloat16",
+        ),
         (dataclasses.replace(language(), steps=0), "steps=0"),
         (ToyRun(toy=Toy(figure=3)), "toy.figure=3"),
         (ToyRun(algorithm=Algorithm(anchor="answer")), "algorithm.anchor=string"),
@@ -128,6 +154,9 @@ PAST = {
     "optimiser.eps": (0.0,),
     "optimiser.max_grad_norm": (-1.0, INF),
     "optimiser.micro_batches": (0,),
+    "optimiser.updates": (0,),
+    "algorithm.clip": (-0.1, INF, NAN),
+    "algorithm.truncate": (0.5, -1.0, INF, NAN),
     "checkpoint.keep": (0,),
 }
 
@@ -199,3 +228,11 @@ def test_unknown_fields_and_wrong_types_name_what_is_known(change, words):
 
 def test_integers_stand_for_floats():
     assert config.resolve({"algorithm": {"beta": 1}, "warmup": {"steps": 1}}).algorithm.beta == 1.0
+
+
+def test_several_updates_are_allowed_where_something_weights_them():
+    for ratio in ("sequence", "length_normalised", "token"):
+        config.check(several(2, importance=ratio, clip=0.2, truncate=2.0, truncate_level="token"))
+    config.check(several(4, importance="sequence", kl="forward", truncate=2.0))
+    config.check(several(2, importance="sequence", method="vanilla", estimator="k2_in_loss"))
+    config.check(several(2, importance="token", kl="forward", estimator="ratio"))

@@ -5,6 +5,8 @@ from mara_jax.config.schema import (
     ANCHORS,
     BASELINES,
     ESTIMATORS,
+    FIRST_MOMENTS,
+    IMPORTANCES,
     KL_BESIDE_REWARD,
     LORA_TARGETS,
     METHODS,
@@ -34,6 +36,7 @@ def check(run: Run) -> None:
         return
     _check_rollout(run)
     _check_lora(run.lora)
+    _check_updates(run)
     if 0 < run.warmup.max_steps < run.warmup.steps:
         raise ValueError(
             f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
@@ -73,6 +76,12 @@ def _check_toy(run: ToyRun) -> None:
         raise ValueError(f"algorithm.beta={run.algorithm.beta} must be positive: the toy's optimum needs it")
     if run.algorithm.level != "sequence":
         raise ValueError("algorithm.level='token' means nothing for single outcomes: use sequence")
+    for name, off in (("importance", "none"), ("truncate", 0.0)):
+        if getattr(run.algorithm, name) != off:
+            raise ValueError(
+                f"algorithm.{name}={getattr(run.algorithm, name)} does nothing in a toy run, whose every update draws "
+                f"from the policy as it is: use {off}"
+            )
     if run.algorithm.threshold > 1.0:
         raise ValueError(
             f"algorithm.threshold={run.algorithm.threshold} is above every reachable reward (1.0): lower it"
@@ -119,6 +128,8 @@ def check_words(algorithm: Algorithm) -> None:
         "estimator": tuple(ESTIMATORS),
         "level": ("sequence", "token"),
         "baseline": BASELINES,
+        "importance": IMPORTANCES,
+        "truncate_level": ("sequence", "token"),
     }
     for name, known in choices.items():
         value = getattr(algorithm, name)
@@ -144,6 +155,31 @@ def _check_algorithm(algorithm: Algorithm) -> None:
             f"algorithm.estimator={estimator_of(algorithm)}, so beta would not be the stated one: use leave_one_out"
         )
     _check_placement(algorithm)
+    _check_weights(algorithm)
+
+
+def _check_weights(algorithm: Algorithm) -> None:
+    """Refuses ratios that do nothing, or that would leave reward and KL unequally weighted."""
+    name, ratio = estimator_of(algorithm), algorithm.importance
+    if algorithm.clip and ratio == "none":
+        raise ValueError(
+            f"algorithm.clip={algorithm.clip} clips the ratios of algorithm.importance, which is none: choose "
+            "sequence, length_normalised or token, or set algorithm.clip=0"
+        )
+    if algorithm.truncate_level != "sequence" and not algorithm.truncate:
+        raise ValueError(
+            f"algorithm.truncate_level={algorithm.truncate_level!r} does nothing at algorithm.truncate=0: set truncate "
+            "(2.0), or truncate_level=sequence"
+        )
+    token_weights = algorithm.truncate > 0 and algorithm.truncate_level == "token"
+    if name in KL_BESIDE_REWARD and (ratio in ("length_normalised", "token") or algorithm.clip or token_weights):
+        asked = f"importance={ratio}, clip={algorithm.clip:g}" + (", truncate_level=token" if token_weights else "")
+        raise ValueError(
+            f"algorithm.estimator={name} has its KL beside the reward, out of the reach of {asked}, so beta would not "
+            "be the stated one where they act: use algorithm.importance=sequence with clip=0 (and "
+            "truncate_level=sequence), or the estimator "
+            f"{'k1_in_reward' if algorithm.kl == 'reverse' else 'ratio'}"
+        )
 
 
 def _check_placement(algorithm: Algorithm) -> None:
@@ -163,6 +199,25 @@ def _check_placement(algorithm: Algorithm) -> None:
     if name not in TRAINABLE[algorithm.kl]:
         exact = "forward" if algorithm.kl == "reverse" else "reverse"
         raise ValueError(f"algorithm.estimator={name} optimises the {exact} KL, not the {algorithm.kl} one: {cure}")
+
+
+def _check_updates(run: LanguageRun) -> None:
+    updates, ratio = run.optimiser.updates, run.algorithm.importance
+    if updates > 1 and ratio == "none":
+        raise ValueError(
+            f"optimiser.updates={updates} with algorithm.importance='none': from the second update on, samples come "
+            "from an older policy than the one that is differentiated, so the gradient would not be that of the stated "
+            "objective; use algorithm.importance=sequence, or optimiser.updates=1"
+        )
+    if updates == 1 and ratio != "none":
+        raise ValueError(
+            f"algorithm.importance={ratio!r} does nothing at optimiser.updates=1, where every ratio is 1: raise "
+            "updates (2), or use algorithm.importance=none"
+        )
+    if run.optimiser.first_moment not in FIRST_MOMENTS:
+        raise ValueError(
+            f"optimiser.first_moment={run.optimiser.first_moment!r} is unknown: choose {' or '.join(FIRST_MOMENTS)}"
+        )
 
 
 def _check_rollout(run: LanguageRun) -> None:

@@ -13,6 +13,7 @@ METHODS = ("vanilla", "mara")
 ANCHORS = ("string", "answer")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
 IMPORTANCES = ("none", "sequence", "length_normalised", "token")
+FIRST_MOMENTS = ("float32", "bfloat16")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.

@@ -292,6 +292,8 @@ def begin(
     del params  # the update gives up the state's buffers
     rolled = time.perf_counter()
     batch, other = _score(setup, drawn, ids), None
+    if algorithm.truncate:
+        batch = batch.replace(sampler_logp=drawn.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(algorithm) == "reference_samples":
         other = draw(setup, setup.ref_params, done, "reference")
     scored = time.perf_counter()
@@ -301,6 +303,7 @@ def begin(
         "algorithm": dataclasses.replace(algorithm, beta=1.0, threshold=0.0),
         "tx": setup.tx,
         "parts": parts,
+        "updates": setup.cfg.optimiser.updates,
     }
     given = jnp.float32(algorithm.beta), jnp.float32(algorithm.threshold)
     if ahead:

@@ -11,7 +11,7 @@ from mara_jax.sampling.logprobs import Hidden
 
 @struct.dataclass
 class State:
-    """Everything an update changes. step: int32 scalar; params and opt_state: pytrees."""
+    """Everything an update changes. step: int32 scalar, of rollouts; params and opt_state: pytrees."""
 
     step: jax.Array
     params: Any
@@ -25,7 +25,8 @@ class Batch:
     prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, t], lengths [p, g] (end token included),
     reward [p, g] (reward units), answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each
     answer under the reference), ref_hidden (the reference's hidden states, whose logits are made beside the
-    policy's), packing (how they and the policy's lie in streams; None: padded).
+    policy's), packing (how they and the policy's lie in streams; None: padded), sampler_logp [p, g, t] (what the
+    sampler recorded of each token, nats; None where no weights are asked for).
     """
 
     prompt_tokens: jax.Array
@@ -37,3 +38,4 @@ class Batch:
     log_mass: jax.Array
     ref_hidden: Hidden
     packing: Packing | None = None
+    sampler_logp: jax.Array | None = None

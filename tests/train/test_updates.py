@@ -1,0 +1,192 @@
+"""Several updates on one rollout of a real transformer, and what its numbers are kept in."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mara_jax.config import Algorithm, Optimiser
+from mara_jax.policies import transformer
+from mara_jax.sampling import logprobs
+from mara_jax.train import optim, step
+from mara_jax.train.state import Batch, State
+
+ARCH = transformer.Architecture(
+    family="qwen3", vocab_size=5, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True
+)
+BETA, TAU, LARGE = 0.3, 0.5, Optimiser(learning_rate=0.02)
+TOKENS = jnp.array([[[0, 3, 1], [2, 4, 0], [1, 1, 4], [4, 0, 0]]])
+LENGTHS = jnp.array([[3, 2, 3, 1]])
+PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
+SEQUENCE = Algorithm(method="mara", anchor="string", beta=BETA, threshold=TAU, importance="sequence")
+TOKEN = dataclasses.replace(SEQUENCE, importance="token", clip=0.2)
+TODAY = dataclasses.replace(SEQUENCE, importance="none")
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def params_of(seed: int):
+    return jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, transformer.init(ARCH, jax.random.key(seed)))
+
+
+def token_logp(params):
+    return logprobs.completion_logps(ARCH, params, PROMPT, PROMPT_LENGTH, TOKENS)
+
+
+@functools.cache
+def batch(parts: int = 1, sampler: int | None = None) -> Batch:
+    hidden = logprobs.reference_hidden(ARCH, params_of(2), PROMPT, PROMPT_LENGTH, TOKENS, None, parts)
+    return Batch(
+        prompt_tokens=PROMPT,
+        prompt_lengths=PROMPT_LENGTH,
+        tokens=TOKENS,
+        lengths=LENGTHS,
+        reward=jnp.array([[1.0, 0.0, 0.8, 0.3]]),
+        answer=jnp.array([[0, -1, 0, 0]]),
+        log_mass=jnp.zeros((1, 1)),
+        ref_hidden=hidden,
+        sampler_logp=None if sampler is None else token_logp(params_of(sampler)),
+    )
+
+
+def fresh(tx) -> State:
+    params = jax.tree.map(jnp.array, params_of(1))
+    return State(jnp.int32(0), params, tx.init(params))
+
+
+def updated(algorithm, updates=1, parts=1, sampler=None, arch=ARCH):
+    return step.update(
+        fresh(_adam()), params_of(2), batch(parts, sampler), None, jnp.float32(BETA), jnp.float32(TAU),
+        arch=arch, algorithm=algorithm, tx=_adam(), parts=parts, updates=updates,
+    )  # fmt: skip
+
+
+@functools.cache
+def _adam():
+    return optim.make(LARGE)
+
+
+@functools.cache
+def _by_hand(algorithm):
+    """The gradient of one update, written out for this batch: [4] strings, one prompt."""
+    mask = logprobs.mask(LENGTHS, 3)[0]
+    reward, ref = batch().reward[0], jnp.sum(token_logp(params_of(2))[0] * mask, -1)
+    z = jnp.argmax(jnp.where(reward >= TAU, ref, -jnp.inf))  # of the good strings, the likeliest under the reference
+    reward = jnp.where(reward >= TAU, reward[z] + BETA * (ref[z] - ref), reward)
+
+    def surrogate(params, old):
+        logp = token_logp(params)[0] * mask
+        signal = jax.lax.stop_gradient(reward - BETA * (jnp.sum(logp, -1) - ref))
+        advantage = signal - (jnp.sum(signal) - signal) / 3
+        change = logp - old * mask
+        if algorithm.importance == "sequence":
+            return -jnp.mean(jnp.exp(jnp.sum(change, -1)) * advantage)
+        ratio, advantage = jnp.exp(change), advantage[:, None]
+        least = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
+        return -jnp.mean(jnp.sum(least * mask, -1))
+
+    return jax.jit(jax.grad(surrogate)), jax.jit(lambda params: token_logp(params)[0])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "parts"), [(TOKEN, 2), pytest.param(SEQUENCE, 1, marks=pytest.mark.slow)], ids=["token", "sequence"]
+)
+def test_three_updates_are_those_of_a_loop_by_hand(algorithm, parts):
+    """Ratios as PPO writes them, differentiated; plain Adam of optax; one state goes on."""
+    tx, (gradient, token_logps) = optax.adam(LARGE.learning_rate), _by_hand(algorithm)
+    params = params_of(1)
+    old, moments = token_logps(params), tx.init(params)
+    for _ in range(3):
+        last = params
+        changes, moments = tx.update(gradient(params, old), moments, params)
+        params = optax.apply_updates(params, changes)
+    state, metrics = updated(algorithm, updates=3, parts=parts)
+    assert int(state.step) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, params)
+    # Ratios are the last update's, which saw the policy that the second had left; the rest is the first's.
+    mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
+    change = (np.asarray(token_logps(last)) - np.asarray(old)) * mask
+    ratio = np.exp(change.sum(-1)) if algorithm.importance == "sequence" else np.exp(change)[mask > 0]
+    assert np.abs(ratio - 1).max() > 0.2
+    assert float(metrics["ratio/max"]) == pytest.approx(max(ratio.max(), 1.0), abs=1e-4)
+    assert float(metrics["ratio/mean"]) == pytest.approx(ratio.mean(), abs=1e-4)
+    whole = np.exp(change.sum(-1))
+    assert float(metrics["ratio/effective_samples"]) == pytest.approx(whole.sum() ** 2 / (whole**2).sum(), abs=1e-3)
+    assert float(metrics["logp/mean"]) == pytest.approx((np.asarray(old) * mask).sum(-1).mean(), abs=1e-4)
+
+
+def test_the_first_update_of_a_rollout_is_todays():
+    """Its gradient's norm and every metric, though ratios come with it."""
+    _, known = updated(TODAY)
+    _, first = updated(TOKEN, updates=3, parts=2)
+    for name, value in known.items():
+        assert float(first[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_ratios_change_nothing_where_a_rollout_serves_one_update():
+    today, _ = updated(TODAY)
+    same, metrics = updated(SEQUENCE)
+    jax.tree.map(np.testing.assert_array_equal, same.params, today.params)
+    assert float(metrics["ratio/max"]) == float(metrics["ratio/mean"]) == 1.0
+    assert float(metrics["ratio/effective_samples"]) == pytest.approx(4)
+
+
+def test_a_sampler_that_agrees_changes_nothing_and_one_that_differs_is_weighted():
+    on = dataclasses.replace(TODAY, truncate=1.5)
+    today, _ = updated(TODAY)
+    agreed, metrics = updated(on, sampler=1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), agreed.params, today.params)
+    assert float(metrics["sampler_weight/max"]) == pytest.approx(1, abs=1e-5)
+    mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
+    change = (np.asarray(token_logp(params_of(1)) - token_logp(params_of(3)))[0] * mask).sum(-1)
+    _, metrics = updated(on, sampler=3)
+    weight = np.minimum(np.exp(change), 1.5)
+    assert weight.min() < 0.9 and weight.max() == 1.5
+    assert float(metrics["sampler_weight/mean"]) == pytest.approx(weight.mean(), abs=1e-4)
+    assert float(metrics["sampler_weight/truncated_fraction"]) == pytest.approx(np.mean(change > np.log(1.5)))
+
+
+def dtypes(tree) -> set:
+    return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def test_bfloat16_computes_and_float32_remembers():
+    """Gradients, weights and both moments are float32 where the model multiplies in bfloat16."""
+    arch = dataclasses.replace(ARCH, compute_dtype="bfloat16")
+    of = (params_of(2), arch, SEQUENCE, batch(), None, BETA, TAU)
+    gradient = jax.make_jaxpr(lambda params: step.gradient(params, *of)[0])(params_of(1))
+    assert {str(x.dtype) for x in gradient.out_avals} == {"float32"}
+    assert "bf16[" in str(gradient) and "bf16[" not in str(jax.make_jaxpr(token_logp)(params_of(1)))
+    state, metrics = jax.eval_shape(lambda: updated(SEQUENCE, updates=2, arch=arch))
+    assert dtypes(state.params) == dtypes(state.opt_state) == dtypes(metrics) == {"float32"}
+
+
+def test_a_bfloat16_first_moment_alone_is_rounded():
+    """Ten steps on made-up gradients: each moves a weight by what Adam says, to bfloat16's 8 bits."""
+    params = {"kernel": jnp.zeros((40, 3))}
+    grads = [{"kernel": jax.random.normal(jax.random.key(i), (40, 3)) * 0.1 + 1} for i in range(10)]
+
+    def trained(first_moment: str):
+        tx, x = optim.make(Optimiser(learning_rate=0.01, first_moment=first_moment)), params
+        state = tx.init(x)
+        for g in grads:
+            changes, state = tx.update(g, state, x)
+            x = optax.apply_updates(x, changes)
+        return np.asarray(x["kernel"]), optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
+
+    want, mu, nu = trained("float32")
+    assert dtypes((mu, nu)) == {"float32"}
+    got, mu, nu = trained("bfloat16")
+    assert dtypes(mu) == {"bfloat16"} and dtypes(nu) == {"float32"} and got.dtype == np.float32
+    assert 0 < np.abs(got - want).max() < 2**-7 * np.abs(want).max()
