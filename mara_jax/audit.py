@@ -141,6 +141,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     if record["ignored"]:
         console.print(f"Not audited: {', '.join(record['ignored'])}; samples are taken from the policy as it is.\n")
     tables = [_gradients(record), _endings(record), _outcomes(record["five_outcomes"])]
+    tables += [_stale(record["stale"])] if record["stale"] else []
     tables += [_anchors(record["anchor_in_group"])] if record["anchor_in_group"] else []
     for table in tables:
         # A table's own title is broken at the table's width; a line of its own is not.
@@ -184,6 +185,19 @@ def _outcomes(five: dict[str, Any]) -> Table:
         kind = five.get(f"{name}_kind", "settled")
         note = "" if kind == "settled" else f" ({kind.replace('_', ' ')})"
         table.add_row("", words + note, *(f"{p:.4f}" for p in five[name]))
+    return table
+
+
+def _stale(rows: list[dict[str, Any]]) -> Table:
+    """Gradients on strings that the present policy did not draw."""
+    title = "\nExpected gradient of E\\[R] - beta KL on strings drawn elsewhere, against the present policy's"
+    table = Table(title=title, title_justify="left", box=None)
+    for header in ("", "what lies between", "nats", "effective strings", "cosine", "off by"):
+        table.add_column(header, no_wrap=True)
+    words = {"updates": "earlier updates", "sampler": "the sampler's own numbers"}
+    for row in rows:
+        cells = f"{row['nats']:.2g}", f"{row['effective_share']:.0%}", f"{row['cosine']:.4f}", verdict.percent(row)
+        table.add_row("", words[row["between"]], *cells)
     return table
 
 

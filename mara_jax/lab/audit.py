@@ -61,28 +61,40 @@ def case(setting: Setting, problem: problems.Problem, size: int, anchor: problem
     return Case(problem, groups, ref_groups, problems.log_mass(problem, setting.algorithm), anchor)
 
 
-def expected_gradient(setting: Setting, over: Case, params) -> jax.Array:
+class Drawn(NamedTuple):
+    """Policies behind a rollout where they are not the one that is trained, logits [c, v] each: the one before the
+    rollout's first update, and the sampler, whose numbers may differ from its."""
+
+    old: Any
+    sampler: Any
+
+
+def expected_gradient(setting: Setting, over: Case, params, drawn: Drawn | None = None) -> jax.Array:
     """Minus the gradient of the loss, averaged over all groups by their probability.
 
     Args:
         setting: the objective and its algorithm, whose beta and threshold are used.
         over: problem and groups; those of the reference are read by "reference_samples" alone.
-        params: logits of the policy that draws, [c, v].
+        params: logits of the policy, [c, v].
+        drawn: which policies the strings come from; by default from this one.
 
     Returns:
         An array like `params`: the direction in which training moves the policy.
     """
+    drawn = drawn or Drawn(params, params)
     algorithm, problem, strings = setting.algorithm, over.problem, over.problem.strings
     mask_nt, reward_n, answer_n, ref_n = map(
         jnp.asarray, (strings.mask, problem.reward, problem.answer, problem.ref_logp)
     )
+    old_nt, sampler_nt = (small.token_logp(jax.lax.stop_gradient(p), strings) for p in drawn)
     ref_nt, log_mass = small.token_logp(jnp.asarray(problem.ref_params), strings), jnp.asarray(over.log_mass)
 
     def scored(logp_nt, index_g) -> objective.Scored:
         logp, mask, ref_token_logp = (x[index_g][None] for x in (logp_nt, mask_nt, ref_nt))
         ref_logp, reward, answer = (x[index_g][None] for x in (ref_n, reward_n, answer_n))
         anchor = over.anchor.reward, over.anchor.ref_logp
-        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor)
+        behind = (x[index_g][None] for x in (old_nt, sampler_nt))
+        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *behind)
 
     def mean_loss(params):
         logp_nt = small.token_logp(params, strings)
@@ -93,7 +105,7 @@ def expected_gradient(setting: Setting, over: Case, params) -> jax.Array:
             return setting.objective(algorithm, group, reference, algorithm.beta, algorithm.threshold)[0]
 
         (rows, _), (ref_rows, _) = over.groups, over.ref_groups
-        weight_m = small.group_weight(params, strings, *over.groups)
+        weight_m = small.group_weight(drawn.sampler, strings, *over.groups)
         if algorithm.estimator != "reference_samples":
             return weight_m @ jax.vmap(lambda index_g: one(index_g, None))(rows)
         ref_weight_m = small.group_weight(jnp.asarray(problem.ref_params), strings, *over.ref_groups)

@@ -2,8 +2,8 @@
 
 Every function has the form of `train.objective.objective`: (algorithm, scored, reference, beta, threshold) ->
 (loss, metrics). Formulas are taken on-policy, before any clipping acts: the ratio of new to old policy is 1
-and its gradient that of log pi. Rewards pass the configured augmentation first, so that MARA can be tried
-beside each.
+and its gradient that of log pi; `rloo_updates` alone has ratios. Rewards pass the configured augmentation
+first, so that MARA can be tried beside each.
 """
 
 import dataclasses
@@ -104,6 +104,18 @@ def reinvent(algorithm, scored, reference, beta, threshold):
     return _loss(jnp.square(ref_logp_pg + reward_pg / beta - sequence_logp(scored.logp, scored.mask)))
 
 
+def rloo_updates(algorithm, scored, reference, beta, threshold):
+    """Leave-one-out over reward and the sampler's own k1, times pi/pi_sampler (TRL's RLOOTrainer, num_iterations)."""
+    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
+    logp_pg, old_pg = (sequence_logp(x, scored.mask) for x in (scored.logp, scored.old_logp))
+    advantage_pg = _frozen(advantages.leave_one_out(reward_pg - beta * kl.k1(old_pg, ref_logp_pg)))
+    ratio_pg = jnp.exp(logp_pg - _frozen(old_pg))
+    if not algorithm.clip:
+        return _loss(-ratio_pg * advantage_pg)
+    clipped_pg = jnp.clip(ratio_pg, 1 - algorithm.clip, 1 + algorithm.clip)
+    return _loss(-jnp.minimum(ratio_pg * advantage_pg, clipped_pg * advantage_pg))
+
+
 # name -> (level of the KL, baseline, formula); level and baseline as this package would call them.
 _FORMULAS: dict[str, tuple[str, str, Objective]] = {
     "grpo": ("token", "group_normalised", grpo),
@@ -113,6 +125,7 @@ _FORMULAS: dict[str, tuple[str, str, Objective]] = {
     "k3_sum_in_reward": ("token", "leave_one_out", k3_sum_in_reward),
     "length_normalised": ("sequence", "leave_one_out", length_normalised),
     "reinvent": ("sequence", "none", reinvent),
+    "rloo_updates": ("sequence", "leave_one_out", rloo_updates),
 }
 
 # Estimators at the level at which frameworks commonly have them, in this package's own objective.
@@ -184,5 +197,8 @@ def setting(name: str, base: config.Algorithm, level: str | None = None) -> Sett
         fields, form = _CHANGED[name]
         return Setting(name, dataclasses.replace(base, **fields), objective.objective, form)
     fixed, baseline, formula = _FORMULAS[name]
-    algorithm = dataclasses.replace(base, estimator=name, level=fixed, baseline=baseline)
+    # Every formula but one is a rollout's only update, drawn by the policy itself.
+    ratio = ("sequence", base.clip) if name == "rloo_updates" else ("none", 0.0)
+    unweighted = dataclasses.replace(base, importance=ratio[0], clip=ratio[1], truncate=0.0, truncate_level="sequence")
+    algorithm = dataclasses.replace(unweighted, estimator=name, level=fixed, baseline=baseline)
     return Setting(name, algorithm, formula, (formula.__doc__ or "").strip().rstrip("."))

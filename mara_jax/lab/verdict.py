@@ -9,7 +9,7 @@ import numpy as np
 from mara_jax import config
 from mara_jax.core import kl
 from mara_jax.eval import diversity
-from mara_jax.lab import audit, problems
+from mara_jax.lab import audit, problems, staleness
 from mara_jax.lab.published import Setting
 
 REACHED = 1e-3  # total variation below which a stationary point is a closed form
@@ -85,6 +85,7 @@ def audited(
                 for part in ("kl", "objective")
             },
             "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
+            "stale": staleness.rows(setting, problem, group),
             "anchor_in_group": _anchor_bias(setting, problem, group, end),
             "five_outcomes": _five(setting, group, end if one_token else None),
         }
@@ -198,7 +199,24 @@ def sentence(record: dict[str, Any]) -> str:
     Returns:
         A line.
     """
-    return "; ".join(part for part in (_regulariser(record), _reward(record), _ending(record), _mara(record)) if part)
+    parts = (_regulariser(record), _reward(record), _ending(record), _mara(record), _stale(record))
+    return "; ".join(part for part in parts if part)
+
+
+def _stale(record: dict[str, Any]) -> str:
+    """What becomes of the gradient on strings of an older policy, or of a sampler that is not the trainer."""
+    words = {"updates": "at later updates of a rollout", "sampler": "with a sampler that is not the trainer"}
+    said = []
+    for between, where in words.items():
+        rows = [row for row in record["stale"] if row["between"] == between]
+        if not rows:
+            continue
+        if max(row["relative_error"] for row in rows) < audit.EXACT:
+            said.append(f"{where} the gradient is the present policy's, exactly")
+            continue
+        last = rows[-1]
+        said.append(f"{where} the gradient is biased, by {percent(last)} once {last['nats']:.2g} nats lie between")
+    return "; ".join(said)
 
 
 def _regulariser(record: dict[str, Any]) -> str:

@@ -36,16 +36,23 @@ def quick_compilation():
 
 @functools.cache
 def params_of(seed: int):
-    return jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, transformer.init(ARCH, jax.random.key(seed)))
+    init = jax.jit(transformer.init, static_argnums=0)
+    return jax.tree.map(lambda x: np.asarray(x) * 4 if x.ndim > 1 else np.asarray(x), init(ARCH, jax.random.key(seed)))
 
 
+@jax.jit
 def token_logp(params):
     return logprobs.completion_logps(ARCH, params, PROMPT, PROMPT_LENGTH, TOKENS)
 
 
 @functools.cache
+def _hidden(parts):
+    return jax.jit(lambda params: logprobs.reference_hidden(ARCH, params, PROMPT, PROMPT_LENGTH, TOKENS, None, parts))
+
+
+@functools.cache
 def batch(parts: int = 1, sampler: int | None = None) -> Batch:
-    hidden = logprobs.reference_hidden(ARCH, params_of(2), PROMPT, PROMPT_LENGTH, TOKENS, None, parts)
+    hidden = _hidden(parts)(params_of(2))
     return Batch(
         prompt_tokens=PROMPT,
         prompt_lengths=PROMPT_LENGTH,
@@ -61,7 +68,7 @@ def batch(parts: int = 1, sampler: int | None = None) -> Batch:
 
 def fresh(tx) -> State:
     params = jax.tree.map(jnp.array, params_of(1))
-    return State(jnp.int32(0), params, tx.init(params))
+    return State(jnp.int32(0), params, jax.jit(tx.init)(params))
 
 
 def updated(algorithm, updates=1, parts=1, sampler=None, arch=ARCH):
@@ -76,13 +83,12 @@ def _adam():
     return optim.make(LARGE)
 
 
-@functools.cache
-def _by_hand(algorithm):
-    """The gradient of one update, written out for this batch: [4] strings, one prompt."""
-    mask = logprobs.mask(LENGTHS, 3)[0]
-    reward, ref = batch().reward[0], jnp.sum(token_logp(params_of(2))[0] * mask, -1)
-    z = jnp.argmax(jnp.where(reward >= TAU, ref, -jnp.inf))  # of the good strings, the likeliest under the reference
-    reward = jnp.where(reward >= TAU, reward[z] + BETA * (ref[z] - ref), reward)
+def by_hand(algorithm, params):
+    """Three updates written out for this batch of four strings: the weights, and those before the last one."""
+    mask, tx = np.asarray(logprobs.mask(LENGTHS, 3)[0]), optax.adam(LARGE.learning_rate)
+    reward, ref = np.asarray(batch().reward[0]), np.sum(np.asarray(token_logp(params_of(2))[0]) * mask, -1)
+    z = np.argmax(np.where(reward >= TAU, ref, -np.inf))  # of the good strings, the likeliest under the reference
+    reward = np.where(reward >= TAU, reward[z] + BETA * (ref[z] - ref), reward)
 
     def surrogate(params, old):
         logp = token_logp(params)[0] * mask
@@ -95,7 +101,15 @@ def _by_hand(algorithm):
         least = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
         return -jnp.mean(jnp.sum(least * mask, -1))
 
-    return jax.jit(jax.grad(surrogate)), jax.jit(lambda params: token_logp(params)[0])
+    @jax.jit
+    def one(params, moments, old):
+        changes, moments = tx.update(jax.grad(surrogate)(params, old), moments, params)
+        return optax.apply_updates(params, changes), moments
+
+    old, moments, last = token_logp(params)[0], jax.jit(tx.init)(params), params
+    for _ in range(3):
+        last, (params, moments) = params, one(params, moments, old)
+    return params, last
 
 
 @pytest.mark.parametrize(
@@ -103,26 +117,21 @@ def _by_hand(algorithm):
 )
 def test_three_updates_are_those_of_a_loop_by_hand(algorithm, parts):
     """Ratios as PPO writes them, differentiated; plain Adam of optax; one state goes on."""
-    tx, (gradient, token_logps) = optax.adam(LARGE.learning_rate), _by_hand(algorithm)
-    params = params_of(1)
-    old, moments = token_logps(params), tx.init(params)
-    for _ in range(3):
-        last = params
-        changes, moments = tx.update(gradient(params, old), moments, params)
-        params = optax.apply_updates(params, changes)
+    params, last = by_hand(algorithm, params_of(1))
     state, metrics = updated(algorithm, updates=3, parts=parts)
     assert int(state.step) == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, params)
     # Ratios are the last update's, which saw the policy that the second had left; the rest is the first's.
     mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
-    change = (np.asarray(token_logps(last)) - np.asarray(old)) * mask
+    old = np.asarray(token_logp(params_of(1))[0])
+    change = (np.asarray(token_logp(last)[0]) - old) * mask
     ratio = np.exp(change.sum(-1)) if algorithm.importance == "sequence" else np.exp(change)[mask > 0]
     assert np.abs(ratio - 1).max() > 0.2
     assert float(metrics["ratio/max"]) == pytest.approx(max(ratio.max(), 1.0), abs=1e-4)
     assert float(metrics["ratio/mean"]) == pytest.approx(ratio.mean(), abs=1e-4)
     whole = np.exp(change.sum(-1))
     assert float(metrics["ratio/effective_samples"]) == pytest.approx(whole.sum() ** 2 / (whole**2).sum(), abs=1e-3)
-    assert float(metrics["logp/mean"]) == pytest.approx((np.asarray(old) * mask).sum(-1).mean(), abs=1e-4)
+    assert float(metrics["logp/mean"]) == pytest.approx((old * mask).sum(-1).mean(), abs=1e-4)
 
 
 def test_the_first_update_of_a_rollout_is_todays():
@@ -149,7 +158,8 @@ def test_a_sampler_that_agrees_changes_nothing_and_one_that_differs_is_weighted(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), agreed.params, today.params)
     assert float(metrics["sampler_weight/max"]) == pytest.approx(1, abs=1e-5)
     mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
-    change = (np.asarray(token_logp(params_of(1)) - token_logp(params_of(3)))[0] * mask).sum(-1)
+    own, other = (np.asarray(token_logp(params_of(seed)))[0] for seed in (1, 3))
+    change = ((own - other) * mask).sum(-1)
     _, metrics = updated(on, sampler=3)
     weight = np.minimum(np.exp(change), 1.5)
     assert weight.min() < 0.9 and weight.max() == 1.5
@@ -179,9 +189,9 @@ def test_a_bfloat16_first_moment_alone_is_rounded():
 
     def trained(first_moment: str):
         tx, x = optim.make(Optimiser(learning_rate=0.01, first_moment=first_moment)), params
-        state = tx.init(x)
+        state, change = tx.init(x), jax.jit(tx.update)
         for g in grads:
-            changes, state = tx.update(g, state, x)
+            changes, state = change(g, state, x)
             x = optax.apply_updates(x, changes)
         return np.asarray(x["kernel"]), optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
 
