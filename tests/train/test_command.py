@@ -397,3 +397,27 @@ def test_a_saved_reference_serves_as_weights_of_another_run(whole, tmp_path):
     before, after = (json.loads((x / "reference.json").read_text()) for x in (whole, workdir))
     assert before["counts"] == after["counts"] and before["text"] == after["text"]  # the same weights, bit for bit
     assert not (workdir / "reference").exists()
+
+
+SEVERAL = """--config.optimiser.updates=3 --config.algorithm.importance=token --config.algorithm.clip=0.2
+    --config.algorithm.truncate=2.0 --config.optimiser.first_moment=bfloat16 --config.steps=4""".split()
+
+
+@pytest.mark.slow
+def test_several_updates_a_rollout_resume_exactly(tmp_path):
+    """A step is a rollout with all its updates: two runs of two steps are one of four, bfloat16 moments included."""
+    done = main(*SMALL, *SEVERAL, f"--workdir={tmp_path}/whole")
+    assert done.returncode == 0, done.stderr
+    for steps in (2, 4):
+        done = main(*SMALL, *SEVERAL, f"--config.steps={steps}", f"--workdir={tmp_path}/cut")
+        assert done.returncode == 0, done.stderr
+    assert "resuming after step 2" in done.stdout
+    several = rows(tmp_path / "whole")
+    assert rows(tmp_path / "cut") == several and len(several) == 4
+    assert several[0]["kl/reverse"] == pytest.approx(0, abs=1e-5)  # of the first update, before which nothing moved
+    for row in several:
+        assert row["ratio/max"] > 1.001 and 1 <= row["ratio/effective_samples"] <= 8
+        # The sampler is the trainer: weights of 1 but for rounding.
+        assert row["sampler_weight/mean"] == pytest.approx(1, abs=1e-3)
+        assert row["sampler_weight/max"] == pytest.approx(1, abs=1e-2)
+        assert row["sampler_weight/truncated_fraction"] == 0
