@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax import config
-from mara_jax.core import advantages, augment, importance, objectives
+from mara_jax.core import advantages, augment, importance, kl, objectives
 
 
 class Scored(NamedTuple):
@@ -107,7 +107,7 @@ def stale(algorithm: config.Algorithm, scored: Scored) -> importance.Stale | Non
     moved = importance.log_ratio(scored.logp, old_pgt, scored.mask, algorithm.importance)
     weight = jnp.ones_like(moved)
     if algorithm.truncate:
-        weight = importance.truncated(_log_mismatch(algorithm, scored, old_pgt), algorithm.truncate)
+        weight = importance.truncated(_log_mismatch(scored, old_pgt, algorithm.truncate_level), algorithm.truncate)
     return importance.Stale(moved, weight, algorithm.clip)
 
 
@@ -115,11 +115,11 @@ def _old_logp(scored: Scored) -> jax.Array:
     return jax.lax.stop_gradient(scored.logp if scored.old_logp is None else scored.old_logp)
 
 
-def _log_mismatch(algorithm: config.Algorithm, scored: Scored, old_pgt: jax.Array) -> jax.Array:
+def _log_mismatch(scored: Scored, old_pgt: jax.Array, level: kl.Level) -> jax.Array:
     """Log of trainer over sampler before the first update, of strings or tokens."""
     if scored.sampler_logp is None:
         raise ValueError("algorithm.truncate needs the log-probs that the sampler recorded: use algorithm.truncate=0")
-    return importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, algorithm.truncate_level)
+    return importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, level)
 
 
 def _weight_metrics(algorithm: config.Algorithm, scored: Scored, weights: importance.Stale) -> dict[str, jax.Array]:
@@ -129,9 +129,9 @@ def _weight_metrics(algorithm: config.Algorithm, scored: Scored, weights: import
         whole = importance.log_ratio(scored.logp, old_pgt, scored.mask, "sequence")
         metrics |= importance.summary("ratio", jnp.exp(weights.log_ratio), whole, scored.mask)
     if algorithm.truncate:
-        whole = importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, "sequence")
+        whole = _log_mismatch(scored, old_pgt, "sequence")
         metrics |= importance.summary("sampler_weight", weights.weight, whole, scored.mask)
-        over = _log_mismatch(algorithm, scored, old_pgt) > jnp.log(algorithm.truncate)
+        over = _log_mismatch(scored, old_pgt, algorithm.truncate_level) > jnp.log(algorithm.truncate)
         metrics["sampler_weight/truncated_fraction"] = importance.mean(over, scored.mask)
     return metrics
 

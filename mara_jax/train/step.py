@@ -117,8 +117,8 @@ def _cut(parts: int, batch: Batch) -> Batch:
     whole = ("prompt_tokens", "prompt_lengths", "log_mass")
     cut = {name: jnp.broadcast_to(x, (parts, *x.shape)) for name in whole for x in [getattr(batch, name)]}
     cut |= {name: logprobs.split(getattr(batch, name), parts) for name in ("tokens", "lengths", "reward", "answer")}
-    cut["sampler_logp"] = None  # read with whole groups alone
-    return dataclasses.replace(batch, **cut)  # the packing and the reference's hidden states have that axis already
+    # The packing and the reference's hidden states have that axis already; the sampler's log-probs are not read here.
+    return dataclasses.replace(batch, sampler_logp=None, **cut)
 
 
 def _of_stats(stats: tuple, both: tuple, algorithm: config.Algorithm, beta, threshold, old: Old | None):
