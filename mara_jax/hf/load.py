@@ -290,12 +290,16 @@ def _weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
-    source = str(directory)
-    config_file, generation_file = directory / "config.json", directory / "generation_config.json"
-    if not config_file.is_file():
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a directory; FileNotFoundError where there is none."""
+    if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory} has no config.json: give the directory of a Hugging Face model")
-    config = read_json(config_file)
+    return read_json(directory / "config.json")
+
+
+def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
+    source, generation_file = str(directory), directory / "generation_config.json"
+    config = read_config(directory)
     arch = architecture(config, source, **choices)
     tokenizer = None
     if with_tokenizer:
@@ -322,7 +326,8 @@ def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choic
     return policy, fill(arch, gguf, param_dtype, layout)
 
 
-def _embedded(name: str) -> Path:
+def embedded(name: str) -> Path:
+    """The weights file of an embedded model; FileNotFoundError where its package is not installed."""
     package, weights = EMBEDDED[name]
     # Only the package's place is looked up: importing it would pull in the tool it is a plugin of.
     spec = importlib.util.find_spec(package)
@@ -371,7 +376,7 @@ def load(
     choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat}
     text, path = str(where), Path(where)
     if text in EMBEDDED:
-        return _load_gguf(_embedded(text), tokenizer, param_dtype, layout, choices)
+        return _load_gguf(embedded(text), tokenizer, param_dtype, layout, choices)
     if path.suffix == ".gguf":
         return _load_gguf(path, tokenizer, param_dtype, layout, choices)
     if path.is_dir():

@@ -219,9 +219,23 @@ _IN_USE = jax.make_user_context(None)
 
 @contextmanager
 def use(layout: Layout | None) -> Iterator[None]:
-    """Inside, arrays are placed and constrained by `layout`; without one, or with one device, by nothing."""
-    with _IN_USE(layout if layout is not None and layout.mesh.size > 1 else None):
+    """Inside, arrays are placed and constrained by `layout`; by nothing without one, or with this machine's one device.
+
+    A device of another kind than this machine's is one that programs are only compiled for.
+    """
+    nothing = layout is None or (layout.mesh.size == 1 and _platform(layout) == jax.default_backend())
+    with _IN_USE(None if nothing else layout):
         yield
+
+
+def _platform(layout: Layout) -> str:
+    return layout.mesh.devices.flat[0].platform
+
+
+def platform() -> str:
+    """What the layout in use computes on, "cpu", "gpu" or "tpu": this machine's devices where there is no layout."""
+    layout = current()
+    return jax.default_backend() if layout is None else _platform(layout)
 
 
 def current() -> Layout | None:

@@ -305,7 +305,7 @@ def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architect
         params = table.to_unrolled(params, arch.layers)
         prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
         arch = dataclasses.replace(arch, scan_layers=False)
-    return arch, _turned(params) if jax.default_backend() == "cpu" else params, prefix
+    return arch, _turned(params) if sharding.platform() == "cpu" else params, prefix
 
 
 def _turned(params: Any) -> Any:
@@ -317,7 +317,7 @@ def _turned(params: Any) -> Any:
 
 def decoding_logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
     """As `logits`, for the few rows of a decoding step."""
-    if jax.default_backend() == "cpu":
+    if sharding.platform() == "cpu":
         return products.few_rows(head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
     return logits(arch, params, hidden_bd)
 

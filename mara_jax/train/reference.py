@@ -17,7 +17,7 @@ from mara_jax.policies import params as params_table
 from mara_jax.policies import transformer
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import optim, placement, warmup
+from mara_jax.train import optim, placement, shape, warmup
 from mara_jax.train.metrics import Display
 
 # Streams of random numbers: each has its own key, folded from the run's seed.
@@ -25,8 +25,6 @@ STREAMS = {
     name: number
     for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))
 }
-NANO = "nano"
-NANO_VOCABULARY = 512
 RESAMPLES = 1000  # of the samples that measure the reference, for the interval of a predicted collapse
 
 
@@ -42,34 +40,14 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
     demonstrations; everything else goes to hf.load.
     """
     cfg = run.policy
-    if cfg.weights != NANO:
+    if cfg.weights != shape.NANO:
         return load(cfg.weights, cfg)
     demonstrations = task.demonstrations(run.seed, 0, 2000)
     texts = [text for pair in demonstrations for text in pair]
-    tokenizer = tokenizers.nano(texts, NANO_VOCABULARY)
-    heads = max(2, cfg.embed // 32)
-    arch = transformer.Architecture(
-        family="qwen2",
-        vocab_size=NANO_VOCABULARY,
-        embed=cfg.embed,
-        layers=cfg.layers,
-        heads=heads,
-        kv_heads=heads // 2,
-        head_dim=32,
-        mlp=4 * cfg.embed,
-        rope_theta=10_000.0,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
-        max_positions=512,
-        scan_layers=cfg.scan_layers,
-        compute_dtype=cfg.compute_dtype,
-        remat=cfg.remat,
-    )
+    tokenizer = tokenizers.nano(texts, shape.NANO_VOCABULARY)
+    arch = shape.nano(cfg)
     ends = tokenizers.end_tokens(tokenizer)
-    policy = transformer.Policy(arch, tokenizer, ends, ends[0], {}, NANO)
+    policy = transformer.Policy(arch, tokenizer, ends, ends[0], {}, shape.NANO)
     layout, make = sharding.current(), functools.partial(transformer.init, arch)
     if layout is not None:
         make = jax.jit(make, out_shardings=params_table.shardings(arch, layout))

@@ -1,0 +1,61 @@
+"""Shapes of models without their weights: a config.json as read, or the published numbers of well-known models."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mara_jax.hf.architecture import architecture
+from mara_jax.hf.load import EMBEDDED, embedded, read_config
+from mara_jax.policies.params import Architecture
+
+_QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
+_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)
+
+# What the config.json of each published model says, in the order of _KEYS.
+_NUMBERS = {
+    "qwen2.5-0.5b": (151936, 896, 4864, 24, 14, 2, True, 1e-6, 32768),
+    "qwen2.5-3b": (151936, 2048, 11008, 36, 16, 2, True, 1e-6, 32768),
+    "qwen2.5-7b": (152064, 3584, 18944, 28, 28, 4, False, 1e-6, 131072),
+    "qwen2.5-32b": (152064, 5120, 27648, 64, 40, 8, False, 1e-5, 131072),
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    name: _QWEN25 | dict(zip(_KEYS, numbers, strict=True)) for name, numbers in _NUMBERS.items()
+}
+
+
+def architecture_of(where: str, **choices: Any) -> Architecture:
+    """The architecture that weights of this name have; the weights are neither read nor fetched.
+
+    Args:
+      where: a directory (its config.json), a .gguf file or an embedded model (its metadata), or a published name such
+        as "qwen2.5-3b" or "Qwen/Qwen2.5-3B".
+      choices: scan_layers, compute_dtype, remat.
+
+    Raises:
+      ValueError, FileNotFoundError: the shape is not known, or its description is not what it should be.
+    """
+    path = Path(where)
+    file = embedded(where) if where in EMBEDDED else path if path.suffix == ".gguf" else None
+    if file is not None:
+        from mara_jax.hf.gguf import GGUF
+
+        return architecture(GGUF(file).config, where, **choices)
+    if path.is_dir():
+        return architecture(read_config(path), where, **choices)
+    name = re.sub("-instruct$", "", where.split("/")[-1].lower())
+    if name in PUBLISHED:
+        return architecture(PUBLISHED[name], where, **choices)
+    raise FileNotFoundError(
+        f"the shape of {where!r} is not known: give a directory with a config.json, a .gguf file, one of "
+        f"{', '.join((*EMBEDDED, *PUBLISHED))}, or nano"
+    )

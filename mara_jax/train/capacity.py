@@ -1,0 +1,114 @@
+"""What a run must hold in memory whatever the compiler does: its parameters, moments and cache, counted from shapes."""
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax.config import LanguageRun
+from mara_jax.parallel import sharding
+from mara_jax.policies.params import Architecture
+from mara_jax.train import optim, placement
+
+GIB = 2**30
+
+
+class Held(NamedTuple):
+    """Bytes on one device: of the policy's parameters, its frozen reference's, the optimiser's state, the cache."""
+
+    parameters: int
+    reference: int
+    optimiser: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def held(run: LanguageRun, arch: Architecture) -> Held:
+    """What each device of the layout in use holds during a rollout, at the least."""
+    state = placement.abstract(arch, optim.make(run.optimiser))
+    parameters = bytes_of(state.params)
+    # The reference is kept as it was loaded, in float32.
+    reference = parameters * 4 // jnp.dtype(placement.param_dtype(arch)).itemsize
+    return Held(parameters, reference, bytes_of(state.opt_state), cache_bytes(run, arch))
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of arrays, or of their shapes, on one device."""
+    return sum(_bytes_of_leaf(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_of_leaf(leaf: Any) -> int:
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
+    """Keys and values of one rollout's completions on one device."""
+    rows = run.rollout.prompts_per_step * run.rollout.group_size
+    cut = 1
+    for logical, count in (("rows", rows), ("kv_heads", arch.kv_heads)):
+        parts = sharding.parts(logical)
+        cut *= parts if count % parts == 0 else 1
+    slots = rows * arch.kv_heads * run.rollout.max_new_tokens // cut
+    return 2 * arch.layers * slots * arch.head_dim * jnp.dtype(arch.compute_dtype).itemsize
+
+
+def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) -> None:
+    """Refuses a run that cannot have room.
+
+    Args:
+      arch: of its policy.
+      limit: bytes there are, for `devices` devices of the layout in use together.
+
+    Raises:
+      ValueError: one line.
+    """
+    need = held(run, arch)
+    if need.total * devices <= limit:
+        return
+    where = "a device" if devices == 1 else f"the host of {devices} devices"
+    parts = ", ".join(f"{name} {_gib(size * devices)}" for name, size in need._asdict().items())
+    raise ValueError(
+        f"out of memory before it starts: {where} must hold {_gib(need.total * devices)} ({parts}) and has "
+        f"{_gib(limit)}: {cure(need)}; python -m mara_jax.plan tells what a run needs"
+    )
+
+
+def cure(need: Held) -> str:
+    """What helps against the largest part."""
+    if need.cache > need.total - need.cache:
+        return "lower rollout.prompts_per_step, rollout.group_size or rollout.max_new_tokens, or use more devices"
+    return "cut it over more devices with mesh.fsdp, or choose a smaller policy.weights"
+
+
+def limit_here() -> tuple[float, int]:
+    """Bytes there are, and how many devices of the layout in use share them: an accelerator's own, or the host's."""
+    layout = sharding.current()
+    devices = [jax.local_devices()[0]] if layout is None else list(layout.mesh.local_devices)
+    stats = devices[0].memory_stats()
+    if stats and stats.get("bytes_limit"):
+        return float(stats["bytes_limit"]), 1
+    return host_memory(), len(devices)
+
+
+def host_memory() -> float:
+    """Bytes this process may use: the machine's, or its control group's where that is less."""
+    sizes = [math.inf]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        sizes.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            with open(f"/sys/fs/cgroup/{name}") as file:
+                sizes.append(float(file.read()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(sizes)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.3g} GiB"

@@ -1,0 +1,46 @@
+"""The shape of the policy that a config names, known before any weights are."""
+
+from mara_jax.config import Policy
+from mara_jax.hf import shapes
+from mara_jax.policies.params import Architecture
+
+NANO = "nano"
+NANO_VOCABULARY = 512
+
+
+def nano(cfg: Policy) -> Architecture:
+    """The Qwen2-shaped model that "nano" stands for, of the config's depth and width."""
+    heads = max(2, cfg.embed // 32)
+    return Architecture(
+        family="qwen2",
+        vocab_size=NANO_VOCABULARY,
+        embed=cfg.embed,
+        layers=cfg.layers,
+        heads=heads,
+        kv_heads=heads // 2,
+        head_dim=32,
+        mlp=4 * cfg.embed,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        tie_embeddings=True,
+        qkv_bias=True,
+        qk_norm=False,
+        max_positions=512,
+        scan_layers=cfg.scan_layers,
+        compute_dtype=cfg.compute_dtype,
+        remat=cfg.remat,
+    )
+
+
+def of(cfg: Policy) -> Architecture:
+    """The architecture of `policy.weights`; nothing is loaded or fetched.
+
+    Raises:
+      ValueError, FileNotFoundError: its shape is not known (a hub id that is not cached has none).
+    """
+    if cfg.weights == NANO:
+        return nano(cfg)
+    return shapes.architecture_of(
+        cfg.weights, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype, remat=cfg.remat
+    )
