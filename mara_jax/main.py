@@ -186,7 +186,23 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
 
     check_threshold(run)
     with sharding.use(hosts.everywhere(lambda: layout_of(run))), too_large():
+        hosts.everywhere(lambda: check_room(run))
         loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
+
+
+def check_room(run: config.LanguageRun) -> None:
+    """Refuses a run whose parameters, moments and cache alone have no room on the devices of the layout in use.
+
+    Raises:
+      ValueError: one line.
+    """
+    from mara_jax.train import capacity, shape
+
+    try:
+        arch = shape.of(run.policy)
+    except (ValueError, OSError):
+        return  # a shape that only the weights tell, or weights that are refused when they are read
+    capacity.check(run, arch, *capacity.limit_here())
 
 
 @contextlib.contextmanager

@@ -100,24 +100,35 @@ def show(record: dict[str, Any], console: Console) -> None:
     _show_memory(record, console)
     _show_work(record, console)
     _show_exchanges(record, console)
-    console.print(f"\n{record['verdict']}")
+    console.print(f"\n{record['verdict']}", soft_wrap=True)
 
 
 def _show_memory(record: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, title="memory on one device", title_justify="left", title_style="italic")
-    table.add_column("", no_wrap=True)
-    names = list(next(iter(record["phases"].values()))["memory"])
+    phases = record["phases"]
+    most = max(row["memory"]["total"] for row in phases.values())
+    unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
+    table = _table(console, f"Memory of one device, {unit}")
+    names = list(next(iter(phases.values()))["memory"])
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for phase, row in record["phases"].items():
-        table.add_row(phase, *(_gib(row["memory"][name]) for name in names))
+    for phase, row in phases.items():
+        table.add_row(phase, *(f"{row['memory'][name] / size:.2f}" for name in names))
     console.print(table)
+    for phase, row in phases.items():
+        if row["told"] != "compiled":
+            console.print(f"  {phase}: {row['told']}")
+
+
+def _table(console: Console, title: str) -> Table:
+    console.print(f"[italic]{title}[/italic]")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    return table
 
 
 def _show_work(record: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, title="\nwork of one device", title_justify="left", title_style="italic")
-    table.add_column("", no_wrap=True)
-    for header in ("TFLOP", "GB moved at least", "GB sent", "floor", "bound by"):
+    table = _table(console, "\nWork of one device")
+    for header in ("TFLOP", "GB moved, at least", "GB sent", "floor", "bound by"):
         table.add_column(header, justify="right", no_wrap=True)
     for phase, row in record["phases"].items():
         cells = [f"{row['flops'] / 1e12:,.4g}", f"{row['bytes_least'] / 1e9:,.4g}", f"{row['sent'] / 1e9:,.4g}"]
@@ -128,9 +139,10 @@ def _show_work(record: dict[str, Any], console: Console) -> None:
 
 
 def _show_exchanges(record: dict[str, Any], console: Console) -> None:
-    table = Table(box=None, pad_edge=False, title="\nexchanges", title_justify="left", title_style="italic")
-    table.add_column("", no_wrap=True)
-    for header in ("of", "times", "MB each", "GB sent by a device"):
+    if not any(row["collectives"] for row in record["phases"].values()):
+        return
+    table = _table(console, "\nCollectives, the heaviest of each phase")
+    for header in ("devices", "times", "MB each", "GB sent"):
         table.add_column(header, justify="right", no_wrap=True)
     for phase, row in record["phases"].items():
         for one in row["collectives"][:4]:
@@ -138,8 +150,7 @@ def _show_exchanges(record: dict[str, Any], console: Console) -> None:
             table.add_row(
                 name, str(one["group"]), f"{one['count']:,}", f"{one['bytes'] / 1e6:,.3f}", f"{one['sent'] / 1e9:,.4g}"
             )
-    if table.row_count:
-        console.print(table)
+    console.print(table)
 
 
 def _gib(size: float) -> str:

@@ -85,18 +85,23 @@ def phases(
 
 
 def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes: programs.Sizes, chip: Chip) -> Phase:
-    held = capacity.held(run, arch)
-    trips = max(1, sizes.new_tokens - 1)
-    try:
-        compiled = program.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
-        if needed is None:
-            raise
-        memory, told, exchanges = _refused(name, held, needed), "refused by the compiler", []
+    held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
+    cache = held.cache if name == "rollout" else 0
+    trips, memory = max(1, sizes.new_tokens - 1), Memory(*held[:3], cache, batch, 0)
+    exchanges: list[hlo.Collective] = []
+    if held.total > chip.memory:
+        told = "not compiled: what must be held has no room"
     else:
-        memory, told = _memory(name, held, compiled), "compiled"
-        exchanges = hlo.collectives(compiled.as_text(), trips)
+        try:
+            compiled = program.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = needed_bytes(str(error))
+            if needed is None:
+                raise
+            memory, told = _refused(name, memory, needed), "refused by the compiler"
+        else:
+            memory, told = _compiled(memory, compiled), "compiled"
+            exchanges = hlo.collectives(compiled.as_text(), trips)
     flops = program.flops() / _devices()
     moved = least_bytes(name, arch, sizes)
     sent = sum(one.sent for one in exchanges)
@@ -108,20 +113,16 @@ def _devices() -> int:
     return 1 if layout is None else layout.mesh.size
 
 
-def _memory(name: str, held: capacity.Held, compiled: Any) -> Memory:
-    """What a compiled phase holds: its own arguments and temporaries, and what waits beside it for other phases."""
+def _compiled(known: Memory, compiled: Any) -> Memory:
+    """The memory of a compiled phase: what is known of it, its results, and its temporaries.
+
+    Arguments are counted from their shapes: the compiler leaves out those that a phase does not use, but they stay.
+    """
     stats = compiled.memory_analysis()
-    given = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    cache = held.cache if name == "rollout" else 0
-    own = {
-        "rollout": held.parameters,
-        "reference": held.reference,
-        "update": held.parameters + held.reference + held.optimiser,
-    }[name]
-    # The compiler's figure holds the cache, too: a loop's carry is temporary.
-    spare = max(0, stats.temp_size_in_bytes - cache)
-    batch = max(0, given - own)
-    return Memory(held.parameters, held.reference, held.optimiser, cache, batch, spare)
+    results = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    # The compiler's figure holds the cache, too: what a loop carries is temporary.
+    spare = max(0, stats.temp_size_in_bytes - known.cache)
+    return known._replace(batch=known.batch + results, temporaries=spare)
 
 
 _SIZE = re.compile(
@@ -143,16 +144,14 @@ def needed_bytes(message: str) -> int | None:
     return int(float(number) * _UNITS[unit])
 
 
-def _refused(name: str, held: capacity.Held, needed: int) -> Memory:
-    """As `_memory`, from the total that the compiler asked for; the batch is among the temporaries."""
-    cache = held.cache if name == "rollout" else 0
+def _refused(name: str, known: Memory, needed: int) -> Memory:
+    """As `_compiled`, from the total that the compiler asked for its own arguments, results and temporaries."""
     beside = {
-        "rollout": held.reference + held.optimiser,
-        "reference": held.parameters + held.optimiser,
+        "rollout": known.reference + known.optimiser,
+        "reference": known.parameters + known.optimiser,
         "update": 0,
     }[name]
-    rest = needed + beside - held.parameters - held.reference - held.optimiser - cache
-    return Memory(held.parameters, held.reference, held.optimiser, cache, 0, max(0, rest))
+    return known._replace(temporaries=max(0, needed + beside - known.total))
 
 
 def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:

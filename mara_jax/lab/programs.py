@@ -20,12 +20,16 @@ PHASES = ("rollout", "reference", "update")
 
 
 class Program(NamedTuple):
-    """One phase: a jitted function, its arguments (shapes with shardings), and how often its open loops run."""
+    """One phase: a jitted function, its arguments (shapes with shardings), and how often its open loops run.
+
+    batch: of the arguments, what belongs to neither policy nor reference nor optimiser.
+    """
 
     function: Any
     args: tuple
     kwargs: dict[str, Any]
     trips: int
+    batch: Any
 
     def compile(self) -> Any:
         """The program as XLA compiles it for the devices of the layout in use."""
@@ -63,7 +67,13 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     prompts = (_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), _of_prompts(sizes, jnp.int32))
     tokens = _of_groups(sizes, jnp.int32, sizes.new_tokens)
     packing = _packing(run, sizes)
-    referred = Program(logprobs.reference_hidden, (arch, ref_params, *prompts, tokens, packing, parts), {}, 0)
+    referred = Program(
+        logprobs.reference_hidden,
+        (arch, ref_params, *prompts, tokens, packing, parts),
+        {},
+        0,
+        (prompts, tokens, packing),
+    )
     batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts))
     estimator = config.estimator_of(run.algorithm)
     settings = {
@@ -77,7 +87,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     return {
         "rollout": _rollout(run, arch, state.params, sizes, prompts),
         "reference": referred,
-        "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, 0),
+        "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, 0, (batch, other)),
     }
 
 
@@ -104,7 +114,7 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "top_p": run.rollout.top_p,
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
-    return Program(rollout.generate, args, kwargs, sizes.new_tokens - 1)
+    return Program(rollout.generate, args, kwargs, sizes.new_tokens - 1, (prompts, number))
 
 
 def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
@@ -115,7 +125,7 @@ def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
         lengths=_of_groups(sizes, jnp.int32),
         reward=_of_groups(sizes, jnp.float32),
         answer=_of_groups(sizes, jnp.int32),
-        log_mass=_of_prompts(sizes, jnp.float32, 2),
+        log_mass=_of_prompts(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
         ref_hidden=hidden,
         packing=packing,
     )
@@ -148,7 +158,8 @@ def _packing(run: config.LanguageRun, sizes: Sizes) -> Packing | None:
     shapes = ((*lead, rows, width), (*lead, streams, rows // streams * width))
     layout = sharding.current()
     where = None if layout is None else sharding.named(layout, (*(None,) * len(lead), "rows"))
-    return Packing(*(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for shape in shapes))  # pyright: ignore
+    slot, place = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for shape in shapes)
+    return Packing(slot, place)  # pyright: ignore[reportArgumentType]
 
 
 def _of_prompts(sizes: Sizes, dtype: Any, *rest: int) -> Any:

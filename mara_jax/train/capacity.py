@@ -74,8 +74,8 @@ def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) 
     where = "a device" if devices == 1 else f"the host of {devices} devices"
     parts = ", ".join(f"{name} {_gib(size * devices)}" for name, size in need._asdict().items())
     raise ValueError(
-        f"out of memory before it starts: {where} must hold {_gib(need.total * devices)} ({parts}) and has "
-        f"{_gib(limit)}: {cure(need)}; python -m mara_jax.plan tells what a run needs"
+        f"it does not fit: {where} must hold {_gib(need.total * devices)} ({parts}) and has {_gib(limit)}: "
+        f"{cure(need)}; python -m mara_jax.plan tells what a run needs"
     )
 
 

@@ -74,7 +74,7 @@ def test_a_run_without_room_is_refused_with_its_parts():
         with pytest.raises(ValueError, match="the host of 8 devices must hold"):
             capacity.check(RUN, arch, 8 * need - 1, devices=8)
         long = dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, max_new_tokens=100_000))
-        with pytest.raises(ValueError, match="lower rollout.prompts_per_step"):
+        with pytest.raises(ValueError, match=r"lower rollout\.prompts_per_step"):
             capacity.check(long, arch, need)
 
 
