@@ -70,6 +70,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _walk(bodies, name: str, trips: int, times: int, looped: bool) -> Iterator[tuple[str, int, bool, str]]:
     """Every instruction as it runs: its line, how often, whether in a loop, and the computation it stands in."""
+    under_way: set[str] = set()
     for line in bodies.get(name, ()):
         match = _INSTRUCTION.match(line)
         if match is None:
@@ -80,13 +81,59 @@ def _walk(bodies, name: str, trips: int, times: int, looped: bool) -> Iterator[t
             called += [branch.strip().lstrip("%") for branch in branches.split(",")]
         if match[2] == "while":
             known = _TRIPS.search(line)
-            runs = int(known[1]) if known else trips
+            runs = int(known[1]) if known else _counted(bodies, line) or trips
             for body in called:
                 yield from _walk(bodies, body, trips, times * runs, True)
         # What an all-reduce applies is an addition: nothing in it is an exchange.
         elif not match[2].startswith(("all-reduce", "reduce", "scatter", "sort", "map", "select-and", "async-done")):
             for body in called:
-                yield from _walk(bodies, body, trips, times, looped)
+                for found in _walk(bodies, body, trips, times, looped):
+                    channel = re.search(r"channel_id=\d+", found[0])
+                    # TPUs spread one exchange over several fusions, each of which writes it out again.
+                    if match[2] == "fusion" and channel is not None:
+                        if channel[0] in under_way:
+                            continue
+                        under_way.add(channel[0])
+                    yield found
+
+
+def _counted(bodies: dict[str, list[str]], line: str) -> int | None:
+    """How often a loop runs whose condition is only that its counter, from 0, lies below a constant."""
+    condition, body = (re.search(rf"{role}=%?([\w.\-]+)", line) for role in ("condition", "body"))
+    if condition is None or body is None:
+        return None
+    lines = bodies.get(condition[1], [])
+    root = next((text for text in lines if text.lstrip().startswith("ROOT ")), "")
+    compared = re.search(r" compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=(LT|GT)", root)
+    if compared is None:
+        return None
+    counter, limit = compared.groups()[:2] if compared[3] == "LT" else compared.groups()[1::-1]
+    most = _constant(lines, limit)
+    return None if most is None else -(-most // _step(lines, bodies.get(body[1], []), counter))
+
+
+def _step(condition: list[str], body: list[str], counter: str) -> int:
+    """By how much a loop's counter grows: 1 unless its body adds another constant (an unrolled one does)."""
+    place = re.search(r"index=(\d+)", _defined(condition, counter))
+    root = next((text for text in body if text.lstrip().startswith("ROOT ")), "")
+    made = re.search(r" tuple\((.*?)\)", root)
+    if place is None or made is None:
+        return 1
+    names = re.findall(r"%([\w.\-]+)", made[1])
+    at = int(place[1])
+    added = re.search(r" add\(%?[\w.\-]+, %?([\w.\-]+)\)", _defined(body, names[at]) if at < len(names) else "")
+    return (added and _constant(body, added[1])) or 1
+
+
+def _defined(lines: list[str], name: str) -> str:
+    """The line that defines a name; empty where none does."""
+    pattern = re.compile(rf"\s+(?:ROOT )?%?{re.escape(name)} = ")
+    return next((text for text in lines if pattern.match(text)), "")
+
+
+def _constant(lines: list[str], name: str) -> int | None:
+    found = re.search(r" constant\((\d+)\)", _defined(lines, name))
+    return int(found[1]) if found else None
 
 
 def _of_line(line: str, inside: str, devices: int) -> tuple[str, int, int] | None:

@@ -64,3 +64,9 @@ def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation
     if layout is None:
         return state
     return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx))
+
+
+def constrain_params(tree: Any, arch: Architecture) -> Any:
+    """Under jit: keeps gradients where the parameters are, so that no device sums up the whole of them."""
+    layout = sharding.current()
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, table.shardings(arch, layout))

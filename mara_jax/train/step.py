@@ -178,6 +178,7 @@ def update(
     def once(state: State, old: Old | None):
         of = (state.params, ref_params, arch, algorithm, batch, reference, beta, threshold)
         grads, (metrics, logp) = _gradient(*of, parts, old)
+        grads = placement.constrain_params(grads, arch)
         changes, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics["grad/norm"] = optax.global_norm(grads)
         new = State(state.step, optax.apply_updates(state.params, changes), opt_state)

@@ -99,17 +99,42 @@ TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
   %any = pred[] all-reduce(%done), replica_groups={}, to_apply=%add.1
 }
 
+%async_collective_fusion.1 (p: f32[4]) -> f32[8] {
+  %ag.5 = f32[8]{0:T(128)} all-gather(%p), channel_id=9, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.2 (p: f32[4]) -> f32[8] {
+  %ag.6 = f32[8]{0:T(128)} all-gather(%p), channel_id=9, replica_groups=[4,2]<=[8], dimensions={0}
+}
+
+%body.3 (carry: (u32[], f32[3])) -> (u32[], f32[3]) {
+  %f1 = f32[8] fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  %f2 = f32[8] fusion(%p), kind=kCustom, calls=%async_collective_fusion.2
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%at, %two)
+  %a2a = f32[3]{0:T(128)} all-to-all(%x), replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %t = (u32[]{:T(128)}, f32[3]{0:T(128)}) tuple(%next, %a2a)
+}
+
+%cond.3 (carry: (u32[], f32[3])) -> pred[] {
+  %constant.7 = u32[]{:T(128)} constant(13), metadata={op_name="while"}
+  %carry = (u32[]{:T(128)}, f32[3]{0:T(128)}) parameter(0)
+  %at = u32[]{:T(128)} get-tuple-element(%carry), index=0
+  ROOT %compare.1 = pred[]{:T(512)} compare(%at, %constant.7), direction=LT
+}
+
 ENTRY %main (p: f32[16]) -> f32[16] {
   %ar = (f32[10]{0}, bf16[6]{0}) all-reduce(%p, %q), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add.1
   %cp = f32[16]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}
   %w1 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2, backend_config={"known_trip_count":{"n":"5"}}
   %w2 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2
+  %w3 = (u32[], f32[3]) while(%t), condition=%cond.3, body=%body.3
 }
 """
 
 
 def test_collectives_are_read_from_hlo_text():
-    """Five rounds of a loop that tells, three of one that does not; every byte by hand."""
+    """Five rounds of a loop that tells, three of one that does not, seven of one that counts by two; every byte by hand."""
     found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=3)}
     assert found == {
         ("all-gather", 4, 8, 64, 8 * 48),
@@ -117,6 +142,8 @@ def test_collectives_are_read_from_hlo_text():
         ("all-reduce", 8, 8, 1, 8 * 1),
         ("all-reduce", 4, 1, 52, 2 * 39),
         ("collective-permute", 2, 1, 64, 64),
+        ("all-to-all", 2, 7, 12, 7 * 6),
+        ("all-gather", 2, 7, 32, 7 * 16),  # one, spread over two fusions
     }
 
 
@@ -196,7 +223,7 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
         (["--topology=cpu:8"], "--config is missing"),
         ([NANO, "--topology=v9:8"], "--topology='v9:8' is none: write KIND:SIZE, as in v5e:4x4"),
         ([NANO, "--topology=v5p:4x4"], "v5p has 3 sizes, as in v5p:4x4x4"),
-        ([NANO, "--topology=h100:2x4"], "h100 has 1 size,, as in h100:8"),
+        ([NANO, "--topology=h100:2x4"], "h100 has 1 size, as in h100:8"),
         ([NANO, "--topology=cpu:8", "--shape=gpt"], "--shape='gpt' is not known: choose one of qwen2.5-0.5b"),
         ([NANO, "--topology=cpu:8", "--config.rollout.groups=1"], "rollout has no 'groups'"),
         ([f"--config={ROOT}/configs/toy.py", "--topology=cpu:8"], "the toy needs no plan"),
