@@ -134,7 +134,7 @@ ENTRY %main (p: f32[16]) -> f32[16] {
 
 
 def test_collectives_are_read_from_hlo_text():
-    """Five rounds of a loop that tells, three of one that does not, seven of one that counts by two; every byte by hand."""
+    """Five rounds of a loop that tells, three of one that does not, seven of one that counts by two, by hand."""
     found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=3)}
     assert found == {
         ("all-gather", 4, 8, 64, 8 * 48),
