@@ -55,7 +55,7 @@ def token_stats(
     ref = (
         None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
     )
-    out: Any = _stats(chunks, transformer.head_rows(arch, params), hidden_rnd, tokens_rn, ref)
+    out: Any = _stats(chunks, streams, transformer.head_rows(arch, params), hidden_rnd, tokens_rn, ref)
     return Stats(*out)
 
 
@@ -67,9 +67,9 @@ def _logits(hidden_rcd, rows_vd):
     return sharding.constrain(out, "rows", None, "vocab")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stats(chunks, rows_vd, hidden_rnd, tokens_rn, ref):
-    return _stats_fwd(chunks, rows_vd, hidden_rnd, tokens_rn, ref)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
+    return _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)[0]
 
 
 def _of_chunk(rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd):
@@ -108,7 +108,7 @@ def _joined(n, x_krc):
     return x_rkc.reshape(x_rkc.shape[0], -1, *x_rkc.shape[3:])[:, :n]
 
 
-def _stats_fwd(chunks, rows_vd, hidden_rnd, tokens_rn, ref):
+def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
     ref_rows_vd, ref_hidden_rnd = (None, None) if ref is None else ref
     of_chunk = functools.partial(_of_chunk, rows_vd, ref_rows_vd)
     if chunks == 1:
@@ -121,7 +121,7 @@ def _stats_fwd(chunks, rows_vd, hidden_rnd, tokens_rn, ref):
     return out, (rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv)
 
 
-def _stats_bwd(chunks, saved, g):
+def _stats_bwd(chunks, streams, saved, g):
     rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv = saved
     g_rn = g[0]
 
@@ -131,21 +131,28 @@ def _stats_bwd(chunks, saved, g):
         d_rcv = g_rc[..., None] * (hit_rcv - jnp.exp(logits_rcv - lse_rc[..., None]))
         d_rcv = d_rcv.astype(hidden_rcd.dtype)
         d_hidden_rcd = jax.lax.dot_general(d_rcv, rows_vd.astype(d_rcv.dtype), (((2,), (0,)), ((), ())))
-        d_rows_vd = products.over_rows(d_rcv, hidden_rcd, wide(d_rcv.dtype))
-        return d_rows_vd, d_hidden_rcd
+        if streams == 1:
+            return products.over_rows(d_rcv, hidden_rcd, wide(d_rcv.dtype))[None], d_hidden_rcd
+        # Each stream's own sum: were they added up here, devices would exchange the whole of it in every chunk.
+        d_sxv, hidden_sxd = (x.reshape(streams, -1, x.shape[-1]) for x in (d_rcv, hidden_rcd))
+        contract = (((1,), (1,)), ((0,), (0,)))
+        d_rows_svd = jax.lax.dot_general(d_sxv, hidden_sxd, contract, preferred_element_type=wide(d_rcv.dtype))
+        return sharding.constrain(d_rows_svd, "rows", "vocab"), d_hidden_rcd
 
     if chunks == 1:
-        d_rows_vd, d_hidden_rnd = of_chunk(hidden_rnd, tokens_rn, lse_rn, g_rn, logits_rnv)
+        d_rows_svd, d_hidden_rnd = of_chunk(hidden_rnd, tokens_rn, lse_rn, g_rn, logits_rnv)
     else:
 
-        def add(total_vd, xs):
+        def add(total_svd, xs):
             hidden_rcd, tokens_rc, lse_rc, g_rc = xs
-            d_rows_vd, d_hidden_rcd = of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, None)
-            return total_vd + d_rows_vd, d_hidden_rcd
+            d_rows_svd, d_hidden_rcd = of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, None)
+            return total_svd + d_rows_svd, d_hidden_rcd
 
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))
-        d_rows_vd, d_hidden_krcd = jax.lax.scan(add, jnp.zeros(rows_vd.shape, wide(hidden_rnd.dtype)), cut)
+        none_svd = sharding.constrain(jnp.zeros((streams, *rows_vd.shape), wide(hidden_rnd.dtype)), "rows", "vocab")
+        d_rows_svd, d_hidden_krcd = jax.lax.scan(add, none_svd, cut)
         d_hidden_rnd = _joined(tokens_rn.shape[1], d_hidden_krcd)
+    d_rows_vd = jnp.sum(d_rows_svd, axis=0)
     return d_rows_vd.astype(rows_vd.dtype), d_hidden_rnd.astype(hidden_rnd.dtype), None, None
 
 

@@ -30,13 +30,25 @@ def plan(topology: str, *fields: str) -> dict:
     return json.loads(run("-m", "mara_jax.plan", *flags, *(f"--config.{field}" for field in fields)).stdout)
 
 
-def test_collectives_of_a_hand_made_program():
+@pytest.fixture(scope="module")
+def exchanged() -> dict:
+    return json.loads(run(str(HERE / "collectives_program.py")).stdout)
+
+
+def test_collectives_of_a_hand_made_program(exchanged):
     """Five kernels of 64 x 64 over 4 devices: each receives three quarters; one sum of 64 numbers over the same 4."""
-    found = json.loads(run(str(HERE / "collectives_program.py")).stdout)
     sent: dict[tuple, int] = {}
-    for one in found:
+    for one in exchanged["chain"]:
         sent[one["kind"], one["group"]] = sent.get((one["kind"], one["group"]), 0) + one["sent"]
     assert sent == {("all-gather", 4): 5 * 64 * 64 * 4 * 3 // 4, ("all-reduce", 4): 2 * 64 * 4 * 3 // 4}
+
+
+def test_the_heads_gradient_is_summed_over_devices_once_not_in_every_chunk(exchanged):
+    size = 512 * 64 * 4
+    reduced = [one for one in exchanged["head"] if one["kind"] != "all-gather"]
+    assert not any(one["looped"] for one in exchanged["head"])
+    assert [(one["group"], one["count"]) for one in reduced] == [(8, 1)]
+    assert reduced[0]["sent"] <= 2 * size * 7 // 8
 
 
 def test_a_plan_for_simulated_devices():
