@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,24 +125,37 @@ def devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        if topology.kind == "h100":
-            target = pathlib.Path(__file__).with_name("targets") / "h100.txtpb"
-            # The text format of a proto has comments; the plugin's parser takes them as well.
-            found = topologies.get_topology_desc(
-                platform="cuda",
-                topology_name="h100",
-                topology=f"1x1x{topology.count}",
-                target_config=target.read_text(),
-            )
-        else:
-            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-            found = topologies.get_topology_desc(topology.name, "tpu")
+        with _silent():
+            found = _described(topologies, topology)
     except Exception as error:  # whatever a plugin raises
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"--topology={topology.name}: its compiler does not know it ({reason}); try one of {EXAMPLES}"
         ) from error
     return list(found.devices)
+
+
+def _described(topologies: Any, topology: Topology) -> Any:
+    if topology.kind != "h100":
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        return topologies.get_topology_desc(topology.name, "tpu")
+    target = (pathlib.Path(__file__).with_name("targets") / "h100.txtpb").read_text()
+    shape = f"1x1x{topology.count}"
+    return topologies.get_topology_desc("h100", "cuda", topology=shape, target_config=target)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the warnings that a compiler writes where it finds no device: there is none to be found."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def missing_compiler(topology: Topology) -> str:

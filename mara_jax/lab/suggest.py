@@ -14,6 +14,10 @@ from mara_jax.lab.programs import Sizes
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 
+# Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
+# them in each layer at each token.
+LATENCY = 5e-6
+
 
 class Candidate(NamedTuple):
     """A mesh, the bytes that a device is estimated to need with it, and the seconds of a step (0: peaks unknown)."""
@@ -103,13 +107,14 @@ def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: f
     sums = 2 * arch.layers * arch.embed * width * 2 * (tensor - 1) / tensor
     cache = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width * rows * sizes.new_tokens / 2
     remat = 1 if arch.remat == "layer" else 0
+    waiting = 2 * arch.layers * steps * LATENCY if tensor > 1 else 0.0
     rollout = (flops.rollout, steps * (weights + cache), gathered + sums * (rows * steps))
     reference = (flops.reference, weights, gathered + sums * positions)
     again = flops.update * (1 + remat / 3)
     update = (again, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)
-    return sum(
-        max(work / devices / peak, moved / chip.bandwidth, sent / chip.links)
-        for work, moved, sent in (rollout, reference, update)
+    return waiting + sum(
+        max(done / devices / peak, moved / chip.bandwidth, sent / chip.links)
+        for done, moved, sent in (rollout, reference, update)
     )
 
 

@@ -59,8 +59,15 @@ def token_stats(
     return Stats(*out)
 
 
+def _gathered(rows_vd, dtype):
+    """The head's matrix as chunks read it: in the compute dtype and, but for the vocabulary, whole on every device.
+
+    Left to themselves, the chunks would each fetch it anew.
+    """
+    return None if rows_vd is None else sharding.constrain(rows_vd.astype(dtype), "vocab")
+
+
 def _logits(hidden_rcd, rows_vd):
-    rows_vd = rows_vd.astype(hidden_rcd.dtype)
     out = jax.lax.dot_general(
         hidden_rcd, rows_vd, (((2,), (1,)), ((), ())), preferred_element_type=wide(hidden_rcd.dtype)
     )
@@ -110,7 +117,8 @@ def _joined(n, x_krc):
 
 def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
     ref_rows_vd, ref_hidden_rnd = (None, None) if ref is None else ref
-    of_chunk = functools.partial(_of_chunk, rows_vd, ref_rows_vd)
+    whole_vd, ref_whole_vd = (_gathered(x, hidden_rnd.dtype) for x in (rows_vd, ref_rows_vd))
+    of_chunk = functools.partial(_of_chunk, whole_vd, ref_whole_vd)
     if chunks == 1:
         (out, lse_rn), logits_rnv = of_chunk(hidden_rnd, tokens_rn, ref_hidden_rnd)
     else:
@@ -124,13 +132,14 @@ def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
 def _stats_bwd(chunks, streams, saved, g):
     rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv = saved
     g_rn = g[0]
+    whole_vd = _gathered(rows_vd, hidden_rnd.dtype)
 
     def of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, logits_rcv):
-        logits_rcv = _logits(hidden_rcd, rows_vd) if logits_rcv is None else logits_rcv
+        logits_rcv = _logits(hidden_rcd, whole_vd) if logits_rcv is None else logits_rcv
         hit_rcv = tokens_rc[..., None] == jnp.arange(rows_vd.shape[0])
         d_rcv = g_rc[..., None] * (hit_rcv - jnp.exp(logits_rcv - lse_rc[..., None]))
         d_rcv = d_rcv.astype(hidden_rcd.dtype)
-        d_hidden_rcd = jax.lax.dot_general(d_rcv, rows_vd.astype(d_rcv.dtype), (((2,), (0,)), ((), ())))
+        d_hidden_rcd = jax.lax.dot_general(d_rcv, whole_vd, (((2,), (0,)), ((), ())))
         if streams == 1:
             return products.over_rows(d_rcv, hidden_rcd, wide(d_rcv.dtype))[None], d_hidden_rcd
         # Each stream's own sum: were they added up here, devices would exchange the whole of it in every chunk.
