@@ -44,7 +44,7 @@ def _tpu(name: str, memory: float, flops: float, bandwidth: float, links: float)
 CHIPS = {
     "v5e": _tpu("TPU v5e", 15.75, 197e12, 819e9, 200e9),
     "v5p": _tpu("TPU v5p", 95.74, 459e12, 2765e9, 600e9),
-    "v6e": _tpu("TPU v6e", 31.25, 918e12, 1640e9, 448e9),
+    "v6e": _tpu("TPU v6e", 31.25, 918e12, 1600e9, 400e9),
     "h100": Chip("H100 SXM", 84942979072.0, {"bfloat16": 989e12, "float32": 494.7e12}, 3352e9, 450e9),
 }
 

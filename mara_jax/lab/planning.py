@@ -125,33 +125,38 @@ def _compiled(known: Memory, compiled: Any) -> Memory:
     return known._replace(batch=known.batch + results, temporaries=spare)
 
 
-_SIZE = re.compile(
-    r"[Uu]sed ([\d.]+)([KMGT]?) of|requires ([\d.]+)([KMGT]?)i?B? (?:of|for) hbm|[Aa]llocat\w+ (\d+) bytes"
+# What the TPU compiler says, of all that a program needs or of its temporaries alone.
+_SIZES = (
+    (re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of"), False),
+    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)"), True),
+    (re.compile(r"allocating ([\d.]+)([KMGT]?)i?B? ?bytes"), False),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def needed_bytes(message: str) -> int | None:
-    """Bytes that a compiler's out-of-memory error says a program needs; None for any other error."""
+def needed_bytes(message: str) -> tuple[int, bool] | None:
+    """Bytes that a compiler's out-of-memory error says a program needs, and whether these are its temporaries alone.
+
+    None for any other error.
+    """
     if "RESOURCE_EXHAUSTED" not in message and "out of memory" not in message.lower():
         return None
-    match = _SIZE.search(message)
-    if match is None:
-        return None
-    number, unit = next(
-        (number, unit) for number, unit in zip(match.groups()[::2], (*match.groups()[1::2], ""), strict=True) if number
-    )
-    return int(float(number) * _UNITS[unit])
+    for pattern, temporaries in _SIZES:
+        if match := pattern.search(message):
+            return int(float(match[1]) * _UNITS[match[2]]), temporaries
+    return None
 
 
-def _refused(name: str, known: Memory, needed: int) -> Memory:
-    """As `_compiled`, from the total that the compiler asked for its own arguments, results and temporaries."""
+def _refused(name: str, known: Memory, needed: tuple[int, bool]) -> Memory:
+    """As `_compiled`, from what the compiler said: of its temporaries, or of all that the program itself uses."""
+    size, temporaries = needed
     beside = {
         "rollout": known.reference + known.optimiser,
         "reference": known.parameters + known.optimiser,
         "update": 0,
     }[name]
-    return known._replace(temporaries=max(0, needed + beside - known.total))
+    rest = size - known.cache if temporaries else size + beside - known.total
+    return known._replace(temporaries=max(0, rest))
 
 
 def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:

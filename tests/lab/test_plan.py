@@ -172,13 +172,19 @@ def test_a_right_guess_is_confirmed_by_two_questions():
         (
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.50G "
             "of 15.75G hbm. Exceeded hbm capacity by 1.75G.",
-            int(17.5 * 2**30),
+            (int(17.5 * 2**30), False),
         ),
-        ("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.", 4096),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (40.25G) "
+            "exceeds available HBM (15.75G).",
+            (int(40.25 * 2**30), True),
+        ),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.", (4096, False)),
         ("INVALID_ARGUMENT: used 3G of patience", None),
     ],
 )
 def test_bytes_of_a_compilers_refusal(message, needed):
+    """The second message is what libtpu 0.0.42 says."""
     assert planning.needed_bytes(message) == needed
 
 
