@@ -229,7 +229,8 @@ def use(layout: Layout | None) -> Iterator[None]:
 
 
 def _platform(layout: Layout) -> str:
-    return layout.mesh.devices.flat[0].platform
+    # A mesh without devices serves shapes alone.
+    return layout.mesh.devices.flat[0].platform if isinstance(layout.mesh, Mesh) else jax.default_backend()
 
 
 def platform() -> str:

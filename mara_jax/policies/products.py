@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from mara_jax.parallel import sharding
+
 # On a CPU the sum over rows of x.T dy goes up to twice as fast with the narrower side first, as long as the result,
 # which is then turned, stays in the cache: measured for widths from 128 to 8,192.
 NARROW = 512
@@ -35,7 +37,7 @@ def over_rows(x: jax.Array, y: jax.Array, dtype=None) -> jax.Array:
     """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told)."""
     x_rd, y_rf = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     rows = (((0,), (0,)), ((), ()))
-    if jax.default_backend() == "cpu" and y_rf.shape[1] < x_rd.shape[1] and y_rf.shape[1] <= NARROW:
+    if sharding.platform() == "cpu" and y_rf.shape[1] < x_rd.shape[1] and y_rf.shape[1] <= NARROW:
         turned_fd = jax.lax.dot_general(y_rf, x_rd, rows, preferred_element_type=dtype)
         return jax.lax.optimization_barrier(turned_fd).T
     return jax.lax.dot_general(x_rd, y_rf, rows, preferred_element_type=dtype)

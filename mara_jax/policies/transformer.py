@@ -294,10 +294,12 @@ def head_rows(arch: Architecture, params: Any) -> jax.Array:
 
 
 def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
-    """The same policy and prefix laid out for a decoding loop: layers unrolled, on a CPU kernels turned to [out, in].
+    """The same policy and prefix laid out for a decoding loop.
 
-    Call it once, before the loop: what it copies is read at every step. An adapter is merged into its kernels, but not
-    in bfloat16: the merged kernel would be rounded, and samples would not come from the policy that is trained.
+    Layers are unrolled; parameters are in the compute dtype and, but for the tensor axis, whole on every device; on a
+    CPU kernels are turned to [out, in]. Call it once, before the loop: what it copies is read at every step, and what
+    it gathers a TPU would gather anew for every token. An adapter is merged into its kernels, but not in bfloat16: the
+    merged kernel would be rounded, and samples would not come from the policy that is trained.
     """
     if arch.compute_dtype != "bfloat16":
         params = lora.merged(params)
@@ -305,7 +307,19 @@ def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architect
         params = table.to_unrolled(params, arch.layers)
         prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
         arch = dataclasses.replace(arch, scan_layers=False)
+    params = _gathered(arch, params)
     return arch, _turned(params) if sharding.platform() == "cpu" else params, prefix
+
+
+def _gathered(arch: Architecture, params: Any) -> Any:
+    """Parameters as a decoding loop reads them, cut only where activations are cut alike."""
+    tree = jax.tree.map(lambda x: x, params)  # an adapter's arrays, which are small, stay as they are
+    for path, (_, axes) in table.leaf_shapes(arch).items():
+        array = table.at(params, path)
+        if path[-1] != "scale":  # norms are computed in float32
+            array = array.astype(arch.compute_dtype)
+        table.put(tree, path, sharding.constrain(array, *(None if axis == "embed" else axis for axis in axes)))
+    return tree
 
 
 def _turned(params: Any) -> Any:

@@ -69,4 +69,4 @@ def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation
 def constrain_params(tree: Any, arch: Architecture) -> Any:
     """Under jit: keeps gradients where the parameters are, so that no device sums up the whole of them."""
     layout = sharding.current()
-    return tree if layout is None else jax.lax.with_sharding_constraint(tree, table.shardings(arch, layout))
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, lora.shardings(arch, layout))
