@@ -59,7 +59,7 @@ def token_stats(
     return Stats(*out)
 
 
-def _gathered(rows_vd, dtype):
+def _gathered(rows_vd, dtype) -> Any:
     """The head's matrix as chunks read it: in the compute dtype and, but for the vocabulary, whole on every device.
 
     Left to themselves, the chunks would each fetch it anew.
