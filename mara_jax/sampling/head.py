@@ -161,7 +161,7 @@ def _stats_bwd(chunks, streams, saved, g):
         none_svd = sharding.constrain(jnp.zeros((streams, *rows_vd.shape), wide(hidden_rnd.dtype)), "rows", "vocab")
         d_rows_svd, d_hidden_krcd = jax.lax.scan(add, none_svd, cut)
         d_hidden_rnd = _joined(tokens_rn.shape[1], d_hidden_krcd)
-    d_rows_vd = jnp.sum(d_rows_svd, axis=0)
+    d_rows_vd = sharding.constrain(jnp.sum(d_rows_svd, axis=0), "vocab", "embed")
     return d_rows_vd.astype(rows_vd.dtype), d_hidden_rnd.astype(hidden_rnd.dtype), None, None
 
 
