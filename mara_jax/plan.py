@@ -6,7 +6,7 @@ python -m mara_jax.plan --config=configs/FILE.py[:VARIANT] --topology=v5e:4x4 [-
 --shape          the policy has the shape of qwen2.5-0.5b, -3b, -7b or -32b, whatever policy.weights says
 --prompt_tokens  of the longest prompt; from the tokenizer unless told, or the prompt's bytes where there is none
 --suggested      plan for the mesh that plan suggests instead of the config's
---largest        also find the largest batch that fits, in groups: compiles up to six programs more
+--largest        also find the largest batch that fits, in groups: compiles several batches more
 --json           print one JSON object and nothing else
 """
 

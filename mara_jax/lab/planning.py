@@ -201,16 +201,16 @@ def largest(fits: Callable[[int], bool], first: int, most: int, guess: int | Non
     Returns:
       (largest that fits, 0 where none does; smallest that does not, None where all do): neighbours.
     """
-    low, high, probe = 0, most + 1, max(1, first)
+    low, high, gap = 0, most + 1, 1 if guess is not None else max(1, first)
     hints = [] if guess is None else [min(max(1, guess), most), min(max(1, guess), most) + 1]
     while high - low > 1:
         hints = [hint for hint in hints if low < hint < high]
         if hints:
             at = hints.pop(0)
         elif high > most:
-            at, probe = min(most, max(probe, low + 1)), 2 * probe
+            at, gap = min(most, low + gap), 2 * gap
         else:
-            at = (low + high) // 2
+            at, gap = max((low + high) // 2, high - gap), 2 * gap
         low, high = (at, high) if fits(at) else (low, at)
     return low, high if high <= most else None
 

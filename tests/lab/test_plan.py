@@ -162,6 +162,9 @@ def test_a_right_guess_is_confirmed_by_two_questions():
     asked = []
     planning.largest(lambda units: asked.append(units) or units <= 40, 1, 1000, guess=40)
     assert asked == [40, 41]
+    asked.clear()
+    planning.largest(lambda units: asked.append(units) or units <= 37, 1, 1000, guess=40)
+    assert asked == [40, 39, 37, 38]
     assert planning.extrapolated((2, 10.0), (4, 14.0), 85.0) == 39  # 6 + 2 a unit
     assert planning.extrapolated((2, 10.0), (4, 14.0), 5.0) == 0
 
