@@ -37,7 +37,7 @@ def collectives(text: str, trips: int = 1) -> list[Collective]:
 
     Args:
       text: of a compiled and partitioned module (`compiled.as_text()`): shapes are one device's.
-      trips: how often a loop runs whose text does not tell.
+      trips: how often a loop runs whose text does not tell; one inside it counts once.
     """
     bodies, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
@@ -81,9 +81,11 @@ def _walk(bodies, name: str, trips: int, times: int, looped: bool) -> Iterator[t
             called += [branch.strip().lstrip("%") for branch in branches.split(",")]
         if match[2] == "while":
             known = _TRIPS.search(line)
-            runs = int(known[1]) if known else _counted(bodies, line) or trips
+            told = int(known[1]) if known else _counted(bodies, line)
+            runs = trips if told is None else told
+            nested = trips if told is not None else 1
             for body in called:
-                yield from _walk(bodies, body, trips, times * runs, True)
+                yield from _walk(bodies, body, nested, times * runs, True)
         # What an all-reduce applies is an addition: nothing in it is an exchange.
         elif not match[2].startswith(("all-reduce", "reduce", "scatter", "sort", "map", "select-and", "async-done")):
             for body in called:

@@ -87,7 +87,7 @@ def phases(
 def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes: programs.Sizes, chip: Chip) -> Phase:
     held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
     cache = held.cache if name == "rollout" else 0
-    trips, memory = max(1, sizes.new_tokens - 1), Memory(*held[:3], cache, batch, 0)
+    trips, memory = program.trips[0] if program.trips else 1, Memory(*held[:3], cache, batch, 0)
     exchanges: list[hlo.Collective] = []
     if held.total > chip.memory:
         told = "not compiled: what must be held has no room"
@@ -172,9 +172,9 @@ def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:
         return kernels
     if name == "update":
         return 2 * kernels + 6 * 4 * count / (tensor * sharding.parts("embed"))
-    steps = sizes.new_tokens - 1
+    steps = sizes.steps
     slot = 2 * arch.layers * arch.kv_heads * arch.head_dim * width / sharding.parts("kv_heads")
-    rows = sizes.prompts * sizes.group / sharding.parts("rows")
+    rows = sizes.rows / sharding.parts("rows")
     prompts = sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, sharding.parts("rows"))
     return (steps + 1) * kernels + steps * slot * (prompts + rows * sizes.new_tokens / 2)
 

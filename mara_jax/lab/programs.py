@@ -28,7 +28,7 @@ class Program(NamedTuple):
     function: Any
     args: tuple
     kwargs: dict[str, Any]
-    trips: int
+    trips: tuple[int, ...]
     batch: Any
 
     def compile(self) -> Any:
@@ -37,22 +37,34 @@ class Program(NamedTuple):
 
     def flops(self) -> int:
         """Of its matmuls, all devices together, from its jaxpr."""
-        return work.flops(self.function, *self.args, trips=[self.trips] if self.trips else [], **self.kwargs)
+        return work.flops(self.function, *self.args, trips=self.trips, **self.kwargs)
 
 
 class Sizes(NamedTuple):
-    """A step's shapes: prompts of so many (padded) tokens, samples of each, and the most tokens of one."""
+    """A step's shapes: prompts of so many (padded) tokens, samples of each, most tokens of one, rows of a rollout."""
 
     prompts: int
     prompt_tokens: int
     group: int
     new_tokens: int
+    slots: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Completions decoded at once."""
+        return min(self.slots or self.prompts * self.group, self.prompts * self.group)
+
+    @property
+    def steps(self) -> int:
+        """Of decoding, where every completion has its full length: the first token comes from the prompt."""
+        return -(-self.prompts * self.group // self.rows) * (self.new_tokens - 1)
 
 
 def sizes_of(run: config.LanguageRun, prompt_tokens: int) -> Sizes:
     """A run's shapes, its prompts padded as a rollout pads them."""
     padded = -(-prompt_tokens // 32) * 32
-    return Sizes(run.rollout.prompts_per_step, padded, run.rollout.group_size, run.rollout.max_new_tokens)
+    sizes = run.rollout
+    return Sizes(sizes.prompts_per_step, padded, sizes.group_size, sizes.max_new_tokens, sizes.slots)
 
 
 def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[str, Program]:
@@ -71,7 +83,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
         logprobs.reference_hidden,
         (arch, ref_params, *prompts, tokens, packing, parts),
         {},
-        0,
+        (),
         (prompts, tokens, packing),
     )
     batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts))
@@ -87,7 +99,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     return {
         "rollout": _rollout(run, arch, state.params, sizes, prompts),
         "reference": referred,
-        "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, 0, (batch, other)),
+        "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, (), (batch, other)),
     }
 
 
@@ -111,10 +123,14 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "max_new_tokens": sizes.new_tokens,
         "eos_ids": (0,),  # which ones does not matter
         "pad_id": 0,
-        "top_p": run.rollout.top_p,
+        "top_p_p": _of_prompts(sizes, jnp.float32) if run.rollout.top_p < 1 else None,
+        "slots": sizes.slots,
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
-    return Program(rollout.generate, args, kwargs, sizes.new_tokens - 1, (prompts, number))
+    # Where rows are refilled, one loop of stretches holds another of their steps, one each.
+    inner = (rollout.REFILL_EVERY,) if sizes.rows < sizes.prompts * sizes.group else ()
+    trips = (sizes.steps, *inner) if sizes.new_tokens > 1 else ()
+    return Program(rollout.generate, args, kwargs, trips, (prompts, number))
 
 
 def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:

@@ -72,7 +72,7 @@ def _estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp
     positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
     held = 4 * 4 * count / (fsdp * tensor)  # parameters, the reference's, two moments
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
-    rollout = slots * rows * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
+    rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
     gradients = 4 * count / (fsdp * tensor)
     update = gradients + _activations(run, arch, sizes, rows, positions, tensor)
     seconds = (
@@ -100,15 +100,26 @@ def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: f
     devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, table.count(arch)
     lengths = [[sizes.new_tokens] * sizes.group] * sizes.prompts
     flops = work.least(arch, [sizes.prompt_tokens] * sizes.prompts, lengths)
-    peak, weights, steps = chip.flops[arch.compute_dtype], count * width / tensor, sizes.new_tokens - 1
+    peak, weights, steps = chip.flops[arch.compute_dtype], count * width / tensor, sizes.steps
     gathered = weights * (fsdp - 1) / fsdp
     reduced = 4 * count / tensor * (fsdp - 1) / fsdp + 2 * 4 * count / (fsdp * tensor) * (data - 1) / data
     # Two sums over the tensor axis in each layer, of every position.
     sums = 2 * arch.layers * arch.embed * width * 2 * (tensor - 1) / tensor
-    cache = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width * rows * sizes.new_tokens / 2
+    cache = (
+        2
+        * arch.layers
+        * arch.kv_heads
+        / tensor
+        * arch.head_dim
+        * width
+        * sizes.rows
+        / (data * fsdp)
+        * sizes.new_tokens
+        / 2
+    )
     remat = 1 if arch.remat == "layer" else 0
     waiting = 2 * arch.layers * steps * LATENCY if tensor > 1 else 0.0
-    rollout = (flops.rollout, steps * (weights + cache), gathered + sums * (rows * steps))
+    rollout = (flops.rollout, steps * (weights + cache), gathered + sums * rows * (sizes.new_tokens - 1))
     reference = (flops.reference, weights, gathered + sums * positions)
     again = flops.update * (1 + remat / 3)
     update = (again, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)

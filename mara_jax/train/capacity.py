@@ -48,8 +48,9 @@ def _bytes_of_leaf(leaf: Any) -> int:
 
 
 def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
-    """Keys and values of one rollout's completions on one device."""
+    """Keys and values of the completions that are decoded at once, on one device."""
     rows = run.rollout.prompts_per_step * run.rollout.group_size
+    rows = min(run.rollout.slots or rows, rows)  # decoded at once
     cut = 1
     for logical, count in (("rows", rows), ("kv_heads", arch.kv_heads)):
         parts = sharding.parts(logical)

@@ -208,6 +208,15 @@ def test_least_bytes_of_the_phases_by_hand():
         assert planning.least_bytes("rollout", arch, sizes) == 10 * 2 * count + 9 * slot * (32 + 2 * 5)
 
 
+def test_a_rollout_of_fewer_rows_takes_more_steps_and_less_cache():
+    """16 completions of 10 tokens, 6 rows at once: three rounds of nine steps after the first token."""
+    sizes = programs.sizes_of(dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, slots=6)), 20)
+    assert (sizes.rows, sizes.steps) == (6, 27)
+    few = dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, slots=4))
+    arch = shape.nano(RUN.policy)
+    assert 4 * capacity.cache_bytes(few, arch) == capacity.cache_bytes(RUN, arch)
+
+
 def test_a_mesh_is_suggested_that_divides_and_has_room():
     """3B: alone on H100s parameters and moments, 46 GiB, leave no room; on v5e all 16 chips must share them."""
     policy = config.Policy(weights="qwen2.5-3b", compute_dtype="bfloat16", remat="layer", scan_layers=True)
