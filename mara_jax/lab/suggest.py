@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
 def best(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, devices: int) -> Candidate | None:
     """The mesh to use; where none has room, the one that needs least; None where no mesh divides the run's rows."""
-    found = [_estimate(run, arch, sizes, chip, *mesh) for mesh in meshes(run, arch, sizes, devices)]
+    found = [estimate(run, arch, sizes, chip, *mesh) for mesh in meshes(run, arch, sizes, devices)]
     if not found:
         return None
     roomy = [one for one in found if one.bytes <= chip.memory]
@@ -65,7 +65,8 @@ def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
     return any(prompts % outer == 0 and samples % inner == 0 for outer, inner in cuts)
 
 
-def _estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp: int, tensor: int) -> Candidate:
+def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp: int, tensor: int) -> Candidate:
+    """A mesh with the bytes and seconds that it is estimated to take."""
     width = jnp.dtype(arch.compute_dtype).itemsize
     count, cut = table.count(arch), data * fsdp
     rows = sizes.prompts * sizes.group / cut
@@ -74,11 +75,20 @@ def _estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
     rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
     gradients = 4 * count / (fsdp * tensor)
-    update = gradients + _activations(run, arch, sizes, rows, positions, tensor)
+    update = gradients + _head(arch, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
     seconds = (
         _seconds(arch, sizes, chip, (data, fsdp, tensor), rows, positions) if arch.compute_dtype in chip.flops else 0
     )
     return Candidate(data, fsdp, tensor, held + max(rollout, update), seconds)
+
+
+def _head(arch: Architecture, tensor: int) -> float:
+    """Bytes of arrays of vocabulary x width in an update, as compiled programs have them.
+
+    In float32: two gradients of the embedding, by its lookup and by the head, and a copy of each; in the compute dtype:
+    the gathered heads of policy and reference.
+    """
+    return arch.vocab_size * arch.embed / tensor * (4 * 4 + 2 * jnp.dtype(arch.compute_dtype).itemsize)
 
 
 def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: float, tensor: int) -> float:
@@ -87,11 +97,12 @@ def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: 
     part = 1 / run.optimiser.micro_batches
     heads = arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim
     matmuls = (2 * arch.embed + (2 * heads + 3 * arch.mlp) / tensor) * width
+    wide = 3 * 4 * positions * arch.mlp / tensor  # the gate's activation and its derivative, in float32
     scores = rows * arch.heads / tensor * (sizes.new_tokens - 1) * (sizes.new_tokens + sizes.prompt_tokens) * 4
     kept = {"layer": 1, "elementwise": arch.layers, "none": arch.layers}[arch.remat]
     times = 2 if arch.remat == "none" else 1  # elementwise results beside those of matmuls
     of_layers = positions * (arch.layers * arch.embed * width + kept * times * matmuls)
-    return part * (of_layers + scores * (2 + (arch.layers if arch.remat == "none" else 1)))
+    return part * (of_layers + wide + scores * (2 + (arch.layers if arch.remat == "none" else 1)))
 
 
 def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: float, positions: float) -> float:

@@ -217,6 +217,17 @@ def test_a_rollout_of_fewer_rows_takes_more_steps_and_less_cache():
     assert 4 * capacity.cache_bytes(few, arch) == capacity.cache_bytes(RUN, arch)
 
 
+@pytest.mark.parametrize(
+    ("name", "cut", "compiled"), [("3b", (1, 16, 1), 13.59), ("3b", (1, 8, 1), 15.14), ("7b", (1, 8, 1), 33.76)]
+)
+def test_estimates_are_near_what_was_compiled(name, cut, compiled):
+    """GiB that plan found for 16 v5e chips and for 8 H100, a third up or a tenth down."""
+    policy = config.Policy(weights=f"qwen2.5-{name}", compute_dtype="bfloat16", remat="layer", scan_layers=True)
+    run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
+    found = suggest.estimate(run, shape.of(policy), programs.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], *cut)
+    assert 0.9 < found.bytes / 2**30 / compiled < 1.33
+
+
 def test_a_mesh_is_suggested_that_divides_and_has_room():
     """3B: alone on H100s parameters and moments, 46 GiB, leave no room; on v5e all 16 chips must share them."""
     policy = config.Policy(weights="qwen2.5-3b", compute_dtype="bfloat16", remat="layer", scan_layers=True)

@@ -78,9 +78,8 @@ slow = pytest.mark.slow
     ("shape_of", "fields"),
     [
         ("nano", {"mesh.fsdp": 8, "rollout.group_size": 32, "rollout.max_new_tokens": 48}),
-        ("nano", {"mesh.fsdp": 2, "mesh.tensor": 2, "rollout.group_size": 64, "rollout.max_new_tokens": 48}),
         (
-            [6, 256, 4096],
+            [4, 256, 4096],
             {"mesh.fsdp": 8, "rollout.group_size": 32, "rollout.max_new_tokens": 64, "policy.chat": False},
         ),
     ],
