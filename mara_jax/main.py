@@ -199,7 +199,7 @@ def check_room(run: config.LanguageRun) -> None:
     from mara_jax.train import capacity, shape
 
     try:
-        arch = shape.of(run.policy)
+        arch = shape.of_run(run)
     except (ValueError, OSError):
         return  # a shape that only the weights tell, or weights that are refused when they are read
     capacity.check(run, arch, *capacity.limit_here())

@@ -93,6 +93,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
         "algorithm": dataclasses.replace(run.algorithm, beta=1.0, threshold=0.0),
         "tx": tx,
         "parts": parts,
+        "updates": run.optimiser.updates,
     }
     scalar = _spread((), jnp.float32)
     other = batch if estimator == "reference_samples" else None
@@ -144,6 +145,7 @@ def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
         log_mass=_of_prompts(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
         ref_hidden=hidden,
         packing=packing,
+        sampler_logp=_of_groups(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
     )
 
 

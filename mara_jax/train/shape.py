@@ -1,8 +1,10 @@
 """The shape of the policy that a config names, known before any weights are."""
 
-from mara_jax.config import Policy
+import dataclasses
+
+from mara_jax.config import LanguageRun, Policy, lora_targets
 from mara_jax.hf import shapes
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.params import Architecture, Lora
 
 NANO = "nano"
 NANO_VOCABULARY = 512
@@ -44,3 +46,11 @@ def of(cfg: Policy) -> Architecture:
     return shapes.architecture_of(
         cfg.weights, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype, remat=cfg.remat
     )
+
+
+def of_run(run: LanguageRun) -> Architecture:
+    """As `of`, with the adapter that the run trains, if any; errors as of `of`."""
+    arch = of(run.policy)
+    if not run.lora.rank:
+        return arch
+    return dataclasses.replace(arch, lora=Lora(run.lora.rank, run.lora.alpha, lora_targets(run.lora)))
