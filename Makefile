@@ -8,6 +8,9 @@ ARGS ?=
 
 .PHONY: run run-nano test test-slow lint clean
 
+# Large pages: fewer faults where the C library is glibc, nothing elsewhere.
+run run-nano: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 run: $(VENV)/.ready-run
 	$(BIN)/python -m mara_jax.main --config=configs/onetwo.py:smol --workdir=$(WORKDIR) $(ARGS)
 

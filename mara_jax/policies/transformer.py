@@ -219,7 +219,9 @@ class Decoder(nn.Module):
         return Norm(arch.norm_eps, name="final_norm")(x_btd), new
 
 
-def _masks(arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index, counts_b) -> dict:
+def _masks(
+    arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index, counts_b=None
+) -> dict:
     """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself; of a
     cache that is a ring, as many up to the newest as its row counts."""
     at_t = np.arange(t) if cache is None else index + jnp.arange(t)

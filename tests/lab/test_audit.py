@@ -244,7 +244,10 @@ def test_a_threshold_out_of_reach_is_told(monkeypatch, anchor):
     )
 
 
-@pytest.mark.parametrize(("kl", "words"), [("reverse", "ref(y) exp(R(y)/beta)"), ("forward", "beta ref(y) / (Lambda")])
+@pytest.mark.parametrize(
+    ("kl", "words"),
+    [("reverse", "ref(y) exp(R(y)/beta)"), pytest.param("forward", "beta ref(y) / (Lambda", marks=pytest.mark.slow)],
+)
 def test_an_optimum_known_from_the_gradient_needs_no_search(monkeypatch, kl, words):
     """At this beta the search does not settle."""
     monkeypatch.setattr(verdict, "_five", lambda *_: {})

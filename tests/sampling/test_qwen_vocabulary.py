@@ -71,6 +71,7 @@ def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
     np.testing.assert_allclose(np.asarray(rollout.logp[0]), np.asarray(logp[0]) * mask, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_padded_rows_decode_to_nothing_and_never_crash(policy, prompts):
     """An untrained model draws over all 151,936 rows, the 271 that no token owns included."""
     params = transformer.init(policy.architecture, jax.random.key(1))

@@ -144,7 +144,9 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize(
-    "algorithm", [Algorithm(), Algorithm(method="mara", kl="forward")], ids=["reverse", "forward-from-samples"]
+    "algorithm",
+    [Algorithm(), pytest.param(Algorithm(method="mara", kl="forward"), marks=pytest.mark.slow)],
+    ids=["reverse", "forward-from-samples"],
 )
 def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
     """Six padded samples at once, and packed in three parts: the gradient and the metrics of the whole groups."""
