@@ -46,8 +46,7 @@ def main(argv: list[str]) -> int:
         out = writable(asked.out)
         case, params = wanted(asked)
     except (ValueError, OSError, flags.Error) as error:
-        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return training.refused(error)
     record = {"threads": asked.threads or available(), **speed.measure(case, params, asked.repeats)}
     record["load"] = round(os.getloadavg()[0], 2)
     text = json.dumps(record, allow_nan=False)
