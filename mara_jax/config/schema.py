@@ -67,6 +67,7 @@ class Policy:
     chat: bool = True  # wrap prompts in the tokenizer's chat template
     compute_dtype: str = "float32"  # "bfloat16" on accelerators; "float64" to compare runs beyond rounding
     remat: str = "none"  # what the backward pass recomputes: "none", "elementwise" or "layer"
+    attention: str = "auto"  # in training: "xla", "kernels" (no scores in memory), or what the device and dtype ask for
     scan_layers: bool = False  # train by one compiled layer (fast to compile) or all; decoding unrolls them anyway
     layers: int = 2  # nano only: its depth and width
     embed: int = 128

@@ -51,7 +51,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
     """What a Hugging Face config.json describes.
 
-    args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat.
+    args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat, attention.
     returns: the Architecture.
     errors: ValueError for a model type, an activation, a rope scaling or a bias that the transformer does not
         have, and for a key that is missing.

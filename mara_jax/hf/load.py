@@ -359,6 +359,7 @@ def load(
     compute_dtype: str = "float32",
     param_dtype: str = "float32",
     remat: str = "none",
+    attention: str = "auto",
     tokenizer: bool = True,
     layout: sharding.Layout | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
@@ -367,13 +368,14 @@ def load(
     args: where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an
         embedded model, or a hub id 'owner/name'; scan_layers: stack the layers and scan them; compute_dtype:
         of matmuls, 'float32' or 'bfloat16'; param_dtype: of the parameters, 'float32', 'bfloat16' or
-        'float16'; remat: what the backward pass recomputes, 'none', 'elementwise' or 'layer'; tokenizer:
-        whether to read one; layout: shards the parameters as they are read.
+        'float16'; remat: what the backward pass recomputes, 'none', 'elementwise' or 'layer';
+        attention: computed by 'xla', by 'kernels', or 'auto'; tokenizer: whether to read one; layout: shards the
+        parameters as they are read.
     returns: (policy, params).
     errors: FileNotFoundError where something is not there; ValueError, one line, where it is not what it
         should be.
     """
-    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat}
+    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat, "attention": attention}
     text, path = str(where), Path(where)
     if text in EMBEDDED:
         return _load_gguf(embedded(text), tokenizer, param_dtype, layout, choices)

@@ -39,7 +39,7 @@ def architecture_of(where: str, **choices: Any) -> Architecture:
     Args:
       where: a directory (its config.json), a .gguf file or an embedded model (its metadata), or a published name such
         as "qwen2.5-3b" or "Qwen/Qwen2.5-3B".
-      choices: scan_layers, compute_dtype, remat.
+      choices: scan_layers, compute_dtype, remat, attention.
 
     Raises:
       ValueError, FileNotFoundError: the shape is not known, or its description is not what it should be.

@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mara_jax.policies.params import wide
+from mara_jax.parallel import sharding
+from mara_jax.policies.params import Architecture, wide
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
 MASKED = -1e30
@@ -19,6 +20,13 @@ MASKED = -1e30
 KEYS = (((3,), (3,)), ((0, 1), (0, 1)))
 VALUES = (((3,), (2,)), ((0, 1), (0, 1)))
 QUERIES = (((2,), (2,)), ((0, 1), (0, 1)))
+
+
+def by_kernels(arch: Architecture) -> bool:
+    """Whether attention over whole rows is left to `flash`: on a GPU or TPU, in bfloat16, for heads that suit it."""
+    if arch.attention != "auto":
+        return arch.attention == "kernels"
+    return sharding.platform() != "cpu" and arch.compute_dtype == "bfloat16" and arch.head_dim in (64, 128, 256)
 
 
 def attend(q_bkxh, own, prefix=None):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mara_jax.parallel import sharding
 
 REMAT = ("none", "elementwise", "layer")
+ATTENTION = ("auto", "xla", "kernels")
 FAMILIES = ("qwen2", "qwen3", "llama")
 KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, in the order of the forward pass
 
@@ -68,8 +69,10 @@ class Architecture:
 
     `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
     otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
-    `remat` names what the backward pass recomputes instead of keeping: "none", "elementwise" (matmul results are kept)
-    or "layer" (only each layer's input is kept). `lora` is set where an adapter is trained in place of all parameters.
+    `attention` is computed, in training, by "xla", by "kernels" that keep no scores, or by what
+    `attention.by_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of keeping:
+    "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
+    where an adapter is trained in place of all parameters.
     """
 
     family: str
@@ -90,6 +93,7 @@ class Architecture:
     scan_layers: bool = False
     compute_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +109,8 @@ class Architecture:
             raise ValueError("compute_dtype is 'float64', which jax has only with JAX_ENABLE_X64=1 in the environment")
         if self.remat not in REMAT:
             raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
         if self.lora is not None and self.lora.rank > self.embed:
             raise ValueError(
                 f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as "

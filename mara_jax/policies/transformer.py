@@ -147,12 +147,22 @@ class Layer(nn.Module):
         if cache is not None:
             # Written before it is read: a cache that is read first has to be copied at every step.
             own = jax.tree.map(partial(_write, index=masks["index"]), cache, own)
-        shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-        out = attention.attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
+        if cache is None and attention.by_kernels(arch):
+            shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix_lengths"])
+            out = _kernels(q_bkxh, (own.k, own.v), masks["counts"], shared)
+        else:
+            shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
+            out = attention.attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
         out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
         if packing is not None:
             out_btx = streams.pack(out_btx, packing)
         return Linear(arch.embed, name="o")(out_btx), own
+
+
+def _kernels(q_bkxh, own, counts_b, prefix):
+    from mara_jax.policies import flash  # Pallas costs a start .2 s and 8 MB, which most runs on a CPU need not pay
+
+    return flash.attend(q_bkxh, own, counts_b, prefix, interpret=sharding.platform() == "cpu")
 
 
 def _write(cache_bksh, new_bkth, index):
@@ -220,18 +230,27 @@ class Decoder(nn.Module):
 
 
 def _masks(
-    arch: Architecture, t: int, prefix: KV | None, prefix_lengths_p, cache: KV | None, index, counts_b=None
+    arch: Architecture,
+    t: int,
+    prefix: KV | None,
+    prefix_lengths_p,
+    cache: KV | None,
+    index,
+    counts_b=None,
+    packing=None,
 ) -> dict:
     """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself; of a
     cache that is a ring, as many up to the newest as its row counts."""
     at_t = np.arange(t) if cache is None else index + jnp.arange(t)
     slots = np.arange(t) if cache is None else jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2])
     masks = {"own": jnp.tile(slots <= at_t[:, None], (arch.heads // arch.kv_heads, 1)), "index": index}
+    masks["counts"] = None if packing is None else jnp.sum(packing.slot_bt >= 0, axis=1, dtype=jnp.int32)
     if counts_b is not None:
         masks["own"] = ((index - slots) % slots.size < counts_b[:, None])[:, None, None, :]
     if prefix is not None:
         slots = jnp.arange(jax.tree.leaves(prefix.k)[0].shape[-2])
         masks["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
+        masks["prefix_lengths"] = prefix_lengths_p
     return masks
 
 
@@ -273,7 +292,7 @@ def forward(
     b, t = tokens_bt.shape if packing is None else packing.slot_bt.shape
     if prefix_lengths_p is not None and b % prefix_lengths_p.shape[0]:
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
-    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b)
+    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b, packing)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
     hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache, packing)
     return hidden_btd, new

@@ -56,13 +56,7 @@ def load_base(run: LanguageRun, task: Task) -> tuple[transformer.Policy, Any]:
 
 def load(where: str, cfg: Policy) -> tuple[transformer.Policy, Any]:
     """Weights from a directory, file or hub id, computed with as the config says."""
-    return hf.load(
-        where,
-        scan_layers=cfg.scan_layers,
-        compute_dtype=cfg.compute_dtype,
-        remat=cfg.remat,
-        layout=sharding.current(),
-    )
+    return hf.load(where, **shape.choices(cfg), layout=sharding.current())
 
 
 def prompt_tokens(policy: transformer.Policy, task: Task, chat: bool) -> list[list[int]]:

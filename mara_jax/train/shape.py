@@ -1,6 +1,7 @@
 """The shape of the policy that a config names, known before any weights are."""
 
 import dataclasses
+from typing import Any
 
 from mara_jax.config import LanguageRun, Policy, lora_targets
 from mara_jax.hf import shapes
@@ -29,10 +30,13 @@ def nano(cfg: Policy) -> Architecture:
         qkv_bias=True,
         qk_norm=False,
         max_positions=512,
-        scan_layers=cfg.scan_layers,
-        compute_dtype=cfg.compute_dtype,
-        remat=cfg.remat,
+        **choices(cfg),
     )
+
+
+def choices(cfg: Policy) -> dict[str, Any]:
+    """What the config says of how an architecture is computed, whatever its weights."""
+    return {name: getattr(cfg, name) for name in ("scan_layers", "compute_dtype", "remat", "attention")}
 
 
 def of(cfg: Policy) -> Architecture:
@@ -43,9 +47,7 @@ def of(cfg: Policy) -> Architecture:
     """
     if cfg.weights == NANO:
         return nano(cfg)
-    return shapes.architecture_of(
-        cfg.weights, scan_layers=cfg.scan_layers, compute_dtype=cfg.compute_dtype, remat=cfg.remat
-    )
+    return shapes.architecture_of(cfg.weights, **choices(cfg))
 
 
 def of_run(run: LanguageRun) -> Architecture:

@@ -107,3 +107,17 @@ def test_a_plain_forward_pass_does_the_least_but_for_attention_above_the_diagona
     least = work.least(ARCH, [length], [[1]], exact_kl=True).reference
     above = 4 * 2 * 4 * 2 * (length * length - length * (length + 1) // 2)
     assert counted == least + above
+
+
+def test_kernels_count_the_pairs_that_they_do_not_skip_and_every_shard_of_them():
+    """Causal attention of 4 heads over 16 times of 8 channels: 4 FLOPs a pair forward, 14 backward."""
+    from mara_jax.policies import flash
+
+    q, own = jnp.ones((3, 2, 2 * 16, 8)), (jnp.ones((3, 2, 16, 8)),) * 2
+    attend = lambda q: flash.attend(q, own, interpret=True)  # noqa: E731
+    pairs = 3 * 4 * 16 * 17 // 2
+    assert work.flops(attend, q) == 4 * 8 * pairs
+    assert work.flops(jax.grad(lambda q: jnp.sum(attend(q))), q) == (4 + 14) * 8 * pairs
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    cut = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"))
+    assert work.flops(cut, jnp.ones((4, 3)), B34) == 2 * 4 * 3 * 4

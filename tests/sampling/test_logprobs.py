@@ -1,5 +1,8 @@
 """Packed against padded, chunked against whole: values and gradients; the exact KL against enumeration."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,18 +58,26 @@ def test_a_bucket_is_the_least_fraction_that_holds_the_tokens(buckets, slots):
 
 @pytest.mark.parametrize(
     ("streams", "changes"),
-    [pytest.param(1, {}, marks=pytest.mark.slow), (4, {"scan": True, "remat": "elementwise"})],
-    ids=["one-unrolled", "four-scanned"],
+    [
+        pytest.param(1, {}, marks=pytest.mark.slow),
+        (4, {"scan": True, "remat": "elementwise"}),
+        pytest.param(2, {"remat": "layer", "attention": "kernels"}, marks=pytest.mark.slow),
+    ],
+    ids=["one-unrolled", "four-scanned", "kernels"],
 )
 def test_packed_equals_padded_in_values_and_gradients(streams, changes, monkeypatch):
-    """Every statistic at every token that counts, and the gradient of a function of all of them, chunked head too."""
+    """Every statistic at every token that counts, and the gradient of a function of all of them, chunked head too.
+
+    Padded completions go through XLA's attention.
+    """
     policy, params = tiny(**changes)
-    arch, ref_params = policy.architecture, jax.tree.map(lambda x: x * 0.5, params)
+    ref_params = jax.tree.map(lambda x: x * 0.5, params)
     tokens = jax.random.randint(jax.random.key(2), (2, 4, WIDTH), 0, 16)
     prompts, lengths = jnp.array([[1, 2, 4, 0], [5, 0, 0, 0]]), jnp.array([3, 1])
     mask = logprobs.mask(jnp.asarray(LENGTHS), WIDTH)
 
     def total(params, made):
+        arch = policy.architecture if made else dataclasses.replace(policy.architecture, attention="xla")
         of = lambda params: logprobs.completion_hidden(arch, params, prompts, lengths, tokens, made)  # noqa: E731
         stats = logprobs.token_stats(
             arch, params, of(params), tokens, made, ref_params=ref_params, ref_hidden=of(ref_params)
@@ -148,3 +159,21 @@ def test_token_kl_is_exact_and_its_sum_has_the_sequence_kl_as_mean():
     np.testing.assert_allclose(jnp.sum(jnp.exp(total) * jnp.sum(stats.kl * mask, -1)), exact, rtol=1e-5)
     surprise = -jnp.sum(jnp.exp(total) * total)
     np.testing.assert_allclose(jnp.sum(jnp.exp(total) * jnp.sum(stats.entropy * mask, -1)), surprise, rtol=1e-5)
+
+
+def test_the_transformer_leaves_whole_rows_to_the_kernels():
+    """Hidden states of packed completions behind a prompt, by kernels and by XLA, each of which there is."""
+    policy, params = tiny()
+    made = logprobs.packed(np.array([[4, 1]]), 5, 8)
+    tokens = jax.random.randint(jax.random.key(2), (1, 2, 5), 0, 16)
+    args = (params, jnp.array([[1, 2, 4, 0]]), jnp.array([3]), tokens, made)
+
+    def program(attention):
+        arch = dataclasses.replace(policy.architecture, attention=attention)
+        return jax.jit(functools.partial(logprobs.completion_hidden, arch)).trace(*args)
+
+    by_kernels, by_xla = program("kernels"), program("auto")
+    assert str(by_kernels.jaxpr).count("name=forward_kernel") == 2 * 3  # two layers: a prompt, completions and prefix
+    assert "pallas_call" not in str(by_xla.jaxpr)
+    results = (traced.lower().compile()(*args) for traced in (by_kernels, by_xla))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), *results)

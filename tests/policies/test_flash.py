@@ -1,0 +1,57 @@
+"""The attention kernels, interpreted, against a plain softmax and against XLA's attention."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mara_jax.policies import attention, flash
+
+P, G, K, M, T, S, H = 2, 2, 2, 2, 40, 19, 16  # prompts, rows of each, kv heads, queries of each, times, slots, channels
+COUNTS, LENGTHS = np.array([40, 1, 17, 0]), np.array([19, 3])
+
+
+def drawn(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def by_xla(q, own, prefix):
+    mask = jnp.tile(jnp.arange(T) <= jnp.arange(T)[:, None], (M, 1))
+    return attention.attend(q, (*own, mask), prefix and (*prefix, jnp.arange(S) < jnp.asarray(LENGTHS)[:, None]))
+
+
+def by_kernels(q, own, prefix):
+    return flash.attend(q, own, jnp.asarray(COUNTS), prefix and (*prefix, jnp.asarray(LENGTHS)), interpret=True)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_values_and_gradients_are_those_of_xla_at_counted_positions(shared, monkeypatch):
+    monkeypatch.setattr(flash, "_tiles", lambda *_: (16, 16))  # three tiles of queries, two of slots
+    q = drawn(0, P * G, K, M * T, H)
+    own = (drawn(1, P * G, K, T, H), drawn(2, P * G, K, T, H))
+    prefix = (drawn(3, P, K, S, H), drawn(4, P, K, S, H)) if shared else None
+    counted = jnp.tile(jnp.arange(T) < COUNTS[:, None], (1, M))[:, None, :, None]
+
+    def loss(attend, *args):
+        out = jnp.where(counted, attend(*args), 0)
+        return jnp.sum(drawn(5, *q.shape) * jnp.sin(out)), out
+
+    (kernels, xla) = (
+        jax.jit(jax.grad(functools.partial(loss, attend), (0, 1, 2), has_aux=True))(q, own, prefix)
+        for attend in (by_kernels, by_xla)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5), kernels, xla)
+    assert all(float(jnp.abs(x).max()) > 0.1 for x in jax.tree.leaves(kernels))
+
+
+@pytest.mark.slow
+def test_rows_and_heads_cut_over_four_devices_change_nothing():
+    program = pathlib.Path(__file__).with_name("kernels_program.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["equal on 2 1 2", "equal on 1 4 1", "equal on 1 2 2"]
