@@ -1,10 +1,14 @@
 """Measures a training step: tokens a second, FLOPs against the least, against this machine's matmul; nothing is learnt.
 
-python -m mara_jax.bench --model=tiny|small|smol [--prompt=64] [--new=64] [--group=8] [--samples=32]
+python -m mara_jax.bench --model=tiny|small|smol|SHAPE [--prompt=64] [--new=64] [--group=8] [--samples=32]
+                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1]
 python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 
 --model     tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped, random weights; or smol:
-            SmolLM2-135M. Random prompts; completions never end, so that every run does the same work.
+            SmolLM2-135M; or a published shape with random weights, its layers scanned: qwen2.5-0.5b, -3b, -7b, -32b.
+            Random prompts; completions never end, so that every run does the same work.
+--dtype     of the model's matmuls: float32 or bfloat16; of --model, as are --remat (none, elementwise or layer) and
+            --micro_batches
 --config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
 --repeats   timed steps after the one that compiles; medians are printed (5)
 --threads   cores of the CPU that may be used (1); 0: all
@@ -27,11 +31,14 @@ from rich.table import Table
 
 from mara_jax import config, hf
 from mara_jax import main as training
+from mara_jax.hf import shapes
 from mara_jax.lab import phases, speed
+from mara_jax.policies import params as table
 from mara_jax.policies import transformer
 
 EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
-SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32}
+SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
+COMPUTED = {"dtype": ("float32", ("float32", "bfloat16")), "remat": ("none", table.REMAT)}
 SMOL = "smollm2-135m-instruct"
 
 
@@ -70,9 +77,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file(
         "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
     )
-    flags.DEFINE_enum("model", None, [*phases.SIZES, "smol"], "A model by name.", flag_values=values)
+    flags.DEFINE_enum("model", None, [*phases.SIZES, "smol", *shapes.PUBLISHED], "A model by name.", flag_values=values)
     for name in SHAPE:
         flags.DEFINE_integer(name, None, "Of --model.", lower_bound=1, flag_values=values)
+    for name, (_, choices) in COMPUTED.items():
+        flags.DEFINE_enum(name, None, choices, "Of --model.", flag_values=values)
     flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("threads", 1, "Cores; 0: all.", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
@@ -80,14 +89,17 @@ def parse(argv: list[str]) -> flags.FlagValues:
     training.read_flags(values, argv)
     if (values["config"].value is None) == (values["model"].value is None):
         raise ValueError(f"give either --model=NAME or --config=FILE.py, as in {EXAMPLE}")
-    given = [name for name in SHAPE if values[name].value is not None]
+    defaults = SHAPE | {name: usual for name, (usual, _) in COMPUTED.items()}
+    given = [name for name in defaults if values[name].value is not None]
     if given and values["model"].value is None:
-        raise ValueError(f"--{given[0]} goes with --model; of a configuration set --config.rollout fields")
-    for name, size in SHAPE.items():
+        raise ValueError(f"--{given[0]} goes with --model; of a configuration set its own field")
+    for name, size in defaults.items():
         if name not in given:
             values[name].value = size
-    if values.samples % values.group:
-        raise ValueError(f"--samples={values.samples} is no multiple of --group={values.group}: choose one that is")
+    for whole, part in (("samples", "group"), ("group", "micro_batches")):
+        counts = int(values[whole].value or 0), int(values[part].value or 1)
+        if counts[0] % counts[1]:
+            raise ValueError(f"--{whole}={counts[0]} is no multiple of --{part}={counts[1]}: choose one that is")
     return values
 
 
@@ -128,15 +140,17 @@ def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
     """
     if asked["config"].value is not None:
         return _configured(asked.config)
+    computed = {"compute_dtype": asked.dtype, "remat": asked.remat}
     if asked.model == "smol":
-        policy, params = hf.load(SMOL)
+        policy, params = hf.load(SMOL, **computed)
         # No end token: every completion has its full length.
         policy = dataclasses.replace(policy, eos_ids=())
     else:
-        policy = phases.random_policy(asked.model)
-        params = transformer.init(policy.architecture, jax.random.key(0))
+        policy = phases.random_policy(asked.model, **computed)
+        params = jax.jit(transformer.init, static_argnums=0)(policy.architecture, jax.random.key(0))
     prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
-    return phases.Case(asked.model, policy, prompts, asked.group, asked.new), params
+    optimiser = config.Optimiser(micro_batches=asked.micro_batches)
+    return phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser), params
 
 
 def _configured(fields: Any) -> tuple[phases.Case, Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import config
+from mara_jax.hf.shapes import architecture_of
 from mara_jax.lab import work
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
@@ -42,12 +43,15 @@ class Case:
 SIZES = {"tiny": (4, 256, 2048), "small": (12, 512, 8192)}
 
 
-def random_policy(name: str, eos_ids: tuple[int, ...] = ()) -> transformer.Policy:
-    """The policy of a size in SIZES (layers, width, words): no tokenizer, and random weights to be drawn."""
-    layers, embed, words = SIZES[name]
-    arch = transformer.Architecture(
-        "qwen2", words, embed, layers, heads=embed // 64, kv_heads=2, head_dim=64, mlp=4 * embed, qkv_bias=True
-    )
+def random_policy(name: str, eos_ids: tuple[int, ...] = (), **choices: Any) -> transformer.Policy:
+    """The policy of a size in SIZES (layers, width, words) or of a published shape, whose layers are scanned: no
+    tokenizer, and random weights to be drawn. choices: compute_dtype, remat."""
+    if name in SIZES:
+        layers, embed, words = SIZES[name]
+        choices |= {"heads": embed // 64, "kv_heads": 2, "head_dim": 64, "mlp": 4 * embed, "qkv_bias": True}
+        arch = transformer.Architecture("qwen2", words, embed, layers, **choices)
+    else:
+        arch = architecture_of(name, scan_layers=True, **choices)
     return transformer.Policy(arch, None, eos_ids, 0, {}, name)
 
 

@@ -14,8 +14,9 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import products, transformer
 from mara_jax.policies.params import wide
 
-# Float32 logits of one stream of positions held at once: 32 MB.
-MAX_LOGITS = 8_000_000
+# Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
+# chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
+MAX_LOGITS = {"cpu": 8_000_000, "gpu": 2**27, "tpu": 2**26}
 
 
 class Stats(NamedTuple):
@@ -51,7 +52,7 @@ def token_stats(
       streams: how many of the r rows lie on different devices; the chunks are as much larger.
     """
     n = tokens_rn.shape[1]
-    chunks = min(n, -(-tokens_rn.size * arch.vocab_size // (MAX_LOGITS * streams)))
+    chunks = min(n, -(-tokens_rn.size * arch.vocab_size // (MAX_LOGITS[sharding.platform()] * streams)))
     ref = (
         None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
     )

@@ -87,9 +87,9 @@ def test_packed_equals_padded_in_values_and_gradients(streams, changes, monkeypa
 
     made = logprobs.packed(LENGTHS, WIDTH, 8, shards=streams)
     assert made is not None and made.place_cn.shape[1] * streams < 8 * (WIDTH - 1)
-    monkeypatch.setattr(head, "MAX_LOGITS", 1e9)
+    monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), 1e9)
     (_, padded), grads = jax.jit(lambda p: jax.value_and_grad(total, has_aux=True)(p, None))(params)
-    monkeypatch.setattr(head, "MAX_LOGITS", 70)
+    monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), 70)
     (_, packed), packed_grads = jax.jit(lambda p: jax.value_and_grad(total, has_aux=True)(p, made))(params)
     assert float(jnp.abs(padded.kl).max()) > 0.05 and float(padded.entropy.max()) > 0.1
     for name, ours, theirs in zip(head.Stats._fields, packed, padded, strict=True):
@@ -110,7 +110,7 @@ def test_what_lies_at_padding_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, of(tokens), of(other))
 
 
-def test_the_head_is_log_softmax_entropy_and_kl():
+def test_the_head_is_log_softmax_entropy_and_kl(monkeypatch):
     """Against the plain formulas on whole logits, differentiated by jax."""
     policy, params = tiny()
     arch, other = policy.architecture, jax.tree.map(lambda x: x * 0.5, params)
@@ -130,11 +130,8 @@ def test_the_head_is_log_softmax_entropy_and_kl():
 
     expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1), has_aux=True))(params, hidden)
     for most in (10**9, 100):
-        head.MAX_LOGITS, kept = most, head.MAX_LOGITS
-        try:
-            got = jax.jit(jax.value_and_grad(lambda *xs: ours(*xs), argnums=(0, 1), has_aux=True))(params, hidden)
-        finally:
-            head.MAX_LOGITS = kept
+        monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), most)
+        got = jax.jit(jax.value_and_grad(lambda *xs: ours(*xs), argnums=(0, 1), has_aux=True))(params, hidden)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, expected)
 
 

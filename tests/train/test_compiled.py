@@ -37,12 +37,12 @@ def largest(parts: int) -> tuple[int, tuple[int, ...]]:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_no_array_of_completions_times_vocabulary(monkeypatch, parts):
     """Neither in the forward nor in the backward pass: nothing larger than a chunk's logits or the head itself."""
-    monkeypatch.setattr(head, "MAX_LOGITS", CHUNK)
+    monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), CHUNK)
     size, shape = largest(parts)
     assert size <= max(CHUNK, WORDS * 64) < 2 * GROUP * NEW * WORDS // 2, shape
 
 
 def test_one_chunk_is_found(monkeypatch):
     """The reading of the text sees such an array where there is one."""
-    monkeypatch.setattr(head, "MAX_LOGITS", 2 * GROUP * NEW * WORDS)
+    monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), 2 * GROUP * NEW * WORDS)
     assert largest(1)[0] >= 2 * GROUP * (NEW - 1) * WORDS
