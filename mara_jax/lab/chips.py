@@ -35,17 +35,17 @@ class Chip:
 
 
 def _tpu(name: str, memory: float, flops: float, bandwidth: float, links: float) -> Chip:
-    # Float32 matmuls take one bfloat16 pass unless a precision is asked for.
-    return Chip(name, memory * GIB, {"bfloat16": flops, "float32": flops}, bandwidth, links)
+    # A float32 matmul of full precision (see `precision`) takes six bfloat16 passes.
+    return Chip(name, memory * GIB, {"bfloat16": flops, "float32": flops / 6}, bandwidth, links)
 
 
 # TPU memory is what the compiler allows (its own message when a program needs more); rates are Google Cloud's pages'.
-# H100 SXM: NVIDIA's data sheet, dense; float32 matmuls run as TF32; links: half of NVLink's 900 GB/s both ways.
+# H100 SXM: NVIDIA's data sheet, dense; float32 outside the tensor cores, whose TF32 has 11 bits; links: half of NVLink's 900 GB/s both ways.
 CHIPS = {
     "v5e": _tpu("TPU v5e", 15.75, 197e12, 819e9, 200e9),
     "v5p": _tpu("TPU v5p", 95.74, 459e12, 2765e9, 600e9),
     "v6e": _tpu("TPU v6e", 31.25, 918e12, 1600e9, 400e9),
-    "h100": Chip("H100 SXM", 84942979072.0, {"bfloat16": 989e12, "float32": 494.7e12}, 3352e9, 450e9),
+    "h100": Chip("H100 SXM", 84942979072.0, {"bfloat16": 989e12, "float32": 66.9e12}, 3352e9, 450e9),
 }
 
 

@@ -300,8 +300,8 @@ def _masked(score, first, other, seen, causal, turned=False):
 
 
 def _dot(x, y):
-    # Without a precision a GPU would multiply float32 in TF32.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    # Said here, as a TPU's kernels refuse more than bfloat16 has where the default asks for float32's digits.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.dot(x, y, preferred_element_type=jnp.float32, precision=precision)
 
 
