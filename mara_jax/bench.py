@@ -147,7 +147,7 @@ def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
         policy = dataclasses.replace(policy, eos_ids=())
     else:
         policy = phases.random_policy(asked.model, **computed)
-        params = jax.jit(transformer.init, static_argnums=0)(policy.architecture, jax.random.key(0))
+        params = transformer.init(policy.architecture, jax.random.key(0))
     prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
     optimiser = config.Optimiser(micro_batches=asked.micro_batches)
     return phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser), params
