@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, lora, products
+from mara_jax.policies import attention, flash, lora, products
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -149,7 +149,8 @@ class Layer(nn.Module):
             own = jax.tree.map(partial(_write, index=masks["index"]), cache, own)
         if cache is None and attention.by_kernels(arch):
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix_lengths"])
-            out = _kernels(q_bkxh, (own.k, own.v), masks["counts"], shared)
+            interpret = sharding.platform() == "cpu"
+            out = flash.attend(q_bkxh, (own.k, own.v), masks["counts"], shared, interpret=interpret)
         else:
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
             out = attention.attend(q_bkxh, (own.k, own.v, masks["own"]), shared)
@@ -157,12 +158,6 @@ class Layer(nn.Module):
         if packing is not None:
             out_btx = streams.pack(out_btx, packing)
         return Linear(arch.embed, name="o")(out_btx), own
-
-
-def _kernels(q_bkxh, own, counts_b, prefix):
-    from mara_jax.policies import flash  # Pallas costs a start .2 s and 8 MB, which most runs on a CPU need not pay
-
-    return flash.attend(q_bkxh, own, counts_b, prefix, interpret=sharding.platform() == "cpu")
 
 
 def _write(cache_bksh, new_bkth, index):
