@@ -40,7 +40,8 @@ def _tpu(name: str, memory: float, flops: float, bandwidth: float, links: float)
 
 
 # TPU memory is what the compiler allows (its own message when a program needs more); rates are Google Cloud's pages'.
-# H100 SXM: NVIDIA's data sheet, dense; float32 outside the tensor cores, whose TF32 has 11 bits; links: half of NVLink's 900 GB/s both ways.
+# H100 SXM: NVIDIA's data sheet, dense; float32 outside the tensor cores, whose TF32 has 11 bits; links: half of
+# NVLink's 900 GB/s both ways.
 CHIPS = {
     "v5e": _tpu("TPU v5e", 15.75, 197e12, 819e9, 200e9),
     "v5p": _tpu("TPU v5p", 95.74, 459e12, 2765e9, 600e9),
