@@ -30,6 +30,7 @@ def gradients(layout, p, g, k):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
     for shape, p, g, k in (((2, 1, 2), 2, 2, 2), ((1, 4, 1), 1, 4, 2), ((1, 2, 2), 2, 2, 1)):
         layout = sharding.layout(Mesh(np.array(jax.devices()).reshape(shape), mesh.AXES))
