@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mara_jax.lab import chips
-from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import attention, flash
 
 P, G, K, M, T, S, H = 2, 2, 2, 2, 40, 19, 16  # prompts, rows of each, kv heads, queries of each, times, slots, channels
@@ -61,28 +59,15 @@ def test_rows_and_heads_cut_over_four_devices_change_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [64, 128])
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "h100:2"])
-def test_the_kernels_compile_for_chips_that_are_not_here(name, heads):
+def test_the_kernels_compile_for_chips_that_are_not_here(name):
     """Forward and backward, rows cut over the devices, in less memory than the scores alone would take."""
-    topology = chips.parse(name)
-    if missing := chips.missing_compiler(topology):
+    if missing := chips.missing_compiler(chips.parse(name)):
         pytest.skip(missing)
-    chips.simulate(chips.parse("cpu:1"))
-    devices = np.array(chips.devices(topology))
-    layout = sharding.layout(Mesh(devices.reshape(1, -1, 1), mesh.AXES))
-    rows = NamedSharding(layout.mesh, PartitionSpec("fsdp"))
-    b, k, m, t, s, p = 16 * devices.size, 2, 4, 511, 64, 2 * devices.size
-
-    def of(*shape, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-
-    def loss(q, own, prefix, counts, lengths):
-        return jnp.sum(flash.attend(q, own, counts, (*prefix, lengths)).astype(jnp.float32))
-
-    args = (of(b, k, m * t, heads), (of(b, k, t, heads),) * 2, (of(p, k, s, heads),) * 2)
-    ints = (of(b, dtype=jnp.int32), of(p, dtype=jnp.int32))
-    with sharding.use(layout):
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args, *ints).compile()
-    scores = 16 * k * m * t * t * 4  # bytes on each device, in float32
-    assert compiled.memory_analysis().temp_size_in_bytes < scores
+    program = pathlib.Path(__file__).with_name("compile_program.py")
+    done = subprocess.run([sys.executable, program, name], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in done.stdout.splitlines():
+        temporaries, scores = map(int, line.split())
+        assert temporaries < scores
+    assert len(done.stdout.splitlines()) == 2

@@ -1,0 +1,37 @@
+"""Compiles the attention kernels, forward and backward, for a topology that is not here: bytes a device, heads 64, 128."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mara_jax.lab import chips
+from mara_jax.parallel import mesh, sharding
+from mara_jax.policies import flash
+
+
+def compiled(layout, devices: int, heads: int):
+    """16 rows of 8 x 511 queries on each device, behind two prompts; and the bytes of their scores in float32."""
+    b, k, m, t, s, p = 16 * devices, 2, 4, 511, 64, 2 * devices
+
+    def of(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec("fsdp")))
+
+    def loss(q, own, prefix, counts, lengths):
+        return jnp.sum(flash.attend(q, own, counts, (*prefix, lengths)).astype(jnp.float32))
+
+    args = (of(b, k, m * t, heads), (of(b, k, t, heads),) * 2, (of(p, k, s, heads),) * 2)
+    ints = (of(b, dtype=jnp.int32), of(p, dtype=jnp.int32))
+    with sharding.use(layout):
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*args, *ints).compile(), 16 * k * m * t * t * 4
+
+
+if __name__ == "__main__":
+    topology = chips.parse(sys.argv[1])
+    chips.simulate(topology)
+    devices = np.array(chips.devices(topology))
+    for heads in (64, 128):
+        program, scores = compiled(sharding.layout(Mesh(devices.reshape(1, -1, 1), mesh.AXES)), devices.size, heads)
+        print(program.memory_analysis().temp_size_in_bytes, scores)
