@@ -1,4 +1,4 @@
-"""Compiles the attention kernels for a topology that is not here; prints bytes on a device, for heads of 64 and of 128."""
+"""Compiles the attention kernels for a topology that is not here; prints bytes of a device, heads of 64 and 128."""
 
 import sys
 
