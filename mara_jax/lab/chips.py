@@ -162,7 +162,7 @@ def _silent() -> Iterator[None]:
 def missing_compiler(topology: Topology) -> str:
     """What to install before a topology can be compiled for, in one line; empty where nothing is missing."""
     version = jax.__version__
-    if topology.kind == "h100" and importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    if topology.kind == "h100" and importlib.util.find_spec("jax_cuda12_plugin") is None:
         return (
             f"--topology={topology.name} needs XLA's compiler for NVIDIA GPUs (but no GPU, and no driver): "
             f"pip install --no-deps jax-cuda12-pjrt=={version} jax-cuda12-plugin=={version}"

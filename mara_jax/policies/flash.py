@@ -19,6 +19,8 @@ from mara_jax.parallel import sharding
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
 MASKED = -1e30
+# Of a TPU core, as much as its compiler gives a kernel unless told otherwise: two arrays, twice each, and room to work.
+VMEM = 16 * 2**20
 
 
 def attend(
@@ -200,19 +202,29 @@ def backward(
         out_specs=tile,
         out_shape=jax.ShapeDtypeStruct(q_bnth.shape, jnp.float32),
     )(*arrays)
+    m = _heads(backend, n // k, t * h * q_bnth.dtype.itemsize)
     heads, all_sums = (
-        pl.BlockSpec((None, n // k, *size), lambda row, head, i: (row, head, 0, 0)) for size in ((t, h), (1, t))
+        pl.BlockSpec((None, m, *size), lambda row, head, i: (row, head, 0, 0)) for size in ((t, h), (1, t))
     )
-    shared, mine = (
-        pl.BlockSpec((None, None, backend.keys, h), lambda row, head, i, of=of: (row // of, head, i, 0))
-        for of in (b // p, 1)
+    shared = pl.BlockSpec(
+        (None, None, backend.keys, h), lambda row, head, i: (row // (b // p), head * m * k // n, i, 0)
     )
-    by_slots = _call(backend, _slots_kernel, keys, q_bnth, 8, grid=(b, k, s // backend.keys))(
+    mine = pl.BlockSpec((None, None, backend.keys, h), lambda row, head, i: (row, head, i, 0))
+    by_slots = _call(backend, _slots_kernel, keys, q_bnth, 8, grid=(b, n // m, s // backend.keys))(
         in_specs=[_limits(backend), heads, shared, shared, heads, all_sums, all_sums],
         out_specs=[mine, mine],
-        out_shape=[jax.ShapeDtypeStruct((b, k, s, h), jnp.float32)] * 2,
+        out_shape=[jax.ShapeDtypeStruct((b, n // m, s, h), jnp.float32)] * 2,
     )(*arrays)
-    return by_queries, *by_slots
+    return by_queries, *(x if m * k == n else jnp.sum(x.reshape(b, k, -1, s, h), axis=2) for x in by_slots)
+
+
+def _heads(backend: Backend, shared: int, bytes_each: int) -> int:
+    """Query heads of one kv head whose queries and gradients a program of the slots' kernel holds.
+
+    All of them, but on a TPU, which copies what a program may read into 16 MiB beforehand (and the next one's, too),
+    only one where all are too long.
+    """
+    return 1 if backend.platform == "tpu" and shared * bytes_each > VMEM // 8 else shared
 
 
 def _forward_kernel(limits, q_ref, k_ref, v_ref, out_ref, lse_ref, *, causal: bool, tiles: Backend):

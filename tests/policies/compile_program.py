@@ -1,4 +1,4 @@
-"""Compiles the attention kernels for a topology that is not here; prints bytes of a device, heads of 64 and 128."""
+"""Compiles the attention kernels for a topology that is not here; prints bytes of a device, case by case."""
 
 import sys
 
@@ -12,9 +12,9 @@ from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import flash
 
 
-def compiled(layout, devices: int, heads: int):
-    """16 rows of 8 x 511 queries on each device, behind two prompts; and the bytes of their scores in float32."""
-    b, k, m, t, s, p = 16 * devices, 2, 4, 511, 64, 2 * devices
+def compiled(layout, devices: int, heads: int, t: int):
+    """16 rows of 8 x t queries on each device, behind two prompts; and the bytes of their scores in float32."""
+    b, k, m, s, p = 16 * devices, 2, 4, 64, 2 * devices
 
     def of(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec("fsdp")))
@@ -32,6 +32,6 @@ if __name__ == "__main__":
     topology = chips.parse(sys.argv[1])
     chips.simulate(topology)
     devices = np.array(chips.devices(topology))
-    for heads in (64, 128):
-        program, scores = compiled(sharding.layout(Mesh(devices.reshape(1, -1, 1), mesh.AXES)), devices.size, heads)
+    for heads, t in ((64, 511), (128, 511), (128, 4095)):
+        program, scores = compiled(sharding.layout(Mesh(devices.reshape(1, -1, 1), mesh.AXES)), devices.size, heads, t)
         print(program.memory_analysis().temp_size_in_bytes, scores)
