@@ -120,7 +120,8 @@ def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) 
         for row, dtype in rows:
             array = hosts.gather(table.read(params, row))
             array = array.T if row.transpose else array
-            stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes())
+            # As bytes, which need no copy: bfloat16 has no buffer that Python knows.
+            stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(-1).view(np.uint8).data)
 
 
 def write_json(file: Path, content: Any) -> None:

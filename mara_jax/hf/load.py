@@ -53,13 +53,17 @@ class Tensors(Protocol):
 class SafeTensors:
     """The tensors of one or several safetensors files, read on demand.
 
+    Files are mapped into memory, and what was read of one counts as this process's own memory for as long as it is
+    open: each is opened for one tensor at a time, else loading would take the weights' size twice.
+
     errors: ValueError where a file is not whole or two files hold the same tensor; FileNotFoundError where
         one that the index names is not there.
     """
 
     def __init__(self, source: str, files: Iterable[Path]):
         self.source = source
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
+        self._shape_of: dict[str, tuple[int, ...]] = {}
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is named by the index but is not there: download it as well")
@@ -70,19 +74,21 @@ class SafeTensors:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 if name in self._file_of:
                     raise ValueError(f"{file} holds {name} a second time: keep one file for each tensor")
-                self._file_of[name] = opened
+                self._file_of[name], self._shape_of[name] = file, tuple(opened.get_slice(name).get_shape())
 
     def names(self) -> Iterable[str]:
         return self._file_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        return self._shape_of[name]
 
     def read(self, name: str) -> np.ndarray:
-        return self._file_of[name].get_tensor(name)
+        with safe_open(self._file_of[name], framework="numpy") as opened:
+            return opened.get_tensor(name)
 
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        return self._file_of[name].get_slice(name)[index]
+        with safe_open(self._file_of[name], framework="numpy") as opened:
+            return opened.get_slice(name)[index]
 
 
 def read_json(file: Path) -> dict[str, Any]:

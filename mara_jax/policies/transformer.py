@@ -224,29 +224,29 @@ class Decoder(nn.Module):
         return Norm(arch.norm_eps, name="final_norm")(x_btd), new
 
 
-def _masks(
+def masks(
     arch: Architecture,
     t: int,
-    prefix: KV | None,
-    prefix_lengths_p,
-    cache: KV | None,
-    index,
+    prefix: KV | None = None,
+    prefix_lengths_p=None,
+    cache: KV | None = None,
+    index=None,
     counts_b=None,
-    packing=None,
-) -> dict:
+    packing: Packing | None = None,
+) -> dict[str, Any]:
     """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself; of a
     cache that is a ring, as many up to the newest as its row counts."""
     at_t = np.arange(t) if cache is None else index + jnp.arange(t)
     slots = np.arange(t) if cache is None else jnp.arange(jax.tree.leaves(cache.k)[0].shape[-2])
-    masks = {"own": jnp.tile(slots <= at_t[:, None], (arch.heads // arch.kv_heads, 1)), "index": index}
-    masks["counts"] = None if packing is None else jnp.sum(packing.slot_bt >= 0, axis=1, dtype=jnp.int32)
+    found = {"own": jnp.tile(slots <= at_t[:, None], (arch.heads // arch.kv_heads, 1)), "index": index}
+    found["counts"] = None if packing is None else jnp.sum(packing.slot_bt >= 0, axis=1, dtype=jnp.int32)
     if counts_b is not None:
-        masks["own"] = ((index - slots) % slots.size < counts_b[:, None])[:, None, None, :]
+        found["own"] = ((index - slots) % slots.size < counts_b[:, None])[:, None, None, :]
     if prefix is not None:
         slots = jnp.arange(jax.tree.leaves(prefix.k)[0].shape[-2])
-        masks["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
-        masks["prefix_lengths"] = prefix_lengths_p
-    return masks
+        found["prefix"] = slots[None, :] < prefix_lengths_p[:, None]
+        found["prefix_lengths"] = prefix_lengths_p
+    return found
 
 
 def forward(
@@ -287,9 +287,9 @@ def forward(
     b, t = tokens_bt.shape if packing is None else packing.slot_bt.shape
     if prefix_lengths_p is not None and b % prefix_lengths_p.shape[0]:
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
-    masks = _masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b, packing)
+    seen = masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b, packing)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
-    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, masks, prefix, cache, packing)
+    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, seen, prefix, cache, packing)
     return hidden_btd, new
 
 
@@ -371,13 +371,9 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _padded_logits(arch: Architecture, params: Any, tokens_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
-    positions_t = jnp.arange(tokens_bt.shape[1])
-    # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the
-    # embedding.
-    tokens_bt = jnp.where(positions_t < lengths_b[:, None], tokens_bt, 0)
-    hidden_btd, _ = forward(arch, params, tokens_bt, jnp.broadcast_to(positions_t, tokens_bt.shape))
-    return logits(arch, params, hidden_btd)
+def _logits_of(arch: Architecture, params: Any, tokens_bt: jax.Array) -> jax.Array:
+    positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
+    return logits(arch, params, forward(arch, params, tokens_bt, positions_bt)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,4 +398,10 @@ class Policy:
         args: params: nested dict; tokens_bt: ids; lengths_b: tokens of each row that count.
         returns: float32 [b, t, v]; finite but unspecified at padded positions.
         """
-        return _padded_logits(self.architecture, params, jnp.asarray(tokens_bt), jnp.asarray(lengths_b))
+        from mara_jax.policies import layerwise  # made of this module's parts
+
+        tokens_bt, arch = jnp.asarray(tokens_bt), self.architecture
+        # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
+        counted_bt = jnp.arange(tokens_bt.shape[1]) < jnp.asarray(lengths_b)[:, None]
+        of = layerwise.logits if layerwise.pays(arch, params) else _logits_of
+        return of(arch, params, jnp.where(counted_bt, tokens_bt, 0))

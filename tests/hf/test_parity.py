@@ -44,7 +44,7 @@ def test_every_layer_matches_torch(pair):
     tokens, at = jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(40), TOKENS.shape)
     with torch.no_grad():
         reference = model(torch.tensor(TOKENS), attention_mask=torch.tensor(REAL).long(), output_hidden_states=True)
-    masks = transformer._masks(arch, 40, None, None, None, None)
+    masks = transformer.masks(arch, 40)
 
     @jax.jit
     def run(params):

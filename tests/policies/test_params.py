@@ -29,7 +29,7 @@ def test_table_counts_the_parameters_of_released_models(arch, expected):
 def test_table_describes_exactly_what_the_modules_ask_for(scan):
     arch = dataclasses.replace(TINY, scan_layers=scan, qkv_bias=True)
     tokens = jnp.zeros((1, 2), jnp.int32)
-    masks = transformer._masks(arch, 2, None, None, None, None)
+    masks = transformer.masks(arch, 2)
     asked = jax.eval_shape(transformer.Decoder(arch).init, jax.random.key(0), tokens, tokens, masks)["params"]
     # The head is applied outside the module, to chosen positions only.
     whole = table.init(arch, jax.random.key(0))

@@ -1,0 +1,119 @@
+"""A checkpoint of Qwen2.5-3B's shape and size, 6.2 GB of random bfloat16: in, once through, out again (slow)."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import qwen_scale_program
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers.models.qwen2 import modeling_qwen2
+
+from mara_jax.hf import shapes
+from mara_jax.policies import params as table
+
+pytestmark = pytest.mark.slow
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = shapes.PUBLISHED["qwen2.5-3b"]
+FILE_BYTES = 10**9
+
+
+def random_tensor(draw: np.random.Generator, row: table.Row) -> np.ndarray:
+    """Random bits: any sign and mantissa, magnitudes of four octaves, about 1 / sqrt(2048); those of norms from 1 to 2."""
+    bits = draw.integers(0, 2**16, row.stored_shape, np.uint16)
+    bits &= np.uint16(0x007F if row.fill else 0x81FF)
+    bits |= np.uint16(0x3F80 if row.fill else 0x3C00)
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def write_checkpoint(out: pathlib.Path) -> int:
+    """Several files with an index, one file in memory at a time; their bytes."""
+    out.mkdir()
+    draw, file, files = np.random.default_rng(0), {}, []
+    rows = table.table(shapes.architecture_of("qwen2.5-3b"))
+    weight_map = {}
+    for row in rows:
+        file[row.name] = random_tensor(draw, row)
+        weight_map[row.name] = f"part-{len(files)}.safetensors"
+        if sum(x.nbytes for x in file.values()) > FILE_BYTES or row is rows[-1]:
+            files.append(out / weight_map[row.name])
+            save_file(file, files[-1])
+            file = {}
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (out / "config.json").write_text(json.dumps(CONFIG))
+    return sum(file.stat().st_size for file in files)
+
+
+def opened(directory: pathlib.Path, name: str, framework: str = "pt"):
+    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    return safe_open(directory / index[name], framework=framework)
+
+
+def read(directory: pathlib.Path, name: str) -> torch.Tensor:
+    with opened(directory, name) as file:
+        return file.get_tensor(name)
+
+
+def torch_logits(directory: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
+    """transformers' own layers in float32, one layer's weights in memory at a time."""
+    config = transformers.Qwen2Config(**CONFIG, attn_implementation="sdpa")
+    layer, norm = modeling_qwen2.Qwen2DecoderLayer(config, 0), modeling_qwen2.Qwen2RMSNorm(config.hidden_size, 1e-6)
+    embedding = read(directory, "model.embed_tokens.weight")
+    with torch.no_grad():
+        x = embedding[torch.tensor(tokens)].float()
+        positions = torch.arange(tokens.shape[1])[None]
+        rope = modeling_qwen2.Qwen2RotaryEmbedding(config)(x, positions)
+        for number in range(config.num_hidden_layers):
+            names = layer.state_dict().keys()
+            layer.load_state_dict({name: read(directory, f"model.layers.{number}.{name}").float() for name in names})
+            x = layer(x, position_ids=positions, position_embeddings=rope)
+        norm.load_state_dict({"weight": read(directory, "model.norm.weight").float()})
+        x = norm(x)
+        return torch.cat([x @ rows.float().T for rows in embedding.split(16_384)], dim=-1).numpy()
+
+
+def assert_same_bytes(one: pathlib.Path, other: pathlib.Path, names: list[str]) -> None:
+    for name in names:
+        a, b = read(one, name), read(other, name)
+        assert a.dtype == b.dtype == torch.bfloat16 and a.shape == b.shape, name
+        assert torch.equal(a.view(torch.int16), b.view(torch.int16)), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Emptied at the end: pytest keeps the folders of its last three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_a_3b_checkpoint_in_and_out_in_13_tenths_of_its_size(folder):
+    where, out = folder / "checkpoint", folder / "out"
+    out.mkdir()
+    size = write_checkpoint(where)
+    done = subprocess.run(
+        [sys.executable, HERE / "qwen_scale_program.py", where, out],
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    print(f"files: {size:,} bytes;", done.stdout)
+    assert told["export"]["peak_bytes"] <= 1.3 * size
+    tokens, lengths = qwen_scale_program.TOKENS, qwen_scale_program.LENGTHS
+    expected, found = torch_logits(where, tokens), np.load(out / "logits.npy")
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(found[row, :length], expected[row, :length], rtol=0, atol=1e-3 * expected.std())
+    names = [row.name for row in table.table(shapes.architecture_of("qwen2.5-3b"))]
+    files = list((out / "model").glob("*.safetensors"))
+    assert len(files) > 1
+    held = sorted(name for file in files for name in safe_open(file, framework="pt").keys())  # noqa: SIM118
+    assert held == sorted(names)
+    assert_same_bytes(where, out / "model", names)
