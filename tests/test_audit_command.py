@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from mara_jax import audit, config
@@ -13,13 +12,6 @@ from mara_jax import audit, config
 ROOT = pathlib.Path(__file__).parent.parent
 NANO = f"--config={ROOT}/configs/onetwo.py:nano"
 TOY = f"--config={ROOT}/configs/toy.py"
-
-
-@pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_json_is_one_object_and_nothing_else():

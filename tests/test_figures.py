@@ -3,7 +3,6 @@
 import copy
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,12 +10,7 @@ from mara_jax import figures
 from mara_jax.eval import didactic as drawing
 from mara_jax.lab import figure_records
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def strict(text: str):

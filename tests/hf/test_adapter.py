@@ -28,12 +28,7 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Each program runs once: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=CASES)

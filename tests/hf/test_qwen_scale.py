@@ -28,7 +28,7 @@ FILE_BYTES = 10**9
 
 
 def random_tensor(draw: np.random.Generator, row: table.Row) -> np.ndarray:
-    """Random bits: any sign and mantissa, magnitudes of four octaves, about 1 / sqrt(2048); those of norms from 1 to 2."""
+    """Random bits: any sign and mantissa, four octaves about 1 / sqrt(2048); those of norms from 1 to 2."""
     bits = draw.integers(0, 2**16, row.stored_shape, np.uint16)
     bits &= np.uint16(0x007F if row.fill else 0x81FF)
     bits |= np.uint16(0x3F80 if row.fill else 0x3C00)

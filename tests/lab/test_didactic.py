@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from scipy import optimize
@@ -15,11 +14,7 @@ SMALL = toy.Problem("small", np.log([0.5, 0.3, 0.15, 0.05]), np.array([0.2, 1.0,
 PROBLEM_FIGURES = tuple(figure_records.FIGURES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Figure 1's fits against closed forms, and against the best member of the family found by enumeration."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -9,11 +8,7 @@ from mara_jax.lab import families
 LONG = {"learning_rate": 5e-2, "steps": 4000}
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def total_variation(logp_a, other_logp_a):

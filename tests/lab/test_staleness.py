@@ -12,12 +12,9 @@ VANILLA = Algorithm(method="vanilla", anchor="string", beta=BETA, importance="se
 
 
 @pytest.fixture(autouse=True)
-def x64():
-    """Float64, and programs that run once compiled without optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def x64(quick_compilation):
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_what_is_shipped_is_exact_at_every_distance():

@@ -15,12 +15,9 @@ LOGITS = np.array([0.3, -1.0, 0.5, 1.2, -0.4])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation_in_float64():
-    """Many small programs, each run a few dozen times: optimising them costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def float64(quick_compilation):
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 ROWS = {row.name: row for row in endings.rows()}

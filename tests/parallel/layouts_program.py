@@ -8,32 +8,32 @@ import os
 import pathlib
 import sys
 
-# More devices than cores: one may wait for another longer than XLA's 40 seconds.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=900 "
-    "--xla_cpu_collective_timeout_seconds=900"
-)
-
 import jax
 import numpy as np
 
 from mara_jax import config
-from mara_jax.parallel import mesh, sharding
+from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.sampling import rollout
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, optim, placement, reference
+
+# More devices than cores: one may wait for another longer than XLA's 40 seconds.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900 --xla_cpu_collective_timeout_seconds=900"
 
 
 def cut(tree) -> list[list[int]]:
     """Bytes of a tree: of the whole, and on each device."""
     leaves = jax.tree.leaves(tree)
-    held = [
-        sum(s.data.nbytes for leaf in leaves for s in leaf.addressable_shards if s.device == d) for d in jax.devices()
-    ]
+    here = jax.local_devices()
+    held = [sum(s.data.nbytes for leaf in leaves for s in leaf.addressable_shards if s.device == d) for d in here]
     return [[sum(leaf.nbytes for leaf in leaves)], held]
 
 
-def train(run: config.LanguageRun, sizes: list[int] | None, steps: int) -> dict:
+def magnitude(leaf) -> float:
+    return float(np.abs(hosts.gather(leaf).astype(np.float64)).sum())
+
+
+def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda setup, state: None) -> dict:
     """The run's losses, tokens and log-probs at each step, and what its state weighs."""
     layout = None if sizes is None else sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))
     drawn, sample = [], rollout.sample
@@ -56,25 +56,35 @@ def train(run: config.LanguageRun, sizes: list[int] | None, steps: int) -> dict:
             state, row, _ = loop.iterate(setup, state, done)
             rows.append({k: v for k, v in row.items() if not k.startswith("time/")})
         rollout.sample = sample
+        at_end(setup, state)
         where = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.opt_state)} if layout else set()
     return {
         "rows": rows,
-        "tokens": [np.asarray(one.tokens).tolist() for one in drawn],
-        "logp": [np.asarray(one.logp).tolist() for one in drawn],
+        "tokens": [hosts.gather(one.tokens).tolist() for one in drawn],
+        "logp": [hosts.gather(one.logp).tolist() for one in drawn],
         "bytes_before": weights,
         "bytes_after": cut([state.params, state.opt_state]),
         "moments": sorted(where),
-        "params": [float(np.abs(np.asarray(leaf, np.float64)).sum()) for leaf in jax.tree.leaves(state.params)],
+        "params": [
+            float(np.abs(hosts.gather(leaf).astype(np.float64)).sum()) for leaf in jax.tree.leaves(state.params)
+        ],
     }
 
 
-def main() -> None:
-    asked = json.loads(sys.argv[1])
+def run_of(asked: dict) -> config.LanguageRun:
+    """The run that weights, steps and fields describe."""
     values = config.LanguageRun(policy=config.Policy(weights=asked["weights"]), steps=asked["steps"])
     values = config.to_config_dict(values)
     values.update_from_flattened_dict(asked["fields"])
     run = config.resolve(values)
     assert isinstance(run, config.LanguageRun)
+    return run
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {PATIENCE}"
+    run = run_of(asked)
     found = [train(run, sizes, asked["steps"]) for sizes in asked["layouts"]]
     pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
 

@@ -23,12 +23,7 @@ AT = np.broadcast_to(np.arange(7, dtype=np.int32), TOKENS.shape)
 WEIGHT = np.random.default_rng(9).normal(size=(3, 7, 38)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Each program runs once or twice: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def drawn(shapes: dict, deviation: float, seed: int, dtype: str) -> dict:

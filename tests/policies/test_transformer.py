@@ -25,12 +25,7 @@ every_arch = pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 forward = jax.jit(transformer.forward, static_argnums=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    """Tiny shapes need no optimised code: spare most of the compiler's work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def random_params(arch, seed=0):

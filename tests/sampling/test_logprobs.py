@@ -16,12 +16,7 @@ LENGTHS = np.array([[1, 4, 7, 2], [7, 3, 1, 5]])
 WIDTH = 7
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Each program runs once: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_packing_by_hand():

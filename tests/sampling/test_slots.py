@@ -14,12 +14,7 @@ PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
 GROUP, WIDTH = 16, 12
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Each program runs a few steps: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

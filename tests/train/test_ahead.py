@@ -42,12 +42,7 @@ class Ended:
         return Score(good.astype(np.float32), np.where(good, np.arange(good.size) % 2, -1).astype(np.int32))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Each program runs a few times: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -38,13 +38,11 @@ class Parity(onetwo.OneTwo):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once():
-    """Each program runs a few times: optimising it costs more than it saves; a resumption uses those of its run."""
+def compile_once(quick_compilation):
+    """A resumption uses the programs of its run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optim, "make", functools.cache(optim.make))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

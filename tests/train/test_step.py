@@ -31,12 +31,7 @@ ANSWER = jnp.array([s[0] % 2 if r else -1 for s, r in zip(STRINGS, REWARD.tolist
 PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Each program runs once: optimising it costs more than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def params_of(seed: int) -> dict:

@@ -27,11 +27,7 @@ TOKEN = dataclasses.replace(SEQUENCE, importance="token", clip=0.2)
 TODAY = dataclasses.replace(SEQUENCE, importance="none")
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache
