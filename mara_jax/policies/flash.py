@@ -215,7 +215,8 @@ def backward(
         out_specs=[mine, mine],
         out_shape=[jax.ShapeDtypeStruct((b, n // m, s, h), jnp.float32)] * 2,
     )(*arrays)
-    return by_queries, *(x if m * k == n else jnp.sum(x.reshape(b, k, -1, s, h), axis=2) for x in by_slots)
+    d_k, d_v = (x if m * k == n else jnp.sum(x.reshape(b, k, -1, s, h), axis=2) for x in by_slots)
+    return by_queries, d_k, d_v
 
 
 def _heads(backend: Backend, shared: int, bytes_each: int) -> int:
