@@ -18,4 +18,5 @@ def use_own_matmuls() -> None:
         return
     # XLA ends a process that names a flag it does not know.
     if importlib.metadata.version("jaxlib").split(".")[:2] == ["0", "10"]:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=".strip()
+        # In front: XLA reads no flag that stands behind a word without dashes.
+        os.environ["XLA_FLAGS"] = f"{FLAG}= {os.environ.get('XLA_FLAGS', '')}".strip()

@@ -15,7 +15,12 @@ print("ynn" in jax.jit(lambda x: x @ x + 1).lower(x).compile().as_text())
 
 
 @pytest.mark.parametrize(
-    ("flags", "ynn"), [("", "False"), ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT", "True")]
+    ("flags", "ynn"),
+    [
+        ("", "False"),
+        ("--xla_cpu_multi_thread_eigen=false a_word_that_is_no_flag", "False"),
+        ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT", "True"),
+    ],
 )
 def test_ynn_is_off_unless_asked_for(flags, ynn):
     made = subprocess.run(
