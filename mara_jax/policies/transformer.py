@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, flash, lora, products
+from mara_jax.policies import attention, flash, gating, lora, products
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -88,6 +88,7 @@ class Norm(nn.Module):
 class Linear(nn.Module):
     """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype.
 
+    Where `up` is given, silu(x) * up takes the place of x.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
     """
 
@@ -95,15 +96,18 @@ class Linear(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, up=None):
+        def by(kernel):
+            return products.matmul(x, kernel) if up is None else gating.matmul(x, up, kernel)
+
         if self.has_variable("params", TURNED):
-            out = products.few_rows(self.get_variable("params", TURNED), x)
+            out = products.few_rows(self.get_variable("params", TURNED), x if up is None else nn.silu(x) * up)
         else:
             kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
-            out = products.matmul(x, kernel.astype(x.dtype))
+            out = by(kernel.astype(x.dtype))
         if self.has_variable("params", lora.A):
             a, b = (self.get_variable("params", name).astype(x.dtype) for name in (lora.A, lora.B))
-            out += products.matmul(products.matmul(x, a), b)
+            out += products.matmul(by(a), b)
         if self.bias:
             out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return out
@@ -120,9 +124,9 @@ class Layer(nn.Module):
         mixed, kv = self._attention(normed_btd, rope, masks, prefix, cache, packing)
         x_btd = sharding.constrain(x_btd + mixed, "rows")
         y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
-        gate_btf = nn.silu(Linear(self.arch.mlp, name="gate")(y_btd)) * Linear(self.arch.mlp, name="up")(y_btd)
-        gate_btf = sharding.constrain(gate_btf, "rows", None, "mlp")
-        return sharding.constrain(x_btd + Linear(self.arch.embed, name="down")(gate_btf), "rows"), kv
+        halves = (Linear(self.arch.mlp, name=name)(y_btd) for name in ("gate", "up"))
+        gate_btf, up_btf = (sharding.constrain(half_btf, "rows", None, "mlp") for half_btf in halves)
+        return sharding.constrain(x_btd + Linear(self.arch.embed, name="down")(gate_btf, up_btf), "rows"), kv
 
     def _attention(self, x_btd, rope, masks, prefix, cache, packing):
         arch = self.arch
