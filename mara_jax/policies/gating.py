@@ -5,7 +5,6 @@ product. Three of them are elementwise in the other two and are made anew where 
 """
 
 import jax
-import jax.numpy as jnp
 
 from mara_jax.policies import products
 
@@ -23,8 +22,8 @@ def _matmul_fwd(gate, up, kernel_fd):
 def _matmul_bwd(saved, g):
     gate, up, kernel_fd = saved
     d_product = jax.lax.dot_general(g, kernel_fd, (((g.ndim - 1,), (1,)), ((), ())))
-    # Adding this zero makes the new arrays wait for the gradient. Without it XLA takes them for the forward pass's, which
-    # it then keeps; an optimization_barrier says the same, but XLA:CPU drops those before it schedules.
+    # Adding this zero makes the new arrays wait for the gradient. Without it XLA takes them for those of the forward
+    # pass and keeps them; an optimization_barrier says the same, but XLA:CPU drops barriers before it schedules.
     gate += 0 * d_product
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
