@@ -48,6 +48,30 @@ def arguments(doc: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main(file: str, doc: str, what: str, peer: str) -> None:
+    """A comparison's command: every case asked for as one JSON line.
+
+    Args:
+      file, doc: the script's own, for the records' name and for --help.
+      what: our_side.py's word for the work.
+      peer: the program of the other side.
+    """
+    asked = arguments(doc)
+    python = peer_python(asked.peer_python)
+    for case in asked.case or CASES:
+        record = run(case, what, [python, str(HERE / peer)], asked.core, asked.turns)
+        print(json.dumps({"benchmark": pathlib.Path(file).stem, "case": case, **shape(case), **record}), flush=True)
+
+
+def run(case: str, what: str, peer: list[str], core: int, turns: int) -> dict:
+    """`compare` on one case: our model is written for the peer, which is told where as its last argument."""
+    ours = [sys.executable, str(HERE / "our_side.py")]
+    with tempfile.TemporaryDirectory() as folder:
+        write = [*ours, "export", case, folder]
+        told = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
+        return compare([*ours, what, case], [*peer, told.strip().splitlines()[-1]], core, turns)
+
+
 def peer_python(given: str | None) -> str:
     """The peers' interpreter, its environment made beside this file where none is named."""
     if given:

@@ -13,31 +13,7 @@ reference_s and update_s are CPU seconds of the phases. TRL's gradient checkpoin
 trades time for memory.
 """
 
-import json
-import pathlib
-import subprocess
-import sys
-import tempfile
-
 import side_by_side as sides
 
-
-def run(case: str, peer_python: str, core: int, turns: int) -> dict:
-    ours = [sys.executable, str(sides.HERE / "our_side.py")]
-    with tempfile.TemporaryDirectory() as folder:
-        write = [*ours, "export", case, folder]
-        told = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=sides.environment()).stdout
-        theirs = [peer_python, str(sides.HERE / "peer_trl.py"), told.strip().splitlines()[-1]]
-        record = sides.compare([*ours, "step", case], theirs, core, turns)
-    return {"benchmark": pathlib.Path(__file__).stem, "case": case, **sides.shape(case), **record}
-
-
-def main() -> None:
-    asked = sides.arguments(__doc__ or "")
-    peer = sides.peer_python(asked.peer_python)
-    for case in asked.case or sides.CASES:
-        print(json.dumps(run(case, peer, asked.core, asked.turns)), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    sides.main(__file__, __doc__ or "", "step", "peer_trl.py")

@@ -16,7 +16,7 @@ from mara_jax.hf.shapes import architecture_of
 from mara_jax.lab import work
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import optim, step
+from mara_jax.train import ahead, optim, step
 from mara_jax.train.state import Batch, State
 
 NAMES = ("rollout", "reference", "update")
@@ -119,6 +119,12 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
         ref_hidden=ref_hidden,
         packing=packing,
     )
+
+
+def compile_update(case: Case, state: State, ref_params: Any, batch: Batch) -> None:
+    """What a run's first step does before its first update."""
+    args, settings = _update_call(case, state, ref_params, batch)
+    ahead.compile_one(lambda: step.update.lower(*args, **settings))
 
 
 def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:

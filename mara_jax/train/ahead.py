@@ -12,6 +12,7 @@ from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import packing as streams
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs
+from mara_jax.train import memory
 from mara_jax.train.state import Batch
 
 
@@ -59,4 +60,14 @@ def compile_all(
         return [dataclasses.replace(x, ref_hidden=refer(x)) for x in resized]
 
     for pair in itertools.product(sized(batch), [None] if other is None else sized(other)):
-        update(*pair).compile()
+        compile_one(lambda pair=pair: update(*pair))
+
+
+def compile_one(lower: Callable[[], Any]) -> None:
+    """Compiles what `lower` lowers, and gives back the memory that this and earlier compilations have left behind.
+
+    Large arrays have pages of their own: the heap's freed pieces would lie unused beside them.
+    """
+    memory.give_back()
+    lower().compile()
+    memory.give_back()
