@@ -16,7 +16,7 @@ from mara_jax.hf.shapes import architecture_of
 from mara_jax.lab import work
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import ahead, optim, step
+from mara_jax.train import ahead, optim, placement, step
 from mara_jax.train.state import Batch, State
 
 NAMES = ("rollout", "reference", "update")
@@ -62,8 +62,7 @@ def random_prompts(vocab_size: int, count: int, length: int, seed: int = 0) -> l
 
 def fresh_state(case: Case, params: Any) -> State:
     """A copy of the parameters with a fresh optimiser."""
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-    return State(jnp.int32(0), params, optim.make(case.optimiser).init(params))
+    return placement.fresh(case.policy.architecture, params, _transform(case.optimiser))
 
 
 def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:

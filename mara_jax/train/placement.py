@@ -49,9 +49,9 @@ def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:
 
 def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation) -> State:
     """A state before its first step, with a copy of params: an update gives up the buffers of the state it gets."""
-    params = jax.tree.map(lambda x: jnp.array(x, param_dtype(arch)), params)
-    layout = sharding.current()
-    make = tx.init
+    # One program each: outside jit every shape would be compiled by itself.
+    params = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.array(x, param_dtype(arch)), tree))(params)
+    layout, make = sharding.current(), jax.jit(tx.init)
     if layout is not None:
         params = jax.device_put(params, lora.shardings(arch, layout))
         make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
