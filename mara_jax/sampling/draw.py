@@ -31,24 +31,48 @@ def draw(keys_b: jax.Array, logits_bv: jax.Array) -> tuple[jax.Array, jax.Array]
     Returns:
       tokens [b] int32 and their log-probs [b] float32 (nats).
     """
-    rows, vocab = logits_bv.shape
-    top_b1 = jnp.max(logits_bv, axis=-1, keepdims=True)
-    weight_bv = jnp.exp(logits_bv - top_b1)
-    padded = -(-vocab // BLOCK) * BLOCK
-    weight_bnk = jnp.pad(weight_bv, ((0, 0), (0, padded - vocab))).reshape(rows, -1, BLOCK)
-    block_cdf_bn = jnp.cumsum(weight_bnk.sum(-1), axis=-1)
+    blocks_nkb = _blocks(logits_bv.T)
+    token_b = _drawn(keys_b, blocks_nkb, jnp.zeros(len(logits_bv), bool))
+    return token_b, _logp(blocks_nkb, token_b)
+
+
+def _blocks(logits_vb: jax.Array) -> jax.Array:
+    """Logits by block, token of the block and row, [n, k, b]; tokens that fill the last block up are never drawn.
+
+    Rows come last because all sums run over tokens: a CPU then adds up many rows at once, and its head makes logits in
+    this order (`transformer.decoding_logits`), so that nothing is turned.
+    """
+    vocab, rows = logits_vb.shape
+    padding = ((0, -vocab % BLOCK), (0, 0))
+    return jnp.pad(logits_vb, padding, constant_values=-jnp.inf).reshape(-1, BLOCK, rows)
+
+
+def _drawn(keys_b: jax.Array, blocks_nkb: jax.Array, greedy_b: jax.Array) -> jax.Array:
+    """Tokens [b] drawn from softmax, or the likeliest: all weight is on those, and a uniform of 0 takes the first."""
+    top_b = _top(blocks_nkb)
+    weight_nkb = jnp.where(greedy_b, (blocks_nkb == top_b).astype(top_b.dtype), jnp.exp(blocks_nkb - top_b))
     u_b2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_b)
-    block_b = _invert(block_cdf_bn, u_b2[:, 0])
-    inside_bk = jnp.take_along_axis(weight_bnk, block_b[:, None, None], axis=1)[:, 0]
-    token_b = block_b * BLOCK + _invert(jnp.cumsum(inside_bk, axis=-1), u_b2[:, 1])
-    chosen_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
-    return token_b, chosen_b - top_b1[:, 0] - jnp.log(block_cdf_bn[:, -1])
+    u_2b = jnp.where(greedy_b, 0.0, u_b2.T)
+    block_b = _invert(jnp.cumsum(weight_nkb.sum(1), axis=0), u_2b[0])
+    inside_kb = jnp.take_along_axis(weight_nkb, block_b[None, None, :], axis=0)[0]
+    return block_b * BLOCK + _invert(jnp.cumsum(inside_kb, axis=0), u_2b[1])
 
 
-def _invert(cdf_bn: jax.Array, u_b: jax.Array) -> jax.Array:
+def _top(blocks_nkb: jax.Array) -> jax.Array:
+    return jnp.max(jnp.max(blocks_nkb, axis=1), axis=0)
+
+
+def _logp(blocks_nkb: jax.Array, token_b: jax.Array) -> jax.Array:
+    """Log-probs [b] of tokens under softmax."""
+    top_b = _top(blocks_nkb)
+    total_b = jnp.sum(jnp.sum(jnp.exp(blocks_nkb - top_b), axis=1), axis=0)
+    flat_vb = blocks_nkb.reshape(-1, token_b.size)
+    return jnp.take_along_axis(flat_vb, token_b[None, :], axis=0)[0] - top_b - jnp.log(total_b)
+
+
+def _invert(cdf_nb: jax.Array, u_b: jax.Array) -> jax.Array:
     """First index whose cumulative weight exceeds u times the total: never one of zero weight."""
-    reached_bn = cdf_bn <= u_b[:, None] * cdf_bn[:, -1:]
-    return jnp.sum(reached_bn, axis=-1, dtype=jnp.int32)
+    return jnp.sum(cdf_nb <= u_b * cdf_nb[-1:], axis=0, dtype=jnp.int32)
 
 
 def keep_likeliest(logits_bv: jax.Array, top_k_b: jax.Array | None, top_p_b: jax.Array | None) -> jax.Array:
@@ -93,10 +117,9 @@ def choose(keys_b: jax.Array, logits_bv: jax.Array, shaping: Shaping) -> tuple[j
       tokens [b] int32 and log-probs [b] float32 (nats).
     """
     greedy_b = shaping.temperature == 0
-    shaped_bv = logits_bv / jnp.where(greedy_b, 1.0, shaping.temperature)[:, None]
+    logits_vb = logits_bv.T  # first of all: a CPU would turn what is made of them in memory
+    shaped_vb = logits_vb / jnp.where(greedy_b, 1.0, shaping.temperature)
     if shaping.top_k is not None or shaping.top_p is not None:
-        shaped_bv = keep_likeliest(shaped_bv, shaping.top_k, shaping.top_p)
-    drawn_b, _ = draw(keys_b, shaped_bv)
-    token_b = jnp.where(greedy_b, jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), drawn_b)
-    chosen_b = jnp.take_along_axis(logits_bv, token_b[:, None], axis=1)[:, 0]
-    return token_b, chosen_b - jax.nn.logsumexp(logits_bv, axis=-1)
+        shaped_vb = keep_likeliest(shaped_vb.T, shaping.top_k, shaping.top_p).T
+    token_b = _drawn(keys_b, _blocks(shaped_vb), greedy_b)
+    return token_b, _logp(_blocks(logits_vb), token_b)

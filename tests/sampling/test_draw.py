@@ -34,7 +34,7 @@ def test_zero_weight_is_never_drawn():
 
 
 def test_extreme_uniforms_stay_inside_the_support():
-    cdf = jnp.array([[0.0, 0.0, 0.25, 0.25, 1.0, 1.0]])
+    cdf = jnp.array([0.0, 0.0, 0.25, 0.25, 1.0, 1.0])[:, None]
     for u, index in [(0.0, 2), (0.2499, 2), (0.25, 4), (1 - 2**-24, 4)]:
         assert int(draw._invert(cdf, jnp.array([u]))[0]) == index
 
@@ -69,3 +69,15 @@ def test_a_row_that_cuts_nothing_keeps_every_token_beside_one_that_does():
     logits = jnp.zeros((2, 100_000))
     kept = draw.keep_likeliest(logits, None, jnp.array([1.0, 0.5]))
     assert jnp.isfinite(kept[0]).all() and 49_000 < jnp.isfinite(kept[1]).sum() < 51_000
+
+
+def test_temperature_0_takes_the_first_of_the_likeliest_beside_rows_that_draw():
+    """Ties inside a block, across blocks and at its first token; log-probs stay the policy's own."""
+    logits = jax.random.normal(jax.random.key(3), (6, 700))
+    for row, words in enumerate([(5, 9), (300, 255), (256, 511), (699,), (0, 1)]):
+        logits = logits.at[row, jnp.array(words)].set(9.0)
+    shaping = draw.Shaping(jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5]))
+    tokens, logp = draw.choose(keys(6), logits, shaping)
+    assert tokens[:5].tolist() == [5, 255, 256, 699, 0]
+    assert tokens[5] == draw.draw(keys(6), logits / 0.5)[0][5]
+    np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[jnp.arange(6), tokens], atol=2e-6)
