@@ -242,10 +242,10 @@ def masks(
     arch: Architecture,
     t: int,
     prefix: KV | None = None,
-    prefix_lengths_p=None,
+    prefix_lengths_p: Any = None,
     cache: KV | None = None,
-    index=None,
-    counts_b=None,
+    index: Any = None,
+    counts_b: Any = None,
     packing: Packing | None = None,
 ) -> dict[str, Any]:
     """Which keys a query sees: prefix slots below its length, own ones (those of the cache too) up to itself; of a

@@ -13,8 +13,11 @@ from safetensors.numpy import load_file
 
 HERE = pathlib.Path(__file__).parent
 FIELDS = {
-    "rollout.group_size": 16, "rollout.max_new_tokens": 10, "rollout.length_buckets": 0, "optimiser.learning_rate": 1e-3,
-}  # fmt: skip
+    "rollout.group_size": 16,
+    "rollout.max_new_tokens": 10,
+    "rollout.length_buckets": 0,
+    "optimiser.learning_rate": 1e-3,
+}
 # Number of processes, data x fsdp x tensor. The slow tests have tensor axes, packed streams, and the command itself.
 JOBS = [[1, None], [2, [1, 2, 1]], [4, [2, 2, 1]]]
 
