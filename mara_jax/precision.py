@@ -11,5 +11,6 @@ def keep_float32() -> None:
     Left alone an H100 multiplies float32 in TF32 and a TPU in bfloat16, with 11 and 8 bits: log-probs of the same
     tokens then differ by .01 between the sampler and the trainer. Matmuls of bfloat16 arrays are not touched.
     """
-    if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ and jax.config.read("jax_default_matmul_precision") is None:
+    chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if "JAX_DEFAULT_MATMUL_PRECISION" not in os.environ and chosen is None:
         jax.config.update("jax_default_matmul_precision", "highest")
