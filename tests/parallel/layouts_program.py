@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 
+import borders
 import jax
 import numpy as np
 
@@ -33,7 +34,7 @@ def magnitude(leaf) -> float:
     return float(np.abs(hosts.gather(leaf).astype(np.float64)).sum())
 
 
-def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda setup, state: None) -> dict:
+def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda *_: None) -> dict:
     """The run's losses, tokens and log-probs at each step, and what its state weighs."""
     layout = None if sizes is None else sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))
     drawn, sample = [], rollout.sample
@@ -51,12 +52,13 @@ def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=l
             drawn.append(sample(*args, **named))
             return drawn[-1]
 
-        rollout.sample, rows = recorded, []
+        rollout.sample, rows, snapshots = recorded, [], []
         for done in range(steps):
+            snapshots.append(jax.tree.map(hosts.gather, state.params))
             state, row, _ = loop.iterate(setup, state, done)
             rows.append({k: v for k, v in row.items() if not k.startswith("time/")})
         rollout.sample = sample
-        at_end(setup, state)
+        at_end(setup, state, snapshots)
         where = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.opt_state)} if layout else set()
     return {
         "rows": rows,
@@ -85,7 +87,11 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {PATIENCE}"
     run = run_of(asked)
-    found = [train(run, sizes, asked["steps"]) for sizes in asked["layouts"]]
+    ends = []
+    found = [train(run, sizes, asked["steps"], lambda *end: ends.append(end)) for sizes in asked["layouts"]]
+    for one, (setup, _, snapshots) in zip(found, ends, strict=True):
+        key, both = reference.stream(run.seed, "rollout"), (ends[0][2], snapshots)
+        one["differs"] = borders.first_difference(setup.policy, setup.prompts[0], key, found[0], one, both)
     pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
 
 

@@ -33,7 +33,7 @@ def process(asked: dict, sizes: list[int] | None, out: pathlib.Path, address: st
         layouts_program.run_of(asked),
         sizes,
         asked["steps"],
-        lambda setup, state: hf.export(setup.policy, state.params, out / "model"),
+        lambda setup, state, _: hf.export(setup.policy, state.params, out / "model"),
     )
     for row in found["rows"]:
         log.write(row)

@@ -37,7 +37,7 @@ def small(tmp_path_factory) -> pathlib.Path:
 
 
 def test_ten_steps_of_nano(tmp_path):
-    """From one and the same warmed-up reference: 10 steps as the config has them."""
+    """From one and the same warmed-up reference: 10 steps as in the config, the same but for draws on a border."""
     workdir = tmp_path / "nano"
     command = [sys.executable, "-m", "mara_jax.main", "--config=configs/onetwo.py:nano", f"--workdir={workdir}"]
     done = subprocess.run([*command, "--config.steps=1"], cwd=HERE.parents[1], capture_output=True, text=True)
@@ -47,10 +47,14 @@ def test_ten_steps_of_nano(tmp_path):
         "optimiser.learning_rate": 5e-4, "optimiser.decay_steps": 100,
     }  # fmt: skip
     alone, *spread = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields)
-    print("largest difference of losses:", [float(np.abs(losses(run) - losses(alone)).max()) for run in spread])
     for run in spread:
-        assert run["tokens"] == alone["tokens"]
-        np.testing.assert_allclose(losses(run), losses(alone), rtol=0, atol=1e-5)
+        same = run["differs"]["step"]
+        apart = np.abs(losses(run) - losses(alone))[:same].max(initial=0)
+        print(f"{same} steps of equal tokens, losses at most {apart:.1e} apart; {run['differs']['rows']}")
+        np.testing.assert_allclose(losses(run)[:same], losses(alone)[:same], rtol=0, atol=1e-5)
+        # Sums of float32 depend on their order. A token may differ where its uniform lies between the two runs' own
+        # cumulative probabilities, and nowhere else; from there on the runs are two different ones.
+        assert all(row["explained"] for row in run["differs"]["rows"]), run["differs"]
 
 
 def test_a_whole_run_in_float64(small, tmp_path):
