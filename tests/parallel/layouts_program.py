@@ -22,6 +22,11 @@ from mara_jax.train import loop, optim, placement, reference
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900 --xla_cpu_collective_timeout_seconds=900"
 
 
+def add_flags(flags: str) -> None:
+    """More of XLA's, before it starts; what importing mara_jax has said stays."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+
 def cut(tree) -> list[list[int]]:
     """Bytes of a tree: of the whole, and on each device."""
     leaves = jax.tree.leaves(tree)
@@ -85,7 +90,7 @@ def run_of(asked: dict) -> config.LanguageRun:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {PATIENCE}"
+    add_flags(f"--xla_force_host_platform_device_count=8 {PATIENCE}")
     run = run_of(asked)
     ends = []
     found = [train(run, sizes, asked["steps"], lambda *end: ends.append(end)) for sizes in asked["layouts"]]
