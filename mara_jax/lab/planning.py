@@ -120,8 +120,13 @@ def _compiled(known: Memory, compiled: Any) -> Memory:
     """
     stats = compiled.memory_analysis()
     results = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    temporaries = stats.temp_size_in_bytes
+    if sharding.platform() == "tpu":
+        # There the sum of what is set aside is up to half again what is in use at once, and the compiler lets a program
+        # pass whose sum is larger than the memory.
+        temporaries = min(temporaries, stats.peak_memory_in_bytes - stats.argument_size_in_bytes - results)
     # The compiler's figure holds the cache, too: what a loop carries is temporary.
-    spare = max(0, stats.temp_size_in_bytes - known.cache)
+    spare = max(0, temporaries - known.cache)
     return known._replace(batch=known.batch + results, temporaries=spare)
 
 
@@ -253,7 +258,8 @@ def plan(
     arch = shape.of(run.policy)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = programs.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
-    advice = suggest.best(run, arch, sizes, chip, len(devices))
+    with sharding.use(sharding.layout(mesh.make({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
+        advice = suggest.best(run, arch, sizes, chip, len(devices))
     if suggested and advice is not None:
         run = suggest.with_mesh(run, advice)
     layout = layout_of(run, devices)

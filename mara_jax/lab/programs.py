@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from mara_jax import config
 from mara_jax.lab import work
 from mara_jax.parallel import sharding
-from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture
 from mara_jax.sampling import logprobs, rollout
@@ -75,7 +74,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     """
     tx, parts = optim.make(run.optimiser), run.optimiser.micro_batches
     state = placement.abstract(arch, tx)
-    ref_params = reference_params(arch)
+    ref_params = placement.abstract_reference(arch)
     prompts = (_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), _of_prompts(sizes, jnp.int32))
     tokens = _of_groups(sizes, jnp.int32, sizes.new_tokens)
     packing = _packing(run, sizes)
@@ -102,17 +101,6 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
         "reference": referred,
         "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, (), (batch, other)),
     }
-
-
-def reference_params(arch: Architecture) -> dict[str, Any]:
-    """The frozen reference's parameters: as they are loaded, in float32."""
-    layout = sharding.current()
-    shardings = {} if layout is None else table.shardings(arch, layout)
-    tree: dict[str, Any] = {}
-    for path, (shape, _) in table.leaf_shapes(arch).items():
-        where = table.at(shardings, path) if layout is not None else None
-        table.put(tree, path, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where))
-    return tree
 
 
 def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Sizes, prompts: tuple) -> Program:

@@ -11,6 +11,7 @@ from mara_jax import config
 from mara_jax.lab import work
 from mara_jax.lab.chips import Chip
 from mara_jax.lab.programs import Sizes
+from mara_jax.policies import attention
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 
@@ -71,34 +72,37 @@ def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp:
     count, cut = table.count(arch), data * fsdp
     rows = sizes.prompts * sizes.group / cut
     positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
-    held = 4 * 4 * count / (fsdp * tensor)  # parameters, the reference's, two moments
+    held = (3 * 4 + min(width, 4)) * count / (fsdp * tensor)  # parameters, two moments; the reference's
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
     rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
-    gradients = 4 * count / (fsdp * tensor)
-    update = gradients + _head(arch, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
+    gradients = (4 + width) * count / (fsdp * tensor)  # and the kernels in the compute dtype
+    update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
     seconds = (
         _seconds(arch, sizes, chip, (data, fsdp, tensor), rows, positions) if arch.compute_dtype in chip.flops else 0
     )
     return Candidate(data, fsdp, tensor, held + max(rollout, update), seconds)
 
 
-def _head(arch: Architecture, tensor: int) -> float:
+def _head(arch: Architecture, fsdp: int, tensor: int) -> float:
     """Bytes of arrays of vocabulary x width in an update, as compiled programs have them.
 
-    In float32: two gradients of the embedding, by its lookup and by the head, and a copy of each; in the compute dtype:
-    the gathered heads of policy and reference.
+    Cut over fsdp: two gradients of the embedding, by its lookup and by the head. Else these and a copy of each, and the
+    heads of policy and reference in the compute dtype, all of them whole.
     """
-    return arch.vocab_size * arch.embed / tensor * (4 * 4 + 2 * jnp.dtype(arch.compute_dtype).itemsize)
+    size = arch.vocab_size * arch.embed / (fsdp * tensor)
+    return size * (2 * 4 if fsdp > 1 else 4 * 4 + 2 * jnp.dtype(arch.compute_dtype).itemsize)
 
 
 def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: float, tensor: int) -> float:
-    """Bytes that the backward pass keeps: of every layer, or of one and the inputs of all; and one layer's scores."""
+    """Bytes that the backward pass keeps: of every layer, or of one and the inputs of all; and one layer's scores,
+    unless kernels keep them from memory."""
     width = jnp.dtype(arch.compute_dtype).itemsize
     part = 1 / run.optimiser.micro_batches
     heads = arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim
     matmuls = (2 * arch.embed + (2 * heads + 3 * arch.mlp) / tensor) * width
-    wide = 3 * 4 * positions * arch.mlp / tensor  # the gate's activation and its derivative, in float32
-    scores = rows * arch.heads / tensor * (sizes.new_tokens - 1) * (sizes.new_tokens + sizes.prompt_tokens) * 4
+    wide = 4 * positions * arch.mlp / tensor  # the gate's activation or its derivative, in float32
+    keys = 0 if attention.by_kernels(arch) else sizes.new_tokens + sizes.prompt_tokens
+    scores = rows * arch.heads / tensor * (sizes.new_tokens - 1) * keys * 4
     kept = {"layer": 1, "elementwise": arch.layers, "none": arch.layers}[arch.remat]
     times = 2 if arch.remat == "none" else 1  # elementwise results beside those of matmuls
     of_layers = positions * (arch.layers * arch.embed * width + kept * times * matmuls)

@@ -269,3 +269,29 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
         return array
     fits = [a if a is None or size % ways(layout, a) == 0 else None for a, size in zip(axes, array.shape, strict=False)]
     return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, spec(layout, fits, "an activation")))
+
+
+def lookup(table_vd: jax.Array, ids_bt: jax.Array, dtype: Any) -> jax.Array:
+    """Under jit: rows of a table ("vocab", "embed"), as activations [b, t, d] of a dtype, cut by "rows".
+
+    Where the table is cut along its channels it stays so: every device looks up its channels of the rows of all that
+    share the table, and these are exchanged. Neither the table nor its gradient is ever whole on a device.
+    """
+    layout = current()
+    if layout is None:
+        return table_vd[ids_bt].astype(dtype)
+    channels = dict(layout.table)["embed"]
+    outer = tuple(axis for axis in dict(layout.table)["rows"] if axis not in channels)
+    cut = [tuple(axis for axis in axes if layout.mesh.shape[axis] > 1) for axes in (outer, channels)]
+    sizes = (ids_bt.shape[0], table_vd.shape[1])
+    outer, channels = (
+        axes if size % math.prod(layout.mesh.shape[axis] for axis in axes) == 0 else ()
+        for axes, size in zip(cut, sizes, strict=True)
+    )
+
+    def place(array: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
+        entries = (axis or None for axis in axes)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, PartitionSpec(*entries)))
+
+    rows_btd = constrain(table_vd, "vocab", "embed")[place(ids_bt, outer)].astype(dtype)
+    return constrain(place(rows_btd, outer, (), channels), "rows")

@@ -6,7 +6,6 @@ Norms, rotary embedding and softmax are in float32; matmuls in `Architecture.com
 Masks come from lengths and slots, never from token values.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +92,7 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matmul by a kernel [in, out], or one laid out by `for_decoding`, with an optional bias, in x's dtype.
+    """A matmul by a kernel [in, out], or one laid out by `decoding.lay_out`, with an optional bias, in x's dtype.
 
     Where `up` is given, silu(x) * up takes the place of x.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
@@ -121,31 +120,45 @@ class Linear(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer: attention and a gated feed-forward, each on the normed residual stream."""
+    """One decoder layer: attention and a gated feed-forward, each on the normed residual stream.
+
+    Of a pair, x of prompts and of what follows them, the first is the second's prefix; rope and masks are pairs then.
+    """
 
     arch: Architecture
 
     @nn.compact
-    def __call__(self, x_btd, rope, masks, prefix, cache, packing):
-        normed_btd = Norm(self.arch.norm_eps, name="attn_norm")(x_btd)
-        mixed, kv = self._attention(normed_btd, rope, masks, prefix, cache, packing)
-        x_btd = sharding.constrain(x_btd + mixed, "rows")
-        y_btd = Norm(self.arch.norm_eps, name="mlp_norm")(x_btd)
-        halves = (Linear(self.arch.mlp, name=name)(y_btd) for name in ("gate", "up"))
-        gate_btf, up_btf = (sharding.constrain(half_btf, "rows", None, "mlp") for half_btf in halves)
-        return sharding.constrain(x_btd + Linear(self.arch.embed, name="down")(gate_btf, up_btf), "rows"), kv
+    def __call__(self, x, rope, masks, prefix, cache, packing):
+        arch, parts = self.arch, {}
+        heads, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+        for name, width in (("q", heads), ("k", keys), ("v", keys)):
+            parts[name] = Linear(width, arch.qkv_bias, name=name)
+        for name, width in (("o", arch.embed), ("gate", arch.mlp), ("up", arch.mlp), ("down", arch.embed)):
+            parts[name] = Linear(width, name=name)
+        for name in ("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if arch.qk_norm else ())):
+            parts[name] = Norm(arch.norm_eps, name=name)
+        if not isinstance(x, tuple):
+            return self._pass(parts, x, rope, masks, prefix, cache, packing)
+        prompts, prefix = self._pass(parts, x[0], rope[0], masks[0], None, None, None)
+        rest, _ = self._pass(parts, x[1], rope[1], masks[1], prefix, None, packing)
+        return (prompts, rest), None
 
-    def _attention(self, x_btd, rope, masks, prefix, cache, packing):
+    def _pass(self, parts, x_btd, rope, masks, prefix, cache, packing):
+        mixed, kv = self._attention(parts, parts["attn_norm"](x_btd), rope, masks, prefix, cache, packing)
+        x_btd = sharding.constrain(x_btd + mixed, "rows")
+        y_btd = parts["mlp_norm"](x_btd)
+        gate_btf, up_btf = (sharding.constrain(parts[name](y_btd), "rows", None, "mlp") for name in ("gate", "up"))
+        return sharding.constrain(x_btd + parts["down"](gate_btf, up_btf), "rows"), kv
+
+    def _attention(self, parts, x_btd, rope, masks, prefix, cache, packing):
         arch = self.arch
         b, t, _ = x_btd.shape
         n, k, h = arch.heads, arch.kv_heads, arch.head_dim
         m = n // k
-        q_btnh = Linear(n * h, arch.qkv_bias, name="q")(x_btd).reshape(b, t, n, h)
-        k_btkh = Linear(k * h, arch.qkv_bias, name="k")(x_btd).reshape(b, t, k, h)
-        v_btkh = Linear(k * h, arch.qkv_bias, name="v")(x_btd).reshape(b, t, k, h)
+        q_btnh = parts["q"](x_btd).reshape(b, t, n, h)
+        k_btkh, v_btkh = (parts[name](x_btd).reshape(b, t, k, h) for name in ("k", "v"))
         if arch.qk_norm:
-            q_btnh = Norm(arch.norm_eps, name="q_norm")(q_btnh)
-            k_btkh = Norm(arch.norm_eps, name="k_norm")(k_btkh)
+            q_btnh, k_btkh = parts["q_norm"](q_btnh), parts["k_norm"](k_btkh)
         q_btnh, k_btkh = rotate(q_btnh, rope) * h**-0.5, rotate(k_btkh, rope)
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
@@ -171,7 +184,7 @@ class Layer(nn.Module):
         out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
         if packing is not None:
             out_btx = streams.pack(out_btx, packing)
-        return Linear(arch.embed, name="o")(out_btx), own
+        return parts["o"](out_btx), own
 
 
 def _time_of_keys() -> int:
@@ -185,16 +198,18 @@ def _write(cache, new, index, axis):
 
 
 class Embedding(nn.Module):
-    """A table of token embeddings [v, d]."""
+    """A table of token embeddings [v, d]; whole: its channels lie together on every device, as `decoding.lay_out`
+    puts them."""
 
     arch: Architecture
 
     @nn.compact
-    def __call__(self, tokens_bt):
-        shape = (self.arch.vocab_size, self.arch.embed)
-        # A lookup in a table cut along its channels would give rows cut in another way than all that follows.
-        rows = sharding.constrain(self.param("embedding", nn.initializers.zeros, shape), "vocab")
-        return sharding.constrain(rows[tokens_bt].astype(self.arch.compute_dtype), "rows")
+    def __call__(self, tokens_bt, whole: bool = False):
+        arch = self.arch
+        table_vd = self.param("embedding", nn.initializers.zeros, (arch.vocab_size, arch.embed))
+        if whole:
+            return sharding.constrain(table_vd[tokens_bt].astype(arch.compute_dtype), "rows")
+        return sharding.lookup(table_vd, tokens_bt, arch.compute_dtype)
 
 
 def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:
@@ -207,7 +222,7 @@ def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -
 
 class Decoder(nn.Module):
     """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and
-    values.
+    values. Of pairs, as a `Layer` takes them, a pair of hidden states.
 
     The initialisers named in these modules are never used: `init` draws parameters from the parameter table.
     """
@@ -215,10 +230,11 @@ class Decoder(nn.Module):
     arch: Architecture
 
     @nn.compact
-    def __call__(self, tokens_bt, positions_bt, masks, prefix=None, cache=None, packing=None):
+    def __call__(self, tokens, positions, masks, prefix=None, cache=None, packing=None):
         arch = self.arch
-        x_btd = Embedding(arch, name="embed")(tokens_bt)
-        rope = rotary(arch, positions_bt)
+        embed = Embedding(arch, name="embed")
+        x = jax.tree.map(lambda ids_bt: embed(ids_bt, cache is not None), tokens)
+        rope = jax.tree.map(partial(rotary, arch), positions)
         block: Any = Layer
         if arch.remat != "none":
             keep = partial(_kernels_output, arch) if arch.remat == "elementwise" else None
@@ -232,16 +248,16 @@ class Decoder(nn.Module):
                 in_axes=axes,
                 length=arch.layers,
             )
-            x_btd, new = scanned(arch, name="layers")(x_btd, rope, masks, prefix, cache, packing)
+            x, new = scanned(arch, name="layers")(x, rope, masks, prefix, cache, packing)
         else:
             ks, vs = [], []
             for i in range(arch.layers):
                 at_layer = [None if kv is None else KV(kv.k[i], kv.v[i]) for kv in (prefix, cache)]
-                x_btd, kv = block(arch, name=f"layers_{i}")(x_btd, rope, masks, *at_layer, packing)
-                ks.append(kv.k)
-                vs.append(kv.v)
+                x, kv = block(arch, name=f"layers_{i}")(x, rope, masks, *at_layer, packing)
+                ks.append(kv and kv.k)
+                vs.append(kv and kv.v)
             new = KV(tuple(ks), tuple(vs))
-        return Norm(arch.norm_eps, name="final_norm")(x_btd), new
+        return jax.tree.map(Norm(arch.norm_eps, name="final_norm"), x), new
 
 
 def masks(
@@ -313,6 +329,32 @@ def forward(
     return hidden_btd, new
 
 
+def forward_group(
+    arch: Architecture,
+    params: Any,
+    prompt_tokens_ps: jax.Array,
+    prompt_lengths_p: jax.Array,
+    tokens_bt: jax.Array,
+    positions_bt: jax.Array,
+    packing: Packing | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden states of prompts and of tokens that follow them, as two calls of `forward` give them.
+
+    Layer by layer for both: kernels cut over devices are gathered once for the two, and there is one gradient of them.
+
+    args: as `forward`; packing: of the tokens that follow.
+    returns: hidden states [p, s, d] and [b, t, d], or of streams.
+    """
+    s, t = prompt_tokens_ps.shape[1], tokens_bt.shape[1] if packing is None else packing.slot_bt.shape[1]
+    seen = (masks(arch, s), masks(arch, t, packing=packing))
+    seen[1].update(prefix=jnp.arange(s)[None, :] < prompt_lengths_p[:, None], prefix_lengths=prompt_lengths_p)
+    positions = (jnp.broadcast_to(jnp.arange(s), prompt_tokens_ps.shape), positions_bt)
+    decoder: Any = Decoder(arch)
+    tokens = (prompt_tokens_ps, tokens_bt)
+    hidden, _ = decoder.apply({"params": params}, tokens, positions, seen, packing=packing)
+    return hidden
+
+
 def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
     """Next-token logits of hidden states.
 
@@ -327,49 +369,6 @@ def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
 def head_rows(arch: Architecture, params: Any) -> jax.Array:
     """The head's matrix [v, d]."""
     return params["embed" if arch.tie_embeddings else "head"]["embedding"]
-
-
-def for_decoding(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
-    """The same policy and prefix laid out for a decoding loop.
-
-    Layers are unrolled; parameters are in the compute dtype and, but for the tensor axis, whole on every device; on a
-    CPU kernels are turned to [out, in]. Call it once, before the loop: what it copies is read at every step, and what
-    it gathers a TPU would gather anew for every token. An adapter is merged into its kernels, but not in bfloat16: the
-    merged kernel would be rounded, and samples would not come from the policy that is trained.
-    """
-    if arch.compute_dtype != "bfloat16":
-        params = lora.merged(params)
-    if arch.scan_layers:
-        params = table.to_unrolled(params, arch.layers)
-        prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
-        arch = dataclasses.replace(arch, scan_layers=False)
-    params = _gathered(arch, params)
-    return arch, _turned(params) if sharding.platform() == "cpu" else params, prefix
-
-
-def _gathered(arch: Architecture, params: Any) -> Any:
-    """Parameters as a decoding loop reads them, cut only where activations are cut alike."""
-    tree = jax.tree.map(lambda x: x, params)  # an adapter's arrays, which are small, stay as they are
-    for path, (_, axes) in table.leaf_shapes(arch).items():
-        array = table.at(params, path)
-        if path[-1] != "scale":  # norms are computed in float32
-            array = array.astype(arch.compute_dtype)
-        table.put(tree, path, sharding.constrain(array, *(None if axis == "embed" else axis for axis in axes)))
-    return tree
-
-
-def _turned(params: Any) -> Any:
-    if not isinstance(params, dict):
-        return params
-    rest = {name: _turned(value) for name, value in params.items() if name != "kernel"}
-    return rest | ({TURNED: params["kernel"].T} if "kernel" in params else {})
-
-
-def decoding_logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
-    """As `logits`, for the few rows of a decoding step."""
-    if sharding.platform() == "cpu":
-        return products.few_rows(head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
-    return logits(arch, params, hidden_bd)
 
 
 def init_cache(arch: Architecture, rows: int, length: int) -> KV:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import transformer
+from mara_jax.policies import decoding, transformer
 from mara_jax.sampling import draw
 
 
 class Start(NamedTuple):
     """What decoding begins from: p prompts, already computed, and b samples of them, row-major.
 
-    arch, params and prefix as `transformer.for_decoding` lays them out; lengths_p: tokens of each prompt; last_pd: the
+    arch, params and prefix as `decoding.lay_out` lays them out; lengths_p: tokens of each prompt; last_pd: the
     hidden state of its last token; keys_b: one a sample; shaping: how each prompt's tokens are drawn, [p] each; ends:
     the tokens that end a completion; width: most tokens of one; pad_id: what stands behind its end.
     """
@@ -33,7 +33,7 @@ class Start(NamedTuple):
 
 def choose(start: Start, hidden_bd, keys_b, at, shaping: draw.Shaping) -> tuple[jax.Array, jax.Array]:
     """The tokens that follow hidden states, and their log-probs; `at`: tokens drawn before, of all rows or of each."""
-    logits_bv = transformer.decoding_logits(start.arch, start.params, hidden_bd)
+    logits_bv = decoding.logits(start.arch, start.params, hidden_bd)
     keys_b = jax.vmap(jax.random.fold_in)(keys_b, jnp.broadcast_to(at, keys_b.shape))
     return draw.choose(keys_b, logits_bv, shaping)
 

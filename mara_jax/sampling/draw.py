@@ -40,7 +40,7 @@ def _blocks(logits_vb: jax.Array) -> jax.Array:
     """Logits by block, token of the block and row, [n, k, b]; tokens that fill the last block up are never drawn.
 
     Rows come last because all sums run over tokens: a CPU then adds up many rows at once, and its head makes logits in
-    this order (`transformer.decoding_logits`), so that nothing is turned.
+    this order (`decoding.logits`), so that nothing is turned.
     """
     vocab, rows = logits_vb.shape
     padding = ((0, -vocab % BLOCK), (0, 0))

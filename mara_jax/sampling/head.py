@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mara_jax.parallel import sharding
 from mara_jax.policies import products, transformer
 from mara_jax.policies.params import wide
+from mara_jax.sampling import cut_head
 
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
 # chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
@@ -51,12 +52,16 @@ def token_stats(
       tokens_rn: ids.
       streams: how many of the r rows lie on different devices; the chunks are as much larger.
     """
-    n = tokens_rn.shape[1]
-    chunks = min(n, -(-tokens_rn.size * arch.vocab_size // (MAX_LOGITS[sharding.platform()] * streams)))
+    n, rows_vd = tokens_rn.shape[1], transformer.head_rows(arch, params)
     ref = (
         None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
     )
-    out: Any = _stats(chunks, streams, transformer.head_rows(arch, params), hidden_rnd, tokens_rn, ref)
+    blocks = cut_head.blocks(-(-tokens_rn.size // sharding.parts("rows")), arch.vocab_size)
+    if blocks:
+        of_blocks: Any = cut_head.stats(blocks, rows_vd, hidden_rnd, tokens_rn, ref)
+        return Stats(*of_blocks)
+    chunks = min(n, -(-tokens_rn.size * arch.vocab_size // (MAX_LOGITS[sharding.platform()] * streams)))
+    out: Any = _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)
     return Stats(*out)
 
 

@@ -70,23 +70,17 @@ def completion_hidden(
       packing: from `packed`; without it every padded position is computed.
     """
     p, g, t = tokens_pgt.shape
-    last_pd, prefix = rollout.prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
     if t == 1:
+        last_pd, _ = rollout.prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
         return Hidden(last_pd, jnp.zeros((p * g, 0, last_pd.shape[-1]), last_pd.dtype))
     tokens_bt = tokens_pgt.reshape(p * g, t)[:, :-1]
     positions_bt = jnp.repeat(prompt_lengths_p, g)[:, None] + jnp.arange(t - 1)
     if packing is not None:
         tokens_bt, positions_bt = (streams.pack(x, packing) for x in (tokens_bt, positions_bt))
-    rest, _ = transformer.forward(
-        arch,
-        params,
-        tokens_bt,
-        positions_bt,
-        prefix=prefix,
-        prefix_lengths_p=prompt_lengths_p,
-        packing=packing,
+    hidden_psd, rest = transformer.forward_group(
+        arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_bt, positions_bt, packing
     )
-    return Hidden(last_pd, rest)
+    return Hidden(rollout.last(hidden_psd, prompt_lengths_p), rest)
 
 
 def token_stats(

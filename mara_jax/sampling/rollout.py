@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import transformer
+from mara_jax.policies import decoding, transformer
 from mara_jax.sampling import decode
 from mara_jax.sampling import draw as drawing
 from mara_jax.sampling import slots as refill
@@ -225,7 +225,7 @@ def generate(
     """The compiled draw behind `sample`."""
     num_prompts = prompt_tokens_ps.shape[0]
     last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
-    arch, params, prefix = transformer.for_decoding(arch, params, prefix)
+    arch, params, prefix = decoding.lay_out(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
     keys_b = drawing.token_keys(key, spread(prompt_ids_p), sample_b)
@@ -249,5 +249,9 @@ def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):
     """Each prompt once: the hidden state of its last token [p, d] and its keys and values."""
     positions_ps = jnp.broadcast_to(jnp.arange(prompt_tokens_ps.shape[1]), prompt_tokens_ps.shape)
     hidden_psd, prefix = transformer.forward(arch, params, prompt_tokens_ps, positions_ps)
-    last_pd = jnp.take_along_axis(hidden_psd, (prompt_lengths_p - 1)[:, None, None], axis=1)[:, 0]
-    return last_pd, prefix
+    return last(hidden_psd, prompt_lengths_p), prefix
+
+
+def last(hidden_psd: jax.Array, prompt_lengths_p: jax.Array) -> jax.Array:
+    """The hidden state of each prompt's last token, [p, d]."""
+    return jnp.take_along_axis(hidden_psd, (prompt_lengths_p - 1)[:, None, None], axis=1)[:, 0]

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from mara_jax.config import LanguageRun
 from mara_jax.parallel import sharding
-from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 from mara_jax.train import optim, placement
 
@@ -33,15 +32,7 @@ def held(run: LanguageRun, arch: Architecture) -> Held:
     """What each device of the layout in use holds during a rollout, at the least."""
     state = placement.abstract(arch, optim.make(run.optimiser))
     parameters = bytes_of(state.params)
-    layout = sharding.current()
-    shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in table.leaf_shapes(arch).items()}
-    if layout is not None:
-        places = table.shardings(arch, layout)
-        shapes = {
-            path: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=table.at(places, path))
-            for path, one in shapes.items()
-        }
-    reference = bytes_of(list(shapes.values()))  # kept as it was loaded, in float32
+    reference = bytes_of(placement.abstract_reference(arch))
     return Held(parameters, reference, bytes_of(state.opt_state), cache_bytes(run, arch))
 
 

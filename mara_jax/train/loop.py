@@ -46,7 +46,11 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         display.note(adapter.describe(policy))
         tx = optim.make(cfg.optimiser)
         checkpoints = Checkpoints(workdir, cfg.checkpoint)
-        state = _initial(cfg, policy, ref_params, tx, checkpoints, display)
+        resumed = hosts.first(checkpoints.latest) is not None
+        start = None if resumed else ref_params
+        ref_params = placement.reference(policy.architecture, ref_params)
+        state = _initial(cfg, policy, start, ref_params, tx, checkpoints, display)
+        del start
         log = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.writes())
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
@@ -154,11 +158,12 @@ def _known(path: pathlib.Path) -> dict[str, Any]:
     return known
 
 
-def _initial(cfg, policy, ref_params, tx, checkpoints: Checkpoints, display) -> State:
-    """The reference's weights, or its adapter, with a fresh optimiser; or the newest checkpoint."""
+def _initial(cfg, policy, start, ref_params, tx, checkpoints: Checkpoints, display) -> State:
+    """The weights to start from, or an adapter beside them, with a fresh optimiser; or the newest checkpoint."""
     arch = policy.architecture
-    if hosts.first(checkpoints.latest) is None:
-        return placement.fresh(arch, adapter.start(cfg, policy, ref_params), tx)
+    if start is not None:
+        # Weights that the reference does not keep are the policy's own: a copy would stand beside all else.
+        return placement.fresh(arch, adapter.start(cfg, policy, start), tx, copy=start is ref_params)
     state = hosts.everywhere(lambda: checkpoints.restore(placement.abstract(arch, tx)))
     display.note(f"resuming after step {int(state.step)}")
     return state

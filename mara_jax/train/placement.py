@@ -34,6 +34,34 @@ def param_dtype(arch: Architecture) -> Any:
     return table.wide(arch.compute_dtype)
 
 
+def reference_dtype(path: tuple[str, ...], arch: Architecture) -> Any:
+    """What the reference's array at a path is kept in: what is computed with, if that is narrower than float32.
+
+    Nothing changes by it: kernels and tables are read in the compute dtype alone, norms' scales in float32.
+    """
+    return jnp.bfloat16 if arch.compute_dtype == "bfloat16" and path[-1] != "scale" else jnp.float32
+
+
+def reference(arch: Architecture, params: Any) -> Any:
+    """Parameters as a run keeps those of its reference: new arrays, or those given where none needs a cast."""
+    if arch.compute_dtype != "bfloat16":
+        return params
+    tree: dict[str, Any] = {}
+    for path in table.leaf_shapes(arch):
+        table.put(tree, path, jnp.array(table.at(params, path), reference_dtype(path, arch)))
+    return tree
+
+
+def abstract_reference(arch: Architecture) -> dict[str, Any]:
+    """Shapes of the reference's parameters, with their shardings in the layout in use."""
+    layout, tree = sharding.current(), {}
+    shardings = None if layout is None else table.shardings(arch, layout)
+    for path, (shape, _) in table.leaf_shapes(arch).items():
+        where = None if shardings is None else table.at(shardings, path)
+        table.put(tree, path, jax.ShapeDtypeStruct(shape, reference_dtype(path, arch), sharding=where))
+    return tree
+
+
 def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:
     """Shapes of a state, with its shardings in the layout in use."""
     params, layout = abstract_params(arch), sharding.current()
@@ -47,10 +75,12 @@ def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:
     )
 
 
-def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation) -> State:
-    """A state before its first step, with a copy of params: an update gives up the buffers of the state it gets."""
-    # One program each: outside jit every shape would be compiled by itself.
-    params = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.array(x, param_dtype(arch)), tree))(params)
+def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation, copy: bool = True) -> State:
+    """A state before its first step; it needs a copy of params that others keep, as updates give up its buffers."""
+    dtype = param_dtype(arch)
+    if copy or any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
+        # One program each: outside jit every shape would be compiled by itself.
+        params = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.array(x, dtype), tree))(params)
     layout, make = sharding.current(), jax.jit(tx.init)
     if layout is not None:
         params = jax.device_put(params, lora.shardings(arch, layout))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import pytest
 from jax.sharding import AbstractMesh, AxisType
@@ -59,6 +60,14 @@ def test_what_a_device_holds_by_hand(cut, ways):
         held = capacity.held(RUN, shape.nano(RUN.policy))
     # Two moments, and Adam's count of steps.
     assert held == (own, own, 2 * own + 4, 2 * 2 * rows * heads * 10 * 32 * 4)
+
+
+def test_the_reference_of_a_bfloat16_policy_is_held_in_it_but_for_norms():
+    arch = dataclasses.replace(shape.nano(RUN.policy), compute_dtype="bfloat16")
+    with sharding.use(layout(1, 8, 1)):
+        held = capacity.held(RUN, arch)
+    assert held.reference == 2 * KERNELS // 8 + 4 * NORMS // 8 + 2 * BIASES
+    assert held.parameters == 4 * (KERNELS // 8 + NORMS // 8 + BIASES)
 
 
 def test_a_run_without_room_is_refused_with_its_parts():
@@ -217,12 +226,11 @@ def test_a_rollout_of_fewer_rows_takes_more_steps_and_less_cache():
     assert 4 * capacity.cache_bytes(few, arch) == capacity.cache_bytes(RUN, arch)
 
 
-@pytest.mark.parametrize(
-    ("name", "cut", "compiled"), [("3b", (1, 16, 1), 13.59), ("3b", (1, 8, 1), 15.14), ("7b", (1, 8, 1), 33.76)]
-)
+@pytest.mark.parametrize(("name", "cut", "compiled"), [("3b", (1, 8, 1), 11.91), ("7b", (1, 8, 1), 29.49)])
 def test_estimates_are_near_what_was_compiled(name, cut, compiled):
-    """GiB that plan found for 16 v5e chips and for 8 H100, a third up or a tenth down."""
-    policy = config.Policy(weights=f"qwen2.5-{name}", compute_dtype="bfloat16", remat="layer", scan_layers=True)
+    """GiB that plan found for 8 H100, a third up or a tenth down."""
+    choices: Any = {"compute_dtype": "bfloat16", "remat": "layer", "scan_layers": True, "attention": "kernels"}
+    policy = config.Policy(weights=f"qwen2.5-{name}", **choices)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
     found = suggest.estimate(run, shape.of(policy), programs.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], *cut)
     assert 0.9 < found.bytes / 2**30 / compiled < 1.33
