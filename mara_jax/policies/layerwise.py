@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
 from mara_jax.policies import params as table
-from mara_jax.policies import transformer
+from mara_jax.policies import rotary, transformer
 from mara_jax.policies.params import Architecture
 
 HEAD_PARTS = 16  # at most: of a small model the head is a good part
@@ -51,7 +51,7 @@ def _embedded(arch: Architecture, params: Any, tokens_bt: jax.Array) -> jax.Arra
 @partial(jax.jit, static_argnums=0)
 def _layer(arch: Architecture, params: Any, x_btd: jax.Array) -> jax.Array:
     positions_bt = jnp.broadcast_to(jnp.arange(x_btd.shape[1]), x_btd.shape[:2])
-    rope, masks = transformer.rotary(arch, positions_bt), transformer.masks(arch, x_btd.shape[1])
+    rope, masks = rotary.angles(arch, positions_bt), transformer.masks(arch, x_btd.shape[1])
     layer: Any = transformer.Layer(arch)  # what apply returns depends on flags that type checkers cannot follow
     return layer.apply({"params": params}, x_btd, rope, masks, None, None, None)[0]
 

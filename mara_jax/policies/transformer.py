@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, flash, gating, lora, products
+from mara_jax.policies import attention, flash, gating, lora, products, rotary
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -39,43 +39,6 @@ class KV:
 
     k: Any
     v: Any
-
-
-def inverse_frequencies(arch: Architecture) -> np.ndarray:
-    """Rotary frequencies, radians per position, [h / 2] in float32, after the architecture's scaling."""
-    exponent = np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim
-    frequency = (1.0 / np.float32(arch.rope_theta) ** exponent).astype(np.float32)
-    scaling = arch.rope_scaling
-    if scaling is None:
-        return frequency
-    if scaling.kind == "linear":
-        return frequency / np.float32(scaling.factor)
-    if scaling.kind != "llama3":
-        raise ValueError(f"unknown rope scaling {scaling.kind!r}: this code knows 'linear' and 'llama3'")
-    turns = scaling.original_max_positions * frequency / (2 * np.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - blend) * frequency / scaling.factor + blend * frequency).astype(np.float32)
-
-
-def rotary(arch: Architecture, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, float32 [b, t, 1, h / 2]."""
-    angle = positions_bt[..., None].astype(jnp.float32) * inverse_frequencies(arch)
-    both = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)[:, :, None, :]
-    if sharding.platform() == "cpu":
-        # XLA would compute them anew for every head of every layer that it does not scan, but it stores what a matmul
-        # makes; this one changes no digit.
-        both = both @ jnp.eye(arch.head_dim, dtype=both.dtype)
-    cos, sin = jnp.split(both, 2, axis=-1)
-    return cos, sin
-
-
-def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn each pair (channel i, channel i + h/2) of every head by its angle, in float32 (or wider)."""
-    cos, sin = rope
-    first, second = jnp.split(x_btnh.astype(table.wide(x_btnh.dtype)), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_btnh.dtype)
 
 
 class Norm(nn.Module):
@@ -159,7 +122,7 @@ class Layer(nn.Module):
         k_btkh, v_btkh = (parts[name](x_btd).reshape(b, t, k, h) for name in ("k", "v"))
         if arch.qk_norm:
             q_btnh, k_btkh = parts["q_norm"](q_btnh), parts["k_norm"](k_btkh)
-        q_btnh, k_btkh = rotate(q_btnh, rope) * h**-0.5, rotate(k_btkh, rope)
+        q_btnh, k_btkh = rotary.rotate(q_btnh, rope) * h**-0.5, rotary.rotate(k_btkh, rope)
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
             b, t = packing.slot_bt.shape
@@ -234,7 +197,7 @@ class Decoder(nn.Module):
         arch = self.arch
         embed = Embedding(arch, name="embed")
         x = jax.tree.map(lambda ids_bt: embed(ids_bt, cache is not None), tokens)
-        rope = jax.tree.map(partial(rotary, arch), positions)
+        rope = jax.tree.map(partial(rotary.angles, arch), positions)
         block: Any = Layer
         if arch.remat != "none":
             keep = partial(_kernels_output, arch) if arch.remat == "elementwise" else None

@@ -7,14 +7,13 @@ import shutil
 import subprocess
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 import qwen_scale_program
+import random_checkpoint
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from transformers.models.qwen2 import modeling_qwen2
 
 from mara_jax.hf import shapes
@@ -24,33 +23,6 @@ pytestmark = pytest.mark.slow
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = shapes.PUBLISHED["qwen2.5-3b"]
-FILE_BYTES = 10**9
-
-
-def random_tensor(draw: np.random.Generator, row: table.Row) -> np.ndarray:
-    """Random bits: any sign and mantissa, four octaves about 1 / sqrt(2048); those of norms from 1 to 2."""
-    bits = draw.integers(0, 2**16, row.stored_shape, np.uint16)
-    bits &= np.uint16(0x007F if row.fill else 0x81FF)
-    bits |= np.uint16(0x3F80 if row.fill else 0x3C00)
-    return bits.view(ml_dtypes.bfloat16)
-
-
-def write_checkpoint(out: pathlib.Path) -> int:
-    """Several files with an index, one file in memory at a time; their bytes."""
-    out.mkdir()
-    draw, file, files = np.random.default_rng(0), {}, []
-    rows = table.table(shapes.architecture_of("qwen2.5-3b"))
-    weight_map = {}
-    for row in rows:
-        file[row.name] = random_tensor(draw, row)
-        weight_map[row.name] = f"part-{len(files)}.safetensors"
-        if sum(x.nbytes for x in file.values()) > FILE_BYTES or row is rows[-1]:
-            files.append(out / weight_map[row.name])
-            save_file(file, files[-1])
-            file = {}
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (out / "config.json").write_text(json.dumps(CONFIG))
-    return sum(file.stat().st_size for file in files)
 
 
 def opened(directory: pathlib.Path, name: str, framework: str = "pt"):
@@ -98,7 +70,7 @@ def folder(tmp_path):
 def test_a_3b_checkpoint_in_and_out_in_13_tenths_of_its_size(folder):
     where, out = folder / "checkpoint", folder / "out"
     out.mkdir()
-    size = write_checkpoint(where)
+    size = random_checkpoint.write(where, "qwen2.5-3b")
     done = subprocess.run(
         [sys.executable, HERE / "qwen_scale_program.py", where, out],
         env=os.environ | {"PYTHONPATH": str(HERE.parents[1])}, capture_output=True, text=True,

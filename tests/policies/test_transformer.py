@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mara_jax.policies import params as table
-from mara_jax.policies import transformer
+from mara_jax.policies import rotary, transformer
 from mara_jax.policies.transformer import Architecture, RopeScaling
 
 SMALL = dict(vocab_size=61, embed=32, layers=2, heads=4, kv_heads=2, mlp=40)
@@ -254,13 +254,13 @@ def test_only_relative_positions_matter(arch):
 def test_rope_frequencies_by_hand():
     # h = 8, theta = 10^4: so 64 positions hold 10.19, 1.019, .1019 and .01019 turns.
     plain = dataclasses.replace(MODELS["llama"], rope_scaling=None)
-    np.testing.assert_allclose(transformer.inverse_frequencies(plain), [1, 0.1, 0.01, 0.001], rtol=1e-6)
+    np.testing.assert_allclose(rotary.inverse_frequencies(plain), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     linear = dataclasses.replace(plain, rope_scaling=RopeScaling("linear", 4.0))
-    np.testing.assert_allclose(transformer.inverse_frequencies(linear), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
+    np.testing.assert_allclose(rotary.inverse_frequencies(linear), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
     llama3 = dataclasses.replace(plain, rope_scaling=RopeScaling("llama3", 4.0, 1.0, 4.0, 64))
     blend = (64 * 0.1 / (2 * np.pi) - 1) / 3
     expected = [1, 0.1 * (blend + (1 - blend) / 4), 0.0025, 0.00025]
-    np.testing.assert_allclose(transformer.inverse_frequencies(llama3), expected, rtol=1e-6)
+    np.testing.assert_allclose(rotary.inverse_frequencies(llama3), expected, rtol=1e-6)
 
 
 def test_forward_refuses_half_of_a_pair_and_uneven_rows():
