@@ -295,7 +295,7 @@ def test_overrides_are_checked_against_the_config_that_was_loaded(monkeypatch, t
     if words is None:
         training.read_flags(values, argv)
         run = config.resolve(values["config"].value)
-        assert isinstance(run, ToyRun) and run.toy.batch == (4 if "4" in argv[-1] else 32)
+        assert isinstance(run, ToyRun) and run.toy.batch == (4 if "batch" in flags else 32)
         return
     with pytest.raises(ValueError) as caught:
         training.read_flags(values, argv)
