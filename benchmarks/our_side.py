@@ -56,7 +56,8 @@ def main(what: str, name: str) -> None:
         batch = phases.refer(case, params, drawn, turn)
         times.append(sides.clock())
         if turn == 0:
-            phases.compile_update(case, state, params, batch)
+            # Lengths that differ from turn to turn come in several sizes.
+            phases.compile_update(case, state, params, batch, all_sizes=sides.shape(name)["ragged"])
         state = phases.update(case, state, params, batch)
         times.append(sides.clock())
         if turn == 0:

@@ -120,10 +120,20 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
     )
 
 
-def compile_update(case: Case, state: State, ref_params: Any, batch: Batch) -> None:
-    """What a run's first step does before its first update."""
-    args, settings = _update_call(case, state, ref_params, batch)
-    ahead.compile_one(lambda: step.update.lower(*args, **settings))
+def compile_update(case: Case, state: State, ref_params: Any, batch: Batch, *, all_sizes: bool = False) -> None:
+    """What a run's first step does before its first update; all_sizes: for every length bucket (compile_ahead)."""
+
+    def lowered(batch: Batch, other: Batch | None = None):
+        args, settings = _update_call(case, state, ref_params, batch)
+        return step.update.lower(*args, **settings)
+
+    if not all_sizes:
+        return ahead.compile_one(lambda: lowered(batch))
+
+    def refer(batch: Batch):
+        return logprobs.reference_hidden(*_reference_call(case, ref_params, batch, batch.packing))
+
+    return ahead.compile_all(batch, None, refer, lowered, case.length_buckets, case.optimiser.micro_batches)
 
 
 def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:
@@ -132,7 +142,7 @@ def update(case: Case, state: State, ref_params: Any, batch: Batch) -> State:
     return jax.block_until_ready(step.update(*args, **settings)[0])
 
 
-def _reference_call(case: Case, ref_params: Any, drawn: rollout.Rollout, packing) -> tuple:
+def _reference_call(case: Case, ref_params: Any, drawn: rollout.Rollout | Batch, packing) -> tuple:
     arch = case.policy.architecture
     parts = case.optimiser.micro_batches
     return arch, ref_params, drawn.prompt_tokens, drawn.prompt_lengths, drawn.tokens, packing, parts
