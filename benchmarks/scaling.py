@@ -79,7 +79,7 @@ def plot(groups: list[dict], lengths: list[dict], path: str) -> None:
             below = above
         found = fit(rows)
         line = [found["fixed_s"] + found["us_per_token"] * 1e-6 * row["rows"] for row in rows]
-        ax.plot(x, line, "k--", linewidth=1, label=f"{found['us_per_token']:.0f} µs a token + {found['fixed_s']:.2f} s")
+        ax.plot(x, line, "k--", linewidth=1, label=f"{found['us_per_token']:.0f} µs a token {found['fixed_s']:+.2f} s")
         ax.plot(x, below, "ko", markersize=3)
         ax.set(xlabel=label, ylabel="CPU seconds a step", xlim=(0, None), ylim=(0, None), xticks=x[2:])
         ax.spines[["top", "right"]].set_visible(False)
