@@ -17,25 +17,6 @@ def token_keys(key: jax.Array, prompt_ids_b: jax.Array, sample_ids_b: jax.Array)
     return fold(prompt_ids_b, sample_ids_b)
 
 
-def draw(keys_b: jax.Array, logits_bv: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draws one token a row from softmax(logits), exactly up to float32 rounding.
-
-    A first uniform picks a block of tokens by the blocks' masses, a second one a token inside it:
-    two short cumulative sums in place of one Gumbel variate per word, and finer tails than one
-    uniform of 23 bits could reach.
-
-    Args:
-      keys_b: [b] keys, one a row.
-      logits_bv: [b, v] float32; -inf is never drawn.
-
-    Returns:
-      tokens [b] int32 and their log-probs [b] float32 (nats).
-    """
-    blocks_nkb = _blocks(logits_bv.T)
-    token_b = _drawn(keys_b, blocks_nkb, jnp.zeros(len(logits_bv), bool))
-    return token_b, _logp(blocks_nkb, token_b)
-
-
 def _blocks(logits_vb: jax.Array) -> jax.Array:
     """Logits by block, token of the block and row, [n, k, b]; tokens that fill the last block up are never drawn.
 
@@ -48,7 +29,12 @@ def _blocks(logits_vb: jax.Array) -> jax.Array:
 
 
 def _drawn(keys_b: jax.Array, blocks_nkb: jax.Array, greedy_b: jax.Array) -> jax.Array:
-    """Tokens [b] drawn from softmax, or the likeliest: all weight is on those, and a uniform of 0 takes the first."""
+    """Tokens [b] drawn from softmax, exactly up to float32 rounding; -inf is never drawn.
+
+    A first uniform picks a block of tokens by the blocks' masses, a second one a token inside it: two short cumulative
+    sums in place of one Gumbel variate per word, and finer tails than one uniform of 23 bits could reach. A greedy row
+    takes the likeliest: all weight is on those, and a uniform of 0 picks the first.
+    """
     top_b = _top(blocks_nkb)
     weight_nkb = jnp.where(greedy_b, (blocks_nkb == top_b).astype(top_b.dtype), jnp.exp(blocks_nkb - top_b))
     u_b2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_b)
