@@ -1,5 +1,8 @@
 """The table from logical to mesh axes, sizes of meshes, and what is refused: all of it without devices."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import optax
@@ -30,6 +33,34 @@ def test_sizes_of_a_mesh():
     ):
         with pytest.raises(ValueError, match=told):
             mesh.sizes(dict(zip(mesh.AXES, wanted, strict=True)), 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What placing a mesh asks of a TPU's chip."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "slice_of", "wanted"),
+    [("TPU v6 lite", (4, 4, 1), (4, 2, 2)), ("TPU v5", (4, 4, 4), (16, 2, 2)), ("TPU v5", (4, 4, 4), (8, 4, 2))],
+)
+def test_a_mesh_may_split_the_axes_of_a_slice(kind, slice_of, wanted):
+    """Every chip has one place, and those of a tensor axis are neighbours."""
+    coords = itertools.product(*map(range, slice_of))
+    chips = [Chip(number, at, kind) for number, at in enumerate(coords)]  # pyright: ignore[reportArgumentType]
+    made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), chips)
+    assert dict(made.shape) == dict(zip(mesh.AXES, wanted, strict=True))
+    assert {chip.id for chip in made.devices.flat} == set(range(len(chips)))
+    for pair in made.devices.reshape(-1, 2):
+        assert sum(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
 
 
 def test_a_kernel_is_cut_over_fsdp_and_tensor():
