@@ -77,8 +77,6 @@ def wanted(asked: flags.FlagValues) -> tuple[Any, ...]:
     run = config.resolve(asked.config)
     if not isinstance(run, config.LanguageRun):
         raise ValueError("the toy needs no plan: give a language model's configuration, as in configs/onetwo.py:smol")
-    if run.lora.rank:
-        raise ValueError(f"lora.rank={run.lora.rank}: adapters are not planned yet; add --config.lora.rank=0")
     if asked.shape is not None:
         if asked.shape not in shapes.PUBLISHED:
             raise ValueError(f"--shape={asked.shape!r} is not known: choose one of {', '.join(shapes.PUBLISHED)}")

@@ -14,6 +14,7 @@ from mara_jax import config
 from mara_jax.lab import chips, hlo, programs, prompts, suggest
 from mara_jax.lab.chips import GIB, Chip
 from mara_jax.parallel import mesh, sharding
+from mara_jax.policies import lora
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 from mara_jax.train import capacity, shape
@@ -98,7 +99,7 @@ def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes:
             needed = needed_bytes(str(error))
             if needed is None:
                 raise
-            memory, told = _refused(name, memory, needed), "refused by the compiler"
+            memory, told = _refused(name, memory, needed, arch.lora is not None), "refused by the compiler"
         else:
             memory, told = _compiled(memory, compiled), "compiled"
             exchanges = hlo.collectives(compiled.as_text(), trips)
@@ -152,11 +153,14 @@ def needed_bytes(message: str) -> tuple[int, bool] | None:
     return None
 
 
-def _refused(name: str, known: Memory, needed: tuple[int, bool]) -> Memory:
-    """As `_compiled`, from what the compiler said: of its temporaries, or of all that the program itself uses."""
+def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) -> Memory:
+    """As `_compiled`, from what the compiler said: of its temporaries, or of all that the program itself uses.
+
+    adapted: the policy is the reference with an adapter, so that a rollout takes both.
+    """
     size, temporaries = needed
     beside = {
-        "rollout": known.reference + known.optimiser,
+        "rollout": known.optimiser + (0 if adapted else known.reference),
         "reference": known.parameters + known.optimiser,
         "update": 0,
     }[name]
@@ -168,15 +172,15 @@ def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:
     """The least that a device must read and write in its memory, with the mesh of the layout in use.
 
     A rollout reads every kernel in the compute dtype at each decoded token and the keys and values seen so far; the
-    reference's pass reads kernels once, an update twice; an update then reads and writes parameters and moments.
+    reference's pass reads kernels once, an update twice; an update then reads and writes what is trained and moments.
     """
     width = jnp.dtype(arch.compute_dtype).itemsize
-    count, tensor = table.count(arch), sharding.parts("mlp")
+    count, trained, tensor = table.count(arch), lora.count(arch), sharding.parts("mlp")
     kernels = count * width / tensor
     if name == "reference":
         return kernels
     if name == "update":
-        return 2 * kernels + 6 * 4 * count / (tensor * sharding.parts("embed"))
+        return 2 * kernels + 6 * 4 * trained / (tensor * sharding.parts("embed"))
     steps = sizes.steps
     slot = 2 * arch.layers * arch.kv_heads * arch.head_dim * width / sharding.parts("kv_heads")
     rows = sizes.rows / sharding.parts("rows")
@@ -255,7 +259,7 @@ def plan(
     Raises:
       ValueError: a policy of unknown shape, a mesh that cannot be, a topology that nothing here compiles for.
     """
-    arch = shape.of(run.policy)
+    arch = shape.of_run(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = programs.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
     with sharding.use(sharding.layout(mesh.make({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mara_jax import config
 from mara_jax.lab import work
 from mara_jax.parallel import sharding
+from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture
 from mara_jax.sampling import logprobs, rollout
@@ -75,6 +76,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     tx, parts = optim.make(run.optimiser), run.optimiser.micro_batches
     state = placement.abstract(arch, tx)
     ref_params = placement.abstract_reference(arch)
+    params = state.params if arch.lora is None else lora.beside(ref_params, state.params)
     prompts = (_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), _of_prompts(sizes, jnp.int32))
     tokens = _of_groups(sizes, jnp.int32, sizes.new_tokens)
     packing = _packing(run, sizes)
@@ -97,7 +99,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     scalar = _spread((), jnp.float32)
     other = batch if estimator == "reference_samples" else None
     return {
-        "rollout": _rollout(run, arch, state.params, sizes, prompts),
+        "rollout": _rollout(run, arch, params, sizes, prompts),
         "reference": referred,
         "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, (), (batch, other)),
     }

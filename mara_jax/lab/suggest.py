@@ -11,7 +11,7 @@ from mara_jax import config
 from mara_jax.lab import work
 from mara_jax.lab.chips import Chip
 from mara_jax.lab.programs import Sizes
-from mara_jax.policies import attention
+from mara_jax.policies import attention, lora
 from mara_jax.policies import params as table
 from mara_jax.policies.params import Architecture
 
@@ -72,10 +72,12 @@ def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp:
     count, cut = table.count(arch), data * fsdp
     rows = sizes.prompts * sizes.group / cut
     positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
-    held = (3 * 4 + min(width, 4)) * count / (fsdp * tensor)  # parameters, two moments; the reference's
+    # What is trained, with two moments, and the reference; gradients, and the kernels in the compute dtype.
+    trained = lora.count(arch)
+    held = (3 * 4 * trained + min(width, 4) * count) / (fsdp * tensor)
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
     rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
-    gradients = (4 + width) * count / (fsdp * tensor)  # and the kernels in the compute dtype
+    gradients = (4 * trained + width * count) / (fsdp * tensor)
     update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
     seconds = (
         _seconds(arch, sizes, chip, (data, fsdp, tensor), rows, positions) if arch.compute_dtype in chip.flops else 0
@@ -89,8 +91,9 @@ def _head(arch: Architecture, fsdp: int, tensor: int) -> float:
     Cut over fsdp: two gradients of the embedding, by its lookup and by the head. Else these and a copy of each, and the
     heads of policy and reference in the compute dtype, all of them whole.
     """
-    size = arch.vocab_size * arch.embed / (fsdp * tensor)
-    return size * (2 * 4 if fsdp > 1 else 4 * 4 + 2 * jnp.dtype(arch.compute_dtype).itemsize)
+    size, width = arch.vocab_size * arch.embed / (fsdp * tensor), jnp.dtype(arch.compute_dtype).itemsize
+    gradients = 0 if arch.lora else 2 * 4  # an adapter has none of the table's
+    return size * (gradients if fsdp > 1 else 2 * gradients + 2 * width)
 
 
 def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: float, tensor: int) -> float:
@@ -113,11 +116,12 @@ def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: f
     """The floor of a step: each phase by what bounds it."""
     data, fsdp, tensor = mesh
     devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, table.count(arch)
+    trained = lora.count(arch)
     lengths = [[sizes.new_tokens] * sizes.group] * sizes.prompts
     flops = work.least(arch, [sizes.prompt_tokens] * sizes.prompts, lengths)
     peak, weights, steps = chip.flops[arch.compute_dtype], count * width / tensor, sizes.steps
     gathered = weights * (fsdp - 1) / fsdp
-    reduced = 4 * count / tensor * (fsdp - 1) / fsdp + 2 * 4 * count / (fsdp * tensor) * (data - 1) / data
+    reduced = 4 * trained / tensor * (fsdp - 1) / fsdp + 2 * 4 * trained / (fsdp * tensor) * (data - 1) / data
     # Two sums over the tensor axis in each layer, of every position.
     sums = 2 * arch.layers * arch.embed * width * 2 * (tensor - 1) / tensor
     cache = (
@@ -136,7 +140,8 @@ def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: f
     waiting = 2 * arch.layers * steps * LATENCY if tensor > 1 else 0.0
     rollout = (flops.rollout, steps * (weights + cache), gathered + sums * rows * (sizes.new_tokens - 1))
     reference = (flops.reference, weights, gathered + sums * positions)
-    again = flops.update * (1 + remat / 3)
+    # Frozen kernels have no gradient: two thirds of the work, and remat adds the forward pass.
+    again = flops.update * ((2 if arch.lora else 3) + remat) / 3
     update = (again, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)
     return waiting + sum(
         max(done / devices / peak, moved / chip.bandwidth, sent / chip.links)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.extend import core as jex
+from jax.interpreters import partial_eval
 
 from mara_jax.policies.params import Architecture
 
@@ -30,7 +31,10 @@ def flops(function: Any, *args: Any, trips: Sequence[int] = (), **kwargs: Any) -
     """
     staged = function if hasattr(function, "trace") else jax.jit(function)
     left = list(trips)
-    count = _of_jaxpr(staged.trace(*args, **kwargs).jaxpr.jaxpr, left)
+    jaxpr = staged.trace(*args, **kwargs).jaxpr.jaxpr
+    # Without what no result needs, as a compiler leaves it out: of an adapted policy the frozen kernels' gradients.
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    count = _of_jaxpr(jaxpr, left)
     if left:
         raise ValueError(f"trips={list(trips)}: the program has {len(trips) - len(left)} while loops with a matmul")
     return count

@@ -82,7 +82,7 @@ def attached(arch: Architecture, base: Any, trained: Any) -> Any:
         which are then returned as they are.
     returns: nested dict whose `b` are multiplied by alpha / rank; every other array is the one given.
     """
-    return trained if arch.lora is None else _beside(base, _scaled(trained, arch.lora.scale))
+    return trained if arch.lora is None else beside(base, _scaled(trained, arch.lora.scale))
 
 
 @jax.jit
@@ -95,10 +95,11 @@ def _scaled(adapter: Any, scale: float) -> Any:
     return of("", adapter)
 
 
-def _beside(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
+def beside(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one: the adapter's leaves, as they are, among those of the base."""
     out = dict(base)
     for name, value in adapter.items():
-        out[name] = _beside(base[name], value) if isinstance(value, Mapping) else value
+        out[name] = beside(base[name], value) if isinstance(value, Mapping) else value
     return out
 
 

@@ -62,6 +62,37 @@ def test_what_a_device_holds_by_hand(cut, ways):
     assert held == (own, own, 2 * own + 4, 2 * 2 * rows * heads * 10 * 32 * 4)
 
 
+ADAPTED = dataclasses.replace(RUN, lora=config.Lora(rank=4, targets="q,up"))
+
+
+def test_with_an_adapter_a_device_holds_one_policy_and_the_adapters_moments():
+    """q maps 128 to 128, up 128 to 512: the factors' side of 4 is never cut, 128 over fsdp, heads and 512 over
+    tensor."""
+    with sharding.use(layout(2, 2, 2)):
+        held, whole = (capacity.held(run, shape.of_run(run)) for run in (ADAPTED, RUN))
+    own = 4 * 2 * (4 * (128 // 2 + 128 // 2) + 4 * (128 // 2 + 512 // 2))
+    assert held == (own, whole.reference, 2 * own + 4, whole.cache)
+
+
+def test_the_work_of_an_adapted_policy_by_hand():
+    """Factors take 2 FLOPs a number and position forward, 6 in an update, which leaves out the gradients of frozen
+    kernels and of the table, 2 each. Decoding multiplies them out once, 2 FLOPs a number of the kernel and rank."""
+    sizes = programs.Sizes(2, 32, 8, 10)
+    rollout, reference, update = (
+        [programs.all_of(run, shape.of_run(run), sizes)[name].flops() for run in (RUN, ADAPTED)]
+        for name in programs.PHASES
+    )
+    adapter, kernels, layers = 2 * 4 * (128 + 128 + 128 + 512), 2 * (128 * 128 + 128 * 512), KERNELS - 512 * 128
+    prompts, read, predicted = 2 * 32, 16 * 9, 16 * 10
+    assert rollout[1] - rollout[0] == 2 * adapter * prompts + 2 * 4 * kernels
+    assert reference[1] == reference[0]
+    frozen = 2 * layers * (prompts + read) + 2 * 512 * 128 * predicted
+    # Nothing is trained below the first layer's q: no gradient of its input, nor of its keys and values.
+    below = 2 * (128 * 128 + 2 * 128 * 64 + 4 * 128) * (prompts + read)
+    pairs = 2 * 32 * 32 + 16 * 9 * 9 + 16 * 9 * 32
+    assert update[1] - update[0] == 6 * adapter * (prompts + read) - frozen - below - 2 * 2 * 128 * pairs
+
+
 def test_the_reference_of_a_bfloat16_policy_is_held_in_it_but_for_norms():
     arch = dataclasses.replace(shape.nano(RUN.policy), compute_dtype="bfloat16")
     with sharding.use(layout(1, 8, 1)):
