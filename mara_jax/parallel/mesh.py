@@ -41,13 +41,33 @@ def make(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mes
     Its axes are Auto: the compiler places what nothing constrains.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or do not suit several slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = sizes(wanted, len(devices))
-    # Allowed to split: jax.make_mesh refuses most meshes on a v6e or v5p slice, such as 4 x 2 x 2 on 4 x 4 chips.
-    placed = mesh_utils.create_device_mesh(tuple(shape[axis] for axis in AXES), devices, allow_split_physical_axes=True)
+    placed = _placed(tuple(shape[axis] for axis in AXES), devices)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _placed(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
+    """The devices as an array of this shape, neighbours where they talk most.
+
+    jax.make_mesh would refuse GPUs of several hosts, several TPU slices, and most shapes on a v6e or v5p slice, such as
+    4 x 2 x 2 on 4 x 4 chips.
+
+    Raises:
+      ValueError: several TPU slices, which a slow network joins, and neither data nor fsdp that they divide.
+    """
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, fsdp, _ = shape
+    across = (math.gcd(data, slices), math.gcd(fsdp, slices // math.gcd(data, slices)), 1)
+    if math.prod(across) != slices:
+        said = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+        raise ValueError(f"{said} on {slices} slices: let mesh.data times mesh.fsdp be a multiple of {slices}")
+    within = [size // cut for size, cut in zip(shape, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def initialise(address: str | None, processes: int | None, process: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,6 +62,27 @@ def test_a_mesh_may_split_the_axes_of_a_slice(kind, slice_of, wanted):
     assert {chip.id for chip in made.devices.flat} == set(range(len(chips)))
     for pair in made.devices.reshape(-1, 2):
         assert sum(abs(a - b) for a, b in zip(pair[0].coords, pair[1].coords, strict=True)) == 1
+
+
+def test_slices_lie_along_the_outermost_axes():
+    """Two slices of 2 x 2 chips: only data, or where it is 1 the outer half of fsdp, crosses the slow network."""
+    coords = list(itertools.product(range(2), range(2), [0]))
+    chips: Any = [Chip(4 * n + i, at, "TPU v5 lite", slice_index=n) for n in range(2) for i, at in enumerate(coords)]
+    for wanted in ((2, 2, 2), (1, 8, 1), (1, 4, 2), (8, 1, 1)):
+        made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), chips)
+        assert made.devices.shape == wanted
+        assert [chip.slice_index for chip in made.devices.flat] == [0] * 4 + [1] * 4
+    three: Any = [Chip(4 * n + i, at, "TPU v5 lite", slice_index=n) for n in range(3) for i, at in enumerate(coords)]
+    with pytest.raises(ValueError, match="on 3 slices: let mesh"):
+        mesh.make({"data": 4, "fsdp": 1, "tensor": 3}, three)
+
+
+def test_gpus_of_several_hosts_make_one_mesh():
+    """Each host is a slice of its own there; the devices of a tensor axis share one."""
+    gpus: Any = [Chip(i, (0, 0, 0), "NVIDIA H100", "gpu", process_index=i // 8, slice_index=i // 8) for i in range(16)]
+    for wanted in ((2, 4, 2), (1, 16, 1)):
+        made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), gpus)
+        assert [gpu.id for gpu in made.devices.flat] == list(range(16))
 
 
 def test_a_kernel_is_cut_over_fsdp_and_tensor():
