@@ -1,12 +1,13 @@
 """The predictor against exact enumeration of a small policy's completions, and as a command."""
 
 import csv
+import functools
 import itertools
 import json
-import pathlib
 import subprocess
-import sys
+from collections.abc import Callable
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,6 @@ from mara_jax.tasks import onetwo
 from mara_jax.train import warmup
 from mara_jax.train.state import State
 
-ROOT = pathlib.Path(__file__).parents[1]
 # A vocabulary of pieces, so that every completion of up to six tokens can be written down: 9,331 that end, of which
 # the task accepts 14 (seven thoughts, two digits).
 PIECES = ("<think>", "heads ", "tails ", "</think><answer>1", "</think><answer>2", "</answer>")
@@ -59,9 +59,9 @@ def world():
         max_positions=64, scan_layers=False, compute_dtype="float32", remat="none",
     )  # fmt: skip
     policy = transformer.Policy(arch, None, (END,), END, {}, "enumerable")
-    params = transformer.init(arch, jax.random.key(0))
+    params = jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(0))
     tx = optax.adam(1e-2)
-    state = State(jnp.int32(0), params, tx.init(params))
+    state = State(jnp.int32(0), params, jax.jit(tx.init)(params))
     prompt, lengths = np.array([[PROMPT]]), np.array([1])
     tokens, ends = demonstrations()
     for _ in range(80):
@@ -71,7 +71,8 @@ def world():
     answer = judged(every)
     good = every[answer >= 0]
     counts = np.argmax(good == END, axis=1) + 1
-    logp = logprobs.completion_logps(arch, state.params, prompt, lengths, jnp.asarray(good)[None])[0]
+    logp_of = jax.jit(logprobs.completion_logps, static_argnums=0)
+    logp = logp_of(arch, state.params, prompt, lengths, jnp.asarray(good)[None])[0]
     logp = np.sum(np.asarray(logp, np.float64) * (np.arange(LONGEST) < counts[:, None]), axis=1)
     drawn = rollout.sample(
         policy, state.params, [[PROMPT]], key=jax.random.key(1), group_size=SETS * DRAWN, max_new_tokens=LONGEST
@@ -289,15 +290,16 @@ def test_bad_rows_are_named(tmp_path, text, words):
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-def predict(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mara_jax.predict", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def predict(command) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs the command with flags."""
+    return functools.partial(command, "mara_jax.predict")
 
 
 def test_the_command_writes_what_it_says(tmp_path):
     """The toy's optimum is exact: figure 2 at beta .002, where outcome 79 has nearly everything."""
-    done = predict(
-        "--config=configs/toy.py", "--config.toy.figure=2", "--config.algorithm.method=vanilla",
+    done = commands.alone(
+        "mara_jax.predict", "--config=configs/toy.py", "--config.toy.figure=2", "--config.algorithm.method=vanilla",
         "--config.algorithm.beta=0.002", f"--out={tmp_path / 'out'}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -324,7 +326,7 @@ def test_the_command_writes_what_it_says(tmp_path):
         (["--rows=x.csv", "--method=both"], ["--method=both", "vanilla"]),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, flags, words):
+def test_bad_input_is_one_line(predict, tmp_path, flags, words):
     done = predict(*flags, f"--out={tmp_path / 'out'}")
     assert done.returncode == 2 and not done.stdout and not (tmp_path / "out").exists()
     lines = done.stderr.strip().splitlines()

@@ -1,5 +1,6 @@
 """A policy small enough to enumerate what it can say."""
 
+import functools
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ from mara_jax.policies import transformer
 END = 3
 
 
+@functools.cache
 def tiny(vocab=16, eos=(END,), scan=False, **changes):
     """A two-layer policy with weights large enough that its distribution is far from uniform."""
     arch = transformer.Architecture(
@@ -16,7 +18,8 @@ def tiny(vocab=16, eos=(END,), scan=False, **changes):
         rope_theta=1e4, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
         max_positions=64, scan_layers=scan, **changes,
     )  # fmt: skip
-    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, transformer.init(arch, jax.random.key(5)))
+    init = jax.jit(transformer.init, static_argnums=0)
+    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, init(arch, jax.random.key(5)))
     return transformer.Policy(arch, None, eos, 0, {}, "tiny"), params
 
 

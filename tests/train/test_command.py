@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -29,25 +32,15 @@ from mara_jax.train import workdir as workdirs
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64
     --config.warmup.steps=120 --config.warmup.learning_rate=1e-2 --config.warmup.measure_samples=16
-    --config.rollout.group_size=8 --config.rollout.max_new_tokens=48 --config.checkpoint.every=2
+    --config.rollout.group_size=8 --config.rollout.max_new_tokens=48 --config.rollout.length_buckets=1
+    --config.checkpoint.every=2
     --config.steps=6""".split()
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "mara_jax.main", *flags]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The processes share what they compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-        yield
-
-
-def main(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="session")
+def main(command) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs the command with flags."""
+    return functools.partial(command, "mara_jax.main")
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
@@ -57,7 +50,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> pathlib.Path:
+def whole(main, tmp_path_factory) -> pathlib.Path:
     """A run from beginning to end."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     done = main(*SMALL, f"--workdir={workdir}")
@@ -122,11 +115,12 @@ def test_the_measured_samples_are_kept(whole):
     assert all(row["ref_logp"] < 0 and row["reward"] == (row["answer"] is not None) for row in kept)
 
 
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(main, whole, compilation_cache, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        command(*SMALL, f"--workdir={workdir}"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "mara_jax.main", *SMALL, f"--workdir={workdir}"],
+        cwd=ROOT, env=os.environ | compilation_cache, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
     deadline = time.time() + 240
     while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < 3:
         assert process.poll() is None and time.time() < deadline, "ended before it could be killed"
@@ -142,7 +136,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert rows(workdir) == rows(whole)
 
 
-def test_more_steps_continue_a_finished_run(whole, tmp_path):
+def test_more_steps_continue_a_finished_run(main, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
@@ -160,7 +154,7 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_a_cut_checkpoint_is_one_clear_line(whole, tmp_path):
+def test_a_cut_checkpoint_is_one_clear_line(main, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     largest = max(
@@ -180,7 +174,7 @@ def test_a_cut_checkpoint_is_one_clear_line(whole, tmp_path):
     assert done.returncode == 0 and rows(workdir) == rows(whole)
 
 
-def test_a_workdir_of_another_config_is_refused(whole):
+def test_a_workdir_of_another_config_is_refused(main, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     refused(main(*SMALL, f"--workdir={whole}", "--config.algorithm.beta=0.2"), "another config", "algorithm.beta")
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
@@ -204,7 +198,7 @@ def test_a_workdir_of_another_config_is_refused(whole):
         (["stray"], ["stray"]),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, words):
+def test_bad_input_is_one_line_and_leaves_nothing(main, tmp_path, flags, words):
     workdir = tmp_path / "run"
     refused(main(*SMALL, f"--workdir={workdir}", *flags), *words)
     assert not workdir.exists()
@@ -220,7 +214,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, words):
         ([], ["--config is missing"]),
     ],
 )
-def test_bad_configs_are_one_line_and_leave_nothing(tmp_path, flags, words):
+def test_bad_configs_are_one_line_and_leave_nothing(main, tmp_path, flags, words):
     workdir = tmp_path / "run"
     refused(main(f"--workdir={workdir}", *flags), *words)
     assert not workdir.exists()
@@ -382,12 +376,13 @@ def test_a_tokenizer_that_is_not_utf8_is_one_line(whole, tmp_path):
     path = weights / "tokenizer.json"
     path.write_bytes(path.read_bytes()[:200] + b"\xff\xfe" + path.read_bytes()[200:])
     workdir = tmp_path / "run"
-    done = main(*SMALL, f"--workdir={workdir}", f"--config.policy.weights={weights}", "--config.warmup.steps=0")
+    given = [*SMALL, f"--workdir={workdir}", f"--config.policy.weights={weights}", "--config.warmup.steps=0"]
+    done = commands.alone("mara_jax.main", *given)  # as a person starts it: what is imported on the way says nothing
     refused(done, "tokenizer.json", "UTF-8")
     assert not workdir.exists()
 
 
-def test_a_saved_reference_serves_as_weights_of_another_run(whole, tmp_path):
+def test_a_saved_reference_serves_as_weights_of_another_run(main, whole, tmp_path):
     workdir = tmp_path / "run"
     done = main(
         *SMALL, f"--workdir={workdir}", f"--config.policy.weights={whole / 'reference'}", "--config.warmup.steps=0",
@@ -404,7 +399,7 @@ SEVERAL = """--config.optimiser.updates=3 --config.algorithm.importance=token --
 
 
 @pytest.mark.slow
-def test_several_updates_a_rollout_resume_exactly(tmp_path):
+def test_several_updates_a_rollout_resume_exactly(main, tmp_path):
     """A step is a rollout with all its updates: two runs of two steps are one of four, bfloat16 moments included."""
     done = main(*SMALL, *SEVERAL, f"--workdir={tmp_path}/whole")
     assert done.returncode == 0, done.stderr

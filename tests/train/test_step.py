@@ -1,5 +1,6 @@
 """The update's loss on a real transformer: its expected gradient over all strings against the exact objective's."""
 
+import functools
 import itertools
 
 import jax
@@ -34,10 +35,13 @@ PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@functools.cache
 def params_of(seed: int) -> dict:
-    return jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, transformer.init(ARCH, jax.random.key(seed)))
+    init = jax.jit(transformer.init, static_argnums=0)
+    return jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, init(ARCH, jax.random.key(seed)))
 
 
+@jax.jit
 def string_logp(params) -> jax.Array:
     logp = logprobs.completion_logps(ARCH, params, PROMPT, PROMPT_LENGTH, TOKENS[None])
     return jnp.sum(logp[0] * logprobs.mask(LENGTHS[None], WIDTH)[0], axis=-1)
@@ -46,7 +50,7 @@ def string_logp(params) -> jax.Array:
 def batch_of(index, ref_params, log_mass) -> Batch:
     """A group of the strings at `index`."""
     tokens = TOKENS[index][None]
-    hidden = logprobs.completion_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens)
+    hidden = logprobs.reference_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens)
     return Batch(
         prompt_tokens=PROMPT,
         prompt_lengths=PROMPT_LENGTH,
@@ -127,7 +131,8 @@ def test_metrics_by_hand():
     ref_logp = string_logp(ref_params)
     index = jnp.array([int(jnp.argmax(REWARD)), 0])
     batch = batch_of(index, ref_params, masses(ref_logp, "reverse"))
-    _, metrics = step.loss(params, ref_params, ARCH, Algorithm(), batch, None, BETA, TAU)
+    of = jax.jit(lambda params: step.loss(params, ref_params, ARCH, Algorithm(), batch, None, BETA, TAU))
+    _, metrics = of(params)
     logp = string_logp(params)[index]
     assert float(metrics["reward/mean"]) == pytest.approx(float(REWARD[index].mean()))
     assert float(metrics["kl/k1"]) == pytest.approx(float((logp - ref_logp[index]).mean()), abs=1e-5)

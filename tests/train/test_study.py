@@ -1,10 +1,14 @@
 """A study of many runs is its single runs, whatever the chunks and the devices, and covers what it says."""
 
+import functools
 import json
 import os
+import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,7 +62,7 @@ def test_chunks_change_nothing_and_progress_counts_runs(whole):
 
 ON_DEVICES = """
 import json, sys
-sys.path.insert(0, {here!r})
+sys.path[:0] = {folders!r}
 import jax, test_study as t
 assert len(jax.devices()) == 4
 ended = t.study.run(t.plan())
@@ -69,7 +73,7 @@ print(json.dumps(ended["logp_a"].tolist()))
 def test_devices_change_nothing(whole):
     """24 runs a variant over four devices, in a process of its own that has them."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    script = ON_DEVICES.format(here=os.path.dirname(__file__))
+    script = ON_DEVICES.format(folders=[str(folder) for folder in pathlib.Path(__file__).parents[:2]])
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     got = np.array(json.loads(done.stdout.splitlines()[-1]), np.float32)
@@ -100,11 +104,13 @@ def test_plans_that_cannot_run_are_refused(changes, message):
         study.run(plan(**changes))
 
 
-def test_the_command_writes_what_it_trained_and_refuses_what_it_cannot(tmp_path):
+SMALL = ("--config.sweep.betas=(0.1,1.0)", "--config.sweep.gaps=(0.0,0.25)", "--config.sweep.seeds=2")
+
+
+def test_the_command_writes_what_it_trained(tmp_path):
     """A tiny study of its own process: numbers, axes, picture; every array is that of the same plan."""
-    base = [sys.executable, "-m", "mara_jax.main", "--config=configs/toy.py:sweep", f"--workdir={tmp_path / 'run'}"]
-    small = ["--config.sweep.betas=(0.1,1.0)", "--config.sweep.gaps=(0.0,0.25)", "--config.sweep.seeds=2"]
-    done = subprocess.run([*base, *small, "--config.steps=20"], capture_output=True, text=True, check=False)
+    base = ["mara_jax.main", "--config=configs/toy.py:sweep", f"--workdir={tmp_path / 'run'}"]
+    done = commands.alone(*base, *SMALL, "--config.steps=20")
     assert done.returncode == 0, done.stderr
     assert "32 runs of 20 steps: 4 variants x 2 gaps x 2 betas x 1 thresholds x 2 seeds" in done.stdout
     axes = json.loads((tmp_path / "run" / "sweep.json").read_text())
@@ -116,16 +122,27 @@ def test_the_command_writes_what_it_trained_and_refuses_what_it_cannot(tmp_path)
         single = sweep.train(problem.ref_logp, problem.reward, swept, choices)
         np.testing.assert_allclose(arrays["logp_a"][3, 1, 0, 0, 1], single.logp_a, atol=1e-5)
     assert (tmp_path / "run" / "phase.png").stat().st_size > 20_000
-    for flag, message in (
+
+
+@pytest.fixture
+def main(command) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs the command with flags."""
+    return functools.partial(command, "mara_jax.main")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
         ("--config.toy.figure=6", "sweep.gaps means nothing for toy.figure=6"),
         ("--config.sweep.betas=(0.1,-1.0)", "sweep.betas has -1.0: each must be above 0"),
         ("--config.sweep.methods=('best',)", "sweep.methods has 'best', which is unknown"),
         ("--config.algorithm.baseline=mean", "algorithm.baseline='mean' shrinks the reward's gradient"),
-    ):
-        again = [*base[:-1], f"--workdir={tmp_path / 'other'}", *small, flag]
-        done = subprocess.run(again, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
-        assert not (tmp_path / "other").exists()
+    ],
+)
+def test_the_command_refuses_what_it_cannot_train(main, tmp_path, flag, message):
+    done = main("--config=configs/toy.py:sweep", f"--workdir={tmp_path / 'other'}", *SMALL, flag)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_cells_of_the_phase_diagram_meet_half_way():
