@@ -29,6 +29,9 @@ TABLE: dict[str, tuple[str, ...]] = {
 # Pairs that one activation has: [rows, time, heads] and so on.
 TOGETHER = (("rows", "heads"), ("rows", "kv_heads"), ("rows", "mlp"), ("rows", "vocab"))
 
+# The last two axes of the kernels whose outputs are the residual stream, see `at_rest`.
+BY_INPUTS = (("heads", "embed"), ("mlp", "embed"))
+
 # Path of an array in a nested dict -> its shape and logical axes.
 Leaves = Mapping[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]
 
@@ -158,8 +161,28 @@ def params(layout: Layout, leaves: Leaves) -> dict[str, Any]:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = named(layout, axes, shape, "/".join(path))
+        node[path[-1]] = at_rest(layout, axes, shape, "/".join(path))
     return tree
+
+
+def at_rest(layout: Layout, axes: Sequence[str | None], shape: Sequence[int], what: str = "an array") -> NamedSharding:
+    """Where a parameter lies between its uses: as the table says, but a kernel back to "embed" is cut by its inputs.
+
+    What would cut the outputs of such a kernel cuts its inputs further, where their number divides. XLA for GPUs
+    gathers along an array's first axis alone; of a kernel cut along its last one it keeps a turned copy, in float32
+    and of all layers at once.
+
+    Args and errors as of `named`.
+    """
+    found = named(layout, axes, shape, what)
+    if tuple(axes[-2:]) not in BY_INPUTS:
+        return found
+    *rest, inputs, outputs = (entry if isinstance(entry, tuple) else (entry,) * bool(entry) for entry in found.spec)
+    cut = (*inputs, *outputs)
+    if not outputs or shape[-2] % math.prod(layout.mesh.shape[axis] for axis in cut):
+        return found
+    entries = (entry[0] if len(entry) == 1 else entry or None for entry in (*rest, cut, ()))
+    return NamedSharding(layout.mesh, PartitionSpec(*entries))
 
 
 def opt_state(layout: Layout, tx: optax.GradientTransformation, shapes: Any, param_shardings: Any) -> Any:

@@ -115,6 +115,27 @@ def test_every_parameter_has_its_place_and_so_have_its_moments():
 
 
 @pytest.mark.parametrize(
+    ("sizes", "overrides", "expected"),
+    [
+        ((2, 2, 2), "", (("tensor", "fsdp"), None)),  # parts of a tensor shard lie together once fsdp is gathered
+        ((1, 8, 1), "", ("fsdp", None)),
+        ((8, 1, 1), "", (None, None)),
+        ((1, 1, 8), "", ("tensor", None)),
+        ((2, 2, 2), "embed:data+fsdp", (("tensor", "data", "fsdp"), None)),
+        ((2, 2, 2), "embed:none", ("tensor", None)),
+        ((1, 32, 1), "", (None, "fsdp")),  # 48 inputs in 32 parts cannot be, so it is cut by its 32 outputs
+    ],
+)
+def test_a_kernel_back_to_the_residual_stream_is_cut_by_its_inputs(sizes, overrides, expected):
+    found = layout(*sizes, overrides)
+    assert sharding.at_rest(found, ("mlp", "embed"), (48, 32)).spec == PartitionSpec(*expected)
+    stacked = sharding.at_rest(found, ("layers", "mlp", "embed"), (2, 48, 32))
+    assert stacked.spec == PartitionSpec(None, *expected)
+    for axes in (("embed", "mlp"), ("vocab", "embed"), ("layers", "embed")):  # all others as the table says
+        assert sharding.at_rest(found, axes, (64, 64)).spec == sharding.spec(found, axes)
+
+
+@pytest.mark.parametrize(
     ("overrides", "told"),
     [
         ("kv:none", "LOGICAL is one of rows, embed"),
