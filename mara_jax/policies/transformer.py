@@ -41,14 +41,29 @@ class KV:
     v: Any
 
 
+@jax.custom_vjp
+def _settled(x, scale):
+    """Both as they are; nothing goes on with the gradient of x before that of scale is there.
+
+    It is read by nobody before the optimiser: XLA would put it off, and keep all that it is made of until then.
+    """
+    return x, scale
+
+
+_settled.defvjp(lambda x, scale: ((x, scale), None), lambda _, g: jax.lax.optimization_barrier(g))
+
+
 class Norm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32 (or wider)."""
+    """Root-mean-square norm over the last axis, computed in float32 (or wider); settled: see `_settled`."""
 
     eps: float
+    settled: bool = False
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        if self.settled:
+            x, scale = _settled(x, scale)
         wide = x.astype(table.wide(x.dtype))
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return (wide * scale.astype(wide.dtype)).astype(x.dtype)
@@ -220,7 +235,7 @@ class Decoder(nn.Module):
                 ks.append(kv and kv.k)
                 vs.append(kv and kv.v)
             new = KV(tuple(ks), tuple(vs))
-        return jax.tree.map(Norm(arch.norm_eps, name="final_norm"), x), new
+        return jax.tree.map(Norm(arch.norm_eps, settled=True, name="final_norm"), x), new
 
 
 def masks(
