@@ -4,6 +4,7 @@ Parameters, batches and activations name their axes by meaning ("embed", "rows")
 layout in use is part of jit's cache key, so one process may use several in turn.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -292,6 +293,28 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
         return array
     fits = [a if a is None or size % ways(layout, a) == 0 else None for a, size in zip(axes, array.shape, strict=False)]
     return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, spec(layout, fits, "an activation")))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Under jit: a kernel as matmuls take it, whole along "embed"; its gradient goes at once to where it rests.
+
+    Args:
+      axes: the kernel's logical axes.
+    """
+    return constrain(kernel, *(None if axis == "embed" else axis for axis in axes))
+
+
+def _gathered_fwd(kernel, axes):
+    return gathered(kernel, axes), None
+
+
+def _gathered_bwd(axes, _, g):
+    layout = current()
+    return (g if layout is None else jax.lax.with_sharding_constraint(g, at_rest(layout, axes, g.shape)),)
+
+
+gathered.defvjp(_gathered_fwd, _gathered_bwd)
 
 
 def lookup(table_vd: jax.Array, ids_bt: jax.Array, dtype: Any) -> jax.Array:

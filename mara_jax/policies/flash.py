@@ -100,7 +100,8 @@ def _attend_fwd(backend, q, counts_b, sets):
     lse = functools.reduce(jnp.logaddexp, (part for _, part in parts))
     share = [jnp.exp(part - lse).swapaxes(2, 3) for _, part in parts]
     out: Any = sum(part * of for (part, _), of in zip(parts, share, strict=True))
-    out = out.astype(q.dtype)
+    # Said to be one array: else XLA keeps the parts for the backward pass and joins them there again.
+    out = jax.lax.optimization_barrier(out.astype(q.dtype))
     return out, (q, counts_b, sets, out, lse)
 
 

@@ -28,7 +28,10 @@ def _matmul_bwd(saved, g):
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
     d_kernel_fd = products.over_rows(silu * up, g)
-    return d_product * up * (sigmoid + silu * (1 - sigmoid)), d_product * silu, d_kernel_fd
+    # All three or none: XLA for GPUs would go on to what gate and up are made of first, and keep the product for it.
+    return jax.lax.optimization_barrier(
+        (d_product * up * (sigmoid + silu * (1 - sigmoid)), d_product * silu, d_kernel_fd)
+    )
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)

@@ -72,29 +72,40 @@ class Norm(nn.Module):
 class Linear(nn.Module):
     """A matmul by a kernel [in, out], or one laid out by `decoding.lay_out`, with an optional bias, in x's dtype.
 
-    Where `up` is given, silu(x) * up takes the place of x.
+    It returns the matmul, a function of x [..., in]; where that is given `up`, silu(x) * up takes the place of x.
+    However often it is called, devices that share the kernel gather it once.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
     """
 
     features: int
+    axes: tuple[str, str]  # of the kernel, logical
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x, up=None):
-        def by(kernel):
-            return products.matmul(x, kernel) if up is None else gating.matmul(x, up, kernel)
-
-        if self.has_variable("params", TURNED):
-            out = products.few_rows(self.get_variable("params", TURNED), x if up is None else nn.silu(x) * up)
+    def __call__(self, inputs: int, dtype: Any):
+        zeros, turned = nn.initializers.zeros, self.has_variable("params", TURNED)
+        if turned:
+            kernel = self.get_variable("params", TURNED)
         else:
-            kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.features))
-            out = by(kernel.astype(x.dtype))
-        if self.has_variable("params", lora.A):
-            a, b = (self.get_variable("params", name).astype(x.dtype) for name in (lora.A, lora.B))
-            out += products.matmul(by(a), b)
-        if self.bias:
-            out += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        return out
+            kernel = self.param("kernel", zeros, (inputs, self.features)).astype(dtype)
+            kernel = sharding.gathered(kernel, self.axes)
+        names = (lora.A, lora.B) if self.has_variable("params", lora.A) else ()
+        adapter = [self.get_variable("params", name).astype(dtype) for name in names]
+        bias = self.param("bias", zeros, (self.features,)).astype(dtype) if self.bias else None
+
+        def matmul(x, up=None, apart: bool = False):
+            # XLA for GPUs makes one matmul of two by the same kernel, and copies both x to do so.
+            whole: Any = jax.lax.optimization_barrier(kernel) if apart else kernel
+
+            def by(matrix):
+                return products.matmul(x, matrix) if up is None else gating.matmul(x, up, matrix)
+
+            out = products.few_rows(whole, x if up is None else nn.silu(x) * up) if turned else by(whole)
+            if adapter:
+                out += products.matmul(by(adapter[0]), adapter[1])
+            return out if bias is None else out + bias
+
+        return matmul
 
 
 class Layer(nn.Module):
@@ -109,15 +120,19 @@ class Layer(nn.Module):
     def __call__(self, x, rope, masks, prefix, cache, packing):
         arch, parts = self.arch, {}
         heads, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-        for name, width in (("q", heads), ("k", keys), ("v", keys)):
-            parts[name] = Linear(width, arch.qkv_bias, name=name)
-        for name, width in (("o", arch.embed), ("gate", arch.mlp), ("up", arch.mlp), ("down", arch.embed)):
-            parts[name] = Linear(width, name=name)
+        dtype = jax.tree.leaves(x)[0].dtype
+        for name, width, axis in (("q", heads, "heads"), ("k", keys, "kv_heads"), ("v", keys, "kv_heads")):
+            parts[name] = Linear(width, ("embed", axis), arch.qkv_bias, name=name)(arch.embed, dtype)
+        for name, width, axis in (("o", heads, "heads"), ("down", arch.mlp, "mlp")):
+            parts[name] = Linear(arch.embed, (axis, "embed"), name=name)(width, dtype)
+        for name in ("gate", "up"):
+            parts[name] = Linear(arch.mlp, ("embed", "mlp"), name=name)(arch.embed, dtype)
         for name in ("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if arch.qk_norm else ())):
             parts[name] = Norm(arch.norm_eps, name=name)
         if not isinstance(x, tuple):
             return self._pass(parts, x, rope, masks, prefix, cache, packing)
-        prompts, prefix = self._pass(parts, x[0], rope[0], masks[0], None, None, None)
+        apart = parts | {name: partial(parts[name], apart=True) for name in table.KERNELS}
+        prompts, prefix = self._pass(apart, x[0], rope[0], masks[0], None, None, None)
         rest, _ = self._pass(parts, x[1], rope[1], masks[1], prefix, None, packing)
         return (prompts, rest), None
 
