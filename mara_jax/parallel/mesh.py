@@ -58,7 +58,7 @@ def _placed(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
     Raises:
       ValueError: several TPU slices, which a slow network joins, and neither data nor fsdp that they divide.
     """
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(one, "slice_index", 0) for one in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, fsdp, _ = shape
