@@ -32,12 +32,32 @@ def flops(function: Any, *args: Any, trips: Sequence[int] = (), **kwargs: Any) -
     staged = function if hasattr(function, "trace") else jax.jit(function)
     left = list(trips)
     jaxpr = staged.trace(*args, **kwargs).jaxpr.jaxpr
-    # Without what no result needs, as a compiler leaves it out: of an adapted policy the frozen kernels' gradients.
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    count = _of_jaxpr(jaxpr, left)
+    count = _of_jaxpr(_needed(jaxpr), left)
     if left:
         raise ValueError(f"trips={list(trips)}: the program has {len(trips) - len(left)} while loops with a matmul")
     return count
+
+
+def _needed(jaxpr: Any) -> Any:
+    """A jaxpr without what no result needs, as a compiler leaves it out: of an adapted policy the frozen kernels'
+    gradients."""
+    rules, barrier = partial_eval.dce_rules, jax.lax.optimization_barrier_p
+    usual = rules.get(barrier)
+    rules[barrier] = _thinned
+    try:
+        return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    finally:
+        rules.pop(barrier) if usual is None else rules.update({barrier: usual})
+
+
+def _thinned(used: list[bool], barrier: Any) -> tuple[list[bool], Any]:
+    """A barrier of those arrays alone that are used after it: XLA drops the others, jax's own rule keeps all."""
+    if not any(used):
+        return used, None
+    invars, outvars = (
+        [x for x, kept in zip(xs, used, strict=True) if kept] for xs in (barrier.invars, barrier.outvars)
+    )
+    return used, barrier.replace(invars=invars, outvars=outvars)
 
 
 def _of_jaxpr(jaxpr: Any, trips: list[int]) -> int:

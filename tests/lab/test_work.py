@@ -69,6 +69,18 @@ def test_gradients_cost_twice_the_forward_pass_and_remat_costs_it_again():
     assert work.flops(repeated, *both, x) == (2 + 3 + 1) * forward
 
 
+def test_a_barrier_keeps_nothing_alive():
+    """XLA drops from a barrier what nobody uses after it, so what only that array needs is not counted."""
+
+    def both(x):
+        return jax.lax.optimization_barrier((x @ SQUARE, x @ SQUARE.T))
+
+    x, forward = jnp.ones((2, 4)), 2 * 2 * 4 * 4
+    assert work.flops(both, x) == 2 * forward
+    assert work.flops(lambda x: both(x)[0], x) == forward
+    assert jax.jit(lambda x: both(x)[0]).lower(x).compile().as_text().count(" dot(") == 1
+
+
 def test_custom_derivatives_are_counted_by_the_pass_that_runs():
     @jax.custom_vjp
     def double(x, w):
