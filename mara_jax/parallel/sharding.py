@@ -306,7 +306,7 @@ def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _gathered_fwd(kernel, axes):
-    return gathered(kernel, axes), None
+    return gathered.fun(kernel, axes), None  # in the open, so that remat can choose
 
 
 def _gathered_bwd(axes, _, g):

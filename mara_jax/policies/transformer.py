@@ -213,6 +213,11 @@ def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -
     return arch.lora is None or avals[0].shape[contracted[0]] != arch.lora.rank
 
 
+def _but_gathered(prim: Any, *_: Any, **__: Any) -> bool:
+    """All is kept but what gathers kernels: kept, those of all layers would be whole on every device."""
+    return prim.name not in ("sharding_constraint", "optimization_barrier", "convert_element_type")
+
+
 class Decoder(nn.Module):
     """Embedding, layers (scanned or unrolled) and final norm; returns hidden states and the new keys and
     values. Of pairs, as a `Layer` takes them, a pair of hidden states.
@@ -229,7 +234,9 @@ class Decoder(nn.Module):
         x = jax.tree.map(lambda ids_bt: embed(ids_bt, cache is not None), tokens)
         rope = jax.tree.map(partial(rotary.angles, arch), positions)
         block: Any = Layer
-        if arch.remat != "none":
+        if arch.remat == "none" and sharding.parts("embed") > 1:
+            block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=_but_gathered)
+        elif arch.remat != "none":
             keep = partial(_kernels_output, arch) if arch.remat == "elementwise" else None
             block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=keep)
         if arch.scan_layers:

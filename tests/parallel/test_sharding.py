@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -133,6 +134,37 @@ def test_a_kernel_back_to_the_residual_stream_is_cut_by_its_inputs(sizes, overri
     assert stacked.spec == PartitionSpec(None, *expected)
     for axes in (("embed", "mlp"), ("vocab", "embed"), ("layers", "embed")):  # all others as the table says
         assert sharding.at_rest(found, axes, (64, 64)).spec == sharding.spec(found, axes)
+
+
+def _shapes_of_scans(jaxpr):
+    """Of each scan in a program the shapes that it stacks, one layer's share of each, as a set."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield {var.aval.shape[1:] for var in equation.outvars[equation.params["num_carry"] :]}
+        for value in equation.params.values():
+            yield from _shapes_of_scans(value.jaxpr) if hasattr(value, "jaxpr") else ()
+
+
+@pytest.mark.parametrize("remat", params.REMAT)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_gathered_kernel_is_kept_for_the_backward_pass(remat, dtype):
+    """Of all layers together they would be the whole model, on every device; only their gradients are stacked."""
+    arch = dataclasses.replace(ARCH, scan_layers=True, remat=remat, compute_dtype=dtype)
+    tree: dict[str, Any] = {}
+    for path, (shape, _) in params.leaf_shapes(arch).items():
+        params.put(tree, path, jax.ShapeDtypeStruct(shape, jnp.float32))
+    tokens_bt = jax.ShapeDtypeStruct((8, 3), jnp.int32)
+
+    def loss(tree, tokens_bt):
+        hidden_btd, _ = transformer.forward(arch, tree, tokens_bt, jnp.zeros_like(tokens_bt))
+        return jnp.sum(hidden_btd.astype(jnp.float32) ** 2)
+
+    with sharding.use(layout(1, 8, 1)):
+        forward, backward = _shapes_of_scans(jax.make_jaxpr(jax.grad(loss))(tree, tokens_bt).jaxpr)
+    kernels = {
+        shape[1:] for shape, axes in params.leaf_shapes(arch).values() if axes[0] == "layers" and len(shape) == 3
+    }
+    assert kernels <= backward and not kernels & forward
 
 
 @pytest.mark.parametrize(
