@@ -302,11 +302,15 @@ def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     Args:
       axes: the kernel's logical axes.
     """
+    return _whole(kernel, axes)
+
+
+def _whole(kernel, axes):
     return constrain(kernel, *(None if axis == "embed" else axis for axis in axes))
 
 
 def _gathered_fwd(kernel, axes):
-    return gathered.fun(kernel, axes), None  # in the open, so that remat can choose
+    return _whole(kernel, axes), None  # by its primitives, so that remat can choose
 
 
 def _gathered_bwd(axes, _, g):
