@@ -1,7 +1,8 @@
 """Grouped-query attention with one softmax over a prefix that several rows share and the rows' own keys.
 
 Written with its gradient: the parts of the softmax are never joined, weights stay unnormalised (the division by their
-sum is left to the few channels of the output), and the backward pass needs no reduction over keys.
+sum is left to the few channels of the output), and the backward pass needs no reduction over keys. It makes the weights
+anew: they grow with the square of the length, and every layer would keep its own.
 
 x = (query head within its kv head, time), time fastest. With a prefix of p prompts, b / p consecutive rows share each.
 """
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
+from mara_jax.policies import products
 from mara_jax.policies.params import Architecture, wide
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
@@ -65,46 +67,51 @@ def _attend(q, own, prefix, masks):
 
 
 def _forward(q, own, prefix, masks):
-    """Output and what the backward pass needs; weights are exp(score - the row's highest)."""
+    """Output, and each row's highest score and sum of weights; weights are exp(score - the highest)."""
     b = q.shape[0]
-    score = jnp.where(masks[0], _dot(q, own[0], KEYS), MASKED)
+    score = _scores(q, own[0], masks[0])
     top = jnp.max(score, axis=-1, keepdims=True)
     if prefix is None:
         weight = jnp.exp(score - top)
         total = jnp.sum(weight, axis=-1, keepdims=True)
-        out = _dot(weight.astype(q.dtype), own[1], VALUES) / total
-        return out.astype(q.dtype), (weight, None, total)
+        return (_dot(weight.astype(q.dtype), own[1], VALUES) / total).astype(q.dtype), top, total
     p = prefix[0].shape[0]
-    shared = jnp.where(masks[1], _dot(by_prompt(q, p), prefix[0], KEYS), MASKED)
+    shared = _scores(by_prompt(q, p), prefix[0], masks[1])
     top = jnp.maximum(top, by_row(jnp.max(shared, axis=-1, keepdims=True), b))
     weight, weight_shared = jnp.exp(score - top), jnp.exp(shared - by_prompt(top, p))
     total = jnp.sum(weight, axis=-1, keepdims=True) + by_row(jnp.sum(weight_shared, axis=-1, keepdims=True), b)
     out = _dot(weight.astype(q.dtype), own[1], VALUES)
     out += by_row(_dot(weight_shared.astype(q.dtype), prefix[1], VALUES), b)
-    return (out / total).astype(q.dtype), (weight, weight_shared, total)
+    return (out / total).astype(q.dtype), top, total
+
+
+def _scores(q, keys, mask):
+    return jnp.where(mask, _dot(q, keys, KEYS), MASKED)
 
 
 def _attend_fwd(q, own, prefix, masks):
-    out, (weight, weight_shared, total) = _forward(q, own, prefix, masks)
-    return out, (q, own, prefix, out, weight, weight_shared, total)
+    out, top, total = _forward(q, own, prefix, masks)
+    return out, (q, own, prefix, masks, out, top, total)
 
 
 def _attend_bwd(saved, g):
-    q, own, prefix, out, weight, weight_shared, total = saved
+    q, own, prefix, masks, out, top, total = saved
+    q = products.after(q, g)
     g = g.astype(total.dtype) / total
     along = jnp.sum(g * out, axis=-1, keepdims=True)
-    d_q, *d_own = _one_side(q, own, weight, g, along)
+    d_q, *d_own = _one_side(q, own, masks[0], top, g, along)
     if prefix is None:
         return d_q.astype(q.dtype), tuple(d_own), None, (None, None)
     turned = functools.partial(by_prompt, prompts=prefix[0].shape[0])
-    d_shared, *d_prefix = _one_side(turned(q), prefix, weight_shared, turned(g), turned(along))
+    d_shared, *d_prefix = _one_side(turned(q), prefix, masks[1], turned(top), turned(g), turned(along))
     d_q += by_row(d_shared, q.shape[0])
     return d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix), (None, None)
 
 
-def _one_side(q, keys_values, weight, g, along):
+def _one_side(q, keys_values, mask, top, g, along):
     """Gradients by queries, keys and values of one set of keys; g is divided by the weights' sum."""
     keys, values = keys_values
+    weight = jnp.exp(_scores(q, keys, mask) - top)
     g_narrow, narrow = g.astype(q.dtype), weight.astype(q.dtype)
     d_score = (weight * (_dot(g_narrow, values, KEYS) - along)).astype(q.dtype)
     d_values = _dot(narrow, g_narrow, QUERIES)

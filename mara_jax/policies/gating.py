@@ -22,9 +22,7 @@ def _matmul_fwd(gate, up, kernel_fd):
 def _matmul_bwd(saved, g):
     gate, up, kernel_fd = saved
     d_product = jax.lax.dot_general(g, kernel_fd, (((g.ndim - 1,), (1,)), ((), ())))
-    # Adding this zero makes the new arrays wait for the gradient. Without it XLA takes them for those of the forward
-    # pass and keeps them; an optimization_barrier says the same, but XLA:CPU drops barriers before it schedules.
-    gate += 0 * d_product
+    gate = products.after(gate, d_product)
     sigmoid = jax.nn.sigmoid(gate)
     silu = gate * sigmoid
     d_kernel_fd = products.over_rows(silu * up, g)

@@ -1,5 +1,9 @@
 """Matrix products in the forms that XLA's CPU compiler multiplies fast; elsewhere they are what they say."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -10,27 +14,58 @@ from mara_jax.parallel import sharding
 NARROW = 512
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, kernel_df: jax.Array) -> jax.Array:
+class Remade(NamedTuple):
+    """An array that no matmul keeps for its gradient: the backward pass makes it anew from what is kept anyway.
+
+    make: (the gradient by the array, *kept) -> the array, by way of `after`; kept: arrays, to which no gradient flows.
+    """
+
+    array: jax.Array
+    make: Callable[..., jax.Array]
+    kept: tuple[Any, ...]
+
+
+def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """x, but not before the gradient, an array of its shape: what is made from it in the backward pass waits, too.
+
+    Without it XLA takes what is made anew for the forward pass's and keeps that. An optimization_barrier says the same,
+    but XLA:CPU drops barriers before it schedules.
+    """
+    return x + (0 * gradient).astype(x.dtype)
+
+
+def matmul(x: jax.Array | Remade, kernel_df: jax.Array) -> jax.Array:
     """x [..., d] by a kernel [d, f]; its gradient by the kernel is made by `over_rows`.
 
     jax's own rule contracts all leading axes at once: XLA:CPU then writes both sides turned first, in strided loops
     that compute the activation's derivative again.
     """
+    if isinstance(x, Remade):
+        return _remade_matmul(x.make, x.kept, x.array, kernel_df)
+    return _remade_matmul(_as_kept, (x,), x, kernel_df)
+
+
+def _as_kept(gradient, x):
+    del gradient
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _remade_matmul(make, kept, x, kernel_df):
     return x @ kernel_df
 
 
-def _matmul_fwd(x, kernel_df):
-    return x @ kernel_df, (x, kernel_df)
+def _matmul_fwd(make, kept, x, kernel_df):
+    return x @ kernel_df, (kept, kernel_df)
 
 
-def _matmul_bwd(saved, g):
-    x, kernel_df = saved
+def _matmul_bwd(make, saved, g):
+    kept, kernel_df = saved
     d_x = jax.lax.dot_general(g, kernel_df, (((g.ndim - 1,), (1,)), ((), ())))
-    return d_x, over_rows(x, g)
+    return None, d_x, over_rows(make(d_x, *kept), g)
 
 
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
+_remade_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def over_rows(x: jax.Array, y: jax.Array, dtype=None) -> jax.Array:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, flash, gating, lora, products, rotary
+from mara_jax.policies import attention, flash, gating, lora, norms, products, rotary
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, RopeScaling
+from mara_jax.policies.products import Remade
 
 __all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
 
@@ -41,20 +42,8 @@ class KV:
     v: Any
 
 
-@jax.custom_vjp
-def _settled(x, scale):
-    """Both as they are; nothing goes on with the gradient of x before that of scale is there.
-
-    It is read by nobody before the optimiser: XLA would put it off, and keep all that it is made of until then.
-    """
-    return x, scale
-
-
-_settled.defvjp(lambda x, scale: ((x, scale), None), lambda _, g: jax.lax.optimization_barrier(g))
-
-
 class Norm(nn.Module):
-    """Root-mean-square norm over the last axis, computed in float32 (or wider); settled: see `_settled`."""
+    """Root-mean-square norm over the last axis, computed in float32 (or wider); settled: see `norms.remade`."""
 
     eps: float
     settled: bool = False
@@ -62,11 +51,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        if self.settled:
-            x, scale = _settled(x, scale)
-        wide = x.astype(table.wide(x.dtype))
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * scale.astype(wide.dtype)).astype(x.dtype)
+        return norms.remade(x, scale, self.eps, self.settled)
 
 
 class Linear(nn.Module):
@@ -100,7 +85,10 @@ class Linear(nn.Module):
             def by(matrix):
                 return products.matmul(x, matrix) if up is None else gating.matmul(x, up, matrix)
 
-            out = products.few_rows(whole, x if up is None else nn.silu(x) * up) if turned else by(whole)
+            def plain():
+                return x.array if isinstance(x, Remade) else x if up is None else nn.silu(x) * up
+
+            out = products.few_rows(whole, plain()) if turned else by(whole)
             if adapter:
                 out += products.matmul(by(adapter[0]), adapter[1])
             return out if bias is None else out + bias
@@ -143,15 +131,15 @@ class Layer(nn.Module):
         gate_btf, up_btf = (sharding.constrain(parts[name](y_btd), "rows", None, "mlp") for name in ("gate", "up"))
         return sharding.constrain(x_btd + parts["down"](gate_btf, up_btf), "rows"), kv
 
-    def _attention(self, parts, x_btd, rope, masks, prefix, cache, packing):
+    def _attention(self, parts, x_btd: Remade, rope, masks, prefix, cache, packing):
         arch = self.arch
-        b, t, _ = x_btd.shape
+        b, t, _ = x_btd.array.shape
         n, k, h = arch.heads, arch.kv_heads, arch.head_dim
         m = n // k
         q_btnh = parts["q"](x_btd).reshape(b, t, n, h)
         k_btkh, v_btkh = (parts[name](x_btd).reshape(b, t, k, h) for name in ("k", "v"))
         if arch.qk_norm:
-            q_btnh, k_btkh = parts["q_norm"](q_btnh), parts["k_norm"](k_btkh)
+            q_btnh, k_btkh = parts["q_norm"](q_btnh).array, parts["k_norm"](k_btkh).array
         q_btnh, k_btkh = rotary.rotate(q_btnh, rope) * h**-0.5, rotary.rotate(k_btkh, rope)
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
@@ -174,10 +162,19 @@ class Layer(nn.Module):
         else:
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
             out = attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared)
-        out_btx = out.reshape(b, n, t, h).transpose(0, 2, 1, 3).reshape(b, t, n * h)
-        if packing is not None:
-            out_btx = streams.pack(out_btx, packing)
-        return parts["o"](out_btx), own
+        return parts["o"](Remade(_by_time(out, n, packing), partial(_by_time_again, n), (out, packing))), own
+
+
+def _by_time(out_bkxh, n, packing):
+    """Attention's output with a token's heads together, [b, t, n h], or as streams."""
+    b, _, _, h = out_bkxh.shape
+    out_btx = out_bkxh.reshape(b, n, -1, h).transpose(0, 2, 1, 3).reshape(b, -1, n * h)
+    return out_btx if packing is None else streams.pack(out_btx, packing)
+
+
+def _by_time_again(n, gradient, out_bkxh, packing):
+    gradient_bkxh = jax.vjp(lambda out: _by_time(out, n, packing), out_bkxh)[1](gradient)[0]
+    return _by_time(products.after(out_bkxh, gradient_bkxh), n, packing)
 
 
 def _time_of_keys() -> int:
@@ -257,7 +254,8 @@ class Decoder(nn.Module):
                 ks.append(kv and kv.k)
                 vs.append(kv and kv.v)
             new = KV(tuple(ks), tuple(vs))
-        return jax.tree.map(Norm(arch.norm_eps, settled=True, name="final_norm"), x), new
+        norm = Norm(arch.norm_eps, settled=True, name="final_norm")
+        return jax.tree.map(lambda x_btd: norm(x_btd).array, x), new
 
 
 def masks(

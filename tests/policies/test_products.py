@@ -44,5 +44,5 @@ def test_remat_keeps_or_repeats_the_kernels_matmuls(remat, again):
     extra = phases.counted(case, params, drawn, batch).update - phases.least(case, drawn).update
     rows = 4 * (64 + 8 * 63)
     repeated = 2 * rows * (work.layer_parameters(arch) - arch.layers * arch.mlp * arch.embed)
-    # Attention's own matmuls, here a tenth of the kernels', are repeated by both names.
-    assert extra / repeated == pytest.approx(again, abs=0.2)
+    # Attention's own matmuls, here a tenth of the kernels', are repeated by both names, and its scores by its gradient.
+    assert extra / repeated == pytest.approx(again, abs=0.25)
