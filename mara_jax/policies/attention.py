@@ -2,7 +2,8 @@
 
 Written with its gradient: the parts of the softmax are never joined, weights stay unnormalised (the division by their
 sum is left to the few channels of the output), and the backward pass needs no reduction over keys. It makes the weights
-anew: they grow with the square of the length, and every layer would keep its own.
+anew: they grow with the square of the length, and every layer would keep its own. The output is kept as the next matmul
+takes it, which keeps it, too; otherwise XLA keeps the two products that it is the sum of.
 
 x = (query head within its kv head, time), time fastest. With a prefix of p prompts, b / p consecutive rows share each.
 """
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
+from mara_jax.policies import packing as streams
 from mara_jax.policies import products
+from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, wide
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
@@ -31,18 +34,35 @@ def by_kernels(arch: Architecture) -> bool:
     return sharding.platform() != "cpu" and arch.compute_dtype == "bfloat16" and arch.head_dim in (64, 128, 256)
 
 
-def attend(q_bkxh, own, prefix=None):
+def attend(q_bkxh, own, prefix=None, *, t: int | None = None, packing: Packing | None = None):
     """Attention over a shared prefix and the rows' own keys.
 
     args: q_bkxh: scaled queries; own: (k_bksh, v_bksh, mask broadcastable to [b, k, x, s]); prefix: None, or such a
-        triple with p rows in place of b and a mask [p, s].
-    returns: [b, k, x, h].
+        triple with p rows in place of b and a mask [p, s]; t, packing: as `laid_out` has them.
+    returns: [b, k, x, h], or where t is given as `laid_out` returns it.
     """
     own_k, own_v, mask = own
     if prefix is None:
-        return _attend(q_bkxh, (own_k, own_v), None, (mask, None))
+        return _attend(t, packing, q_bkxh, (own_k, own_v), None, (mask, None))
     prefix_k, prefix_v, seen_ps = prefix
-    return _attend(q_bkxh, (own_k, own_v), (prefix_k, prefix_v), (mask, seen_ps[:, None, None, :]))
+    return _attend(t, packing, q_bkxh, (own_k, own_v), (prefix_k, prefix_v), (mask, seen_ps[:, None, None, :]))
+
+
+def laid_out(out_bkxh, t: int, packing: Packing | None):
+    """An output as the next matmul takes it: a token's heads together.
+
+    args: t: times in x; packing: of the rows.
+    returns: [b, t, n h], or streams [c, n, n h], whose empty slots mean nothing.
+    """
+    b, _, _, h = out_bkxh.shape
+    out_btx = out_bkxh.reshape(b, -1, t, h).swapaxes(1, 2).reshape(b, t, -1)
+    return out_btx if packing is None else streams.pack_only(out_btx, packing)
+
+
+def _heads_first(y, k, t, packing, c):
+    """The inverse of `laid_out` for c numbers a head: [b, k, x, c]."""
+    y_btx = y if packing is None else streams.unpack(y, packing)
+    return y_btx.reshape(y_btx.shape[0], t, -1, c).swapaxes(1, 2).reshape(y_btx.shape[0], k, -1, c)
 
 
 def by_prompt(y_bkxc, prompts):
@@ -61,9 +81,9 @@ def _dot(x, y, axes):
     return jax.lax.dot_general(x, y, axes, preferred_element_type=wide(x.dtype))
 
 
-@jax.custom_vjp
-def _attend(q, own, prefix, masks):
-    return _forward(q, own, prefix, masks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(t, packing, q, own, prefix, masks):
+    return _attend_fwd(t, packing, q, own, prefix, masks)[0]
 
 
 def _forward(q, own, prefix, masks):
@@ -89,23 +109,28 @@ def _scores(q, keys, mask):
     return jnp.where(mask, _dot(q, keys, KEYS), MASKED)
 
 
-def _attend_fwd(q, own, prefix, masks):
+def _attend_fwd(t, packing, q, own, prefix, masks):
     out, top, total = _forward(q, own, prefix, masks)
-    return out, (q, own, prefix, masks, out, top, total)
+    out = out if t is None else laid_out(out, t, packing)
+    return out, (packing, q, own, prefix, masks, out, top, total)
 
 
-def _attend_bwd(saved, g):
-    q, own, prefix, masks, out, top, total = saved
+def _attend_bwd(t, saved, g):
+    packing, q, own, prefix, masks, out, top, total = saved
+    h = q.shape[-1]
+    along = jnp.sum((g.astype(total.dtype) * out).reshape(*g.shape[:-1], -1, h), axis=-1)
+    if t is not None:
+        back = functools.partial(_heads_first, k=q.shape[1], t=t, packing=packing)
+        g, along = back(g, c=h), back(along, c=1)
     q = products.after(q, g)
-    g = g.astype(total.dtype) / total
-    along = jnp.sum(g * out, axis=-1, keepdims=True)
+    g, along = g.astype(total.dtype) / total, along / total
     d_q, *d_own = _one_side(q, own, masks[0], top, g, along)
     if prefix is None:
-        return d_q.astype(q.dtype), tuple(d_own), None, (None, None)
+        return None, d_q.astype(q.dtype), tuple(d_own), None, (None, None)
     turned = functools.partial(by_prompt, prompts=prefix[0].shape[0])
     d_shared, *d_prefix = _one_side(turned(q), prefix, masks[1], turned(top), turned(g), turned(along))
     d_q += by_row(d_shared, q.shape[0])
-    return d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix), (None, None)
+    return None, d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix), (None, None)
 
 
 def _one_side(q, keys_values, mask, top, g, along):

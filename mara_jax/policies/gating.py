@@ -22,8 +22,7 @@ def _matmul_fwd(gate, up, kernel_fd):
 def _matmul_bwd(saved, g):
     gate, up, kernel_fd = saved
     d_product = jax.lax.dot_general(g, kernel_fd, (((g.ndim - 1,), (1,)), ((), ())))
-    gate = products.after(gate, d_product)
-    sigmoid = jax.nn.sigmoid(gate)
+    sigmoid = jax.nn.sigmoid(products.after(gate, d_product))
     silu = gate * sigmoid
     d_kernel_fd = products.over_rows(silu * up, g)
     # All three or none: XLA for GPUs would go on to what gate and up are made of first, and keep the product for it.

@@ -72,6 +72,11 @@ def pack(x_bt: jax.Array, packing: Packing) -> jax.Array:
     return _take(x_bt, packing.place_cn, packing.slot_bt)
 
 
+def pack_only(x_bt: jax.Array, packing: Packing) -> jax.Array:
+    """As `pack`, but empty slots hold some position of x: for what is read at counted positions alone."""
+    return _read(x_bt, packing.place_cn)
+
+
 def unpack(x_cn: jax.Array, packing: Packing) -> jax.Array:
     """Streams [c, n, ...] as padded rows [b, t, ...]; positions that do not count hold zeros."""
     return _take(x_cn, packing.slot_bt, packing.place_cn)
@@ -83,12 +88,14 @@ def _take(x: jax.Array, at: Any, back: Any) -> jax.Array:
 
     Each counted position is read exactly once, so the transpose is a read at `back` [i, j], not a scatter.
     """
+    return jnp.where((at >= 0).reshape(*at.shape, *(1,) * (x.ndim - 2)), _read(x, at), 0)
+
+
+def _read(x, at):
     streams = min(at.shape[0], x.shape[0])
-    flat = x.reshape(streams, -1, *x.shape[2:])
-    index = at.reshape(streams, -1)
+    flat, index = x.reshape(streams, -1, *x.shape[2:]), at.reshape(streams, -1)
     read = jax.vmap(lambda rows, i: rows.at[i].get(mode="promise_in_bounds"))(flat, jnp.maximum(index, 0))
-    live = (index >= 0).reshape(*index.shape, *(1,) * (x.ndim - 2))
-    return jnp.where(live, read, 0).reshape(*at.shape, *x.shape[2:])
+    return read.reshape(*at.shape, *x.shape[2:])
 
 
 def _take_fwd(x, at, back):

@@ -158,23 +158,12 @@ class Layer(nn.Module):
         if cache is None and attention.by_kernels(arch):
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix_lengths"])
             interpret = sharding.platform() == "cpu"
-            out = flash.attend(q_bkxh, (keys, own.v), masks["counts"], shared, interpret=interpret)
+            out_bkxh = flash.attend(q_bkxh, (keys, own.v), masks["counts"], shared, interpret=interpret)
+            out = attention.laid_out(out_bkxh, t, packing)
         else:
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-            out = attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared)
-        return parts["o"](Remade(_by_time(out, n, packing), partial(_by_time_again, n), (out, packing))), own
-
-
-def _by_time(out_bkxh, n, packing):
-    """Attention's output with a token's heads together, [b, t, n h], or as streams."""
-    b, _, _, h = out_bkxh.shape
-    out_btx = out_bkxh.reshape(b, n, -1, h).transpose(0, 2, 1, 3).reshape(b, -1, n * h)
-    return out_btx if packing is None else streams.pack(out_btx, packing)
-
-
-def _by_time_again(n, gradient, out_bkxh, packing):
-    gradient_bkxh = jax.vjp(lambda out: _by_time(out, n, packing), out_bkxh)[1](gradient)[0]
-    return _by_time(products.after(out_bkxh, gradient_bkxh), n, packing)
+            out = attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared, t=t, packing=packing)
+        return parts["o"](out), own
 
 
 def _time_of_keys() -> int:

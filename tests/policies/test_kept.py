@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
@@ -15,25 +14,25 @@ ARCH = transformer.Architecture("qwen2", 32, 32, 4, heads=4, kv_heads=2, head_di
 # Of a token: the residual stream before attention and before the feed-forward, queries and attention's output, keys and
 # values, gate and up. Of a query, beside: its highest score and the sum of its weights. Each norm: one number.
 NUMBERS = 2 * 32 + 2 * 64 + 2 * 32 + 2 * 48 + 2 * 4 + 2
+LAYERS = 2, 6
 
 
-def temporary(arch, packed: bool) -> int:
+def temporary(layers: int) -> int:
     """Bytes of temporary arrays in the gradient of a group's hidden states."""
-    packing = streams.of([T] * (P * G), T) if packed else None
+    packing, arch = streams.of([T] * (P * G), T), dataclasses.replace(ARCH, layers=layers)
 
     def loss(params, prompts, prompt_lengths, tokens, positions):
         of = (arch, params, prompts, prompt_lengths, tokens, positions, packing)
         return sum(jnp.sum(jnp.sin(hidden)) for hidden in transformer.forward_group(*of))
 
-    ints = [(P, S), (P,), *[(1, P * G * T) if packed else (P * G, T)] * 2]
+    ints = [(P, S), (P,), *[(1, P * G * T)] * 2]
     params = jax.eval_shape(lambda: transformer.init(arch, jax.random.key(0)))
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ints]
     memory: Any = jax.jit(jax.grad(loss)).lower(params, *shapes).compile().memory_analysis()
     return memory.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_layers_keep_what_no_elementwise_step_or_score_can_make_anew(packed):
-    few, many = (temporary(dataclasses.replace(ARCH, layers=layers), packed) for layers in (2, 4))
-    numbers = (many - few) / 2 / 4 / (P * S + P * G * T)
-    assert 0.95 * NUMBERS < numbers < 1.05 * NUMBERS
+def test_layers_keep_what_no_elementwise_step_or_score_can_make_anew(quick_compilation):
+    few, many = map(temporary, LAYERS)
+    numbers = (many - few) / (LAYERS[1] - LAYERS[0]) / 4 / (P * S + P * G * T)
+    assert 0.85 * NUMBERS < numbers < NUMBERS
