@@ -122,7 +122,7 @@ def _attend_bwd(t, saved, g):
     if t is not None:
         back = functools.partial(_heads_first, k=q.shape[1], t=t, packing=packing)
         g, along = back(g, c=h), back(along, c=1)
-    q = products.after(q, g, stored=True)
+    q = products.after(q, g)
     g, along = g.astype(total.dtype) / total, along / total
     d_q, *d_own = _one_side(q, own, masks[0], top, g, along)
     if prefix is None:

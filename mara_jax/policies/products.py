@@ -25,15 +25,14 @@ class Remade(NamedTuple):
     kept: tuple[Any, ...]
 
 
-def after(x: jax.Array, gradient: jax.Array, stored: bool = False) -> jax.Array:
+def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """x, but not before the gradient, an array of its shape: what is made from it in the backward pass waits, too.
 
     Without it XLA takes what is made anew for the forward pass's and keeps that. An optimization_barrier says the same,
     but XLA:CPU drops barriers before it schedules. Without a mesh a CPU waits for a single number of the gradient:
-    XLA then makes the sum where it is used, which saves a pass over both arrays. stored: not so, for what several
-    passes read, each in an order of its own.
+    XLA then makes the sum where it is used, which saves a pass over both arrays.
     """
-    if not stored and gradient.size and sharding.platform() == "cpu" and sharding.current() is None:
+    if gradient.size and sharding.platform() == "cpu" and sharding.current() is None:
         gradient = gradient[(0,) * gradient.ndim]
     return x + (0 * gradient).astype(x.dtype)
 
