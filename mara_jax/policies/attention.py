@@ -52,7 +52,7 @@ def laid_out(out_bkxh, t: int, packing: Packing | None):
     """An output as the next matmul takes it: a token's heads together.
 
     args: t: times in x; packing: of the rows.
-    returns: [b, t, n h], or streams [c, n, n h], whose empty slots mean nothing.
+    returns: [b, t, n h], or streams [c, n, n h], whose empty slots are finite but arbitrary.
     """
     b, _, _, h = out_bkxh.shape
     out_btx = out_bkxh.reshape(b, -1, t, h).swapaxes(1, 2).reshape(b, t, -1)

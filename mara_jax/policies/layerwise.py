@@ -58,7 +58,7 @@ def _layer(arch: Architecture, params: Any, x_btd: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0)
 def _normed(arch: Architecture, params: Any, x_btd: jax.Array) -> jax.Array:
-    return transformer.Norm(arch.norm_eps).apply({"params": params}, x_btd).array  # pyright: ignore
+    return transformer.Norm(arch.norm_eps).apply({"params": params}, x_btd).array  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @jax.jit

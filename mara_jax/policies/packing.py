@@ -72,9 +72,18 @@ def pack(x_bt: jax.Array, packing: Packing) -> jax.Array:
     return _take(x_bt, packing.place_cn, packing.slot_bt)
 
 
+@jax.custom_vjp
 def pack_only(x_bt: jax.Array, packing: Packing) -> jax.Array:
-    """As `pack`, but empty slots hold some position of x: for what is read at counted positions alone."""
+    """As `pack`, but empty slots hold some position of x: finite where x is, otherwise arbitrary.
+
+    For what weighs nothing there. Whatever gradient comes back from an empty slot is dropped.
+    """
     return _read(x_bt, packing.place_cn)
+
+
+pack_only.defvjp(
+    lambda x, packing: (_read(x, packing.place_cn), packing), lambda packing, g: (unpack(g, packing), None)
+)
 
 
 def unpack(x_cn: jax.Array, packing: Packing) -> jax.Array:

@@ -30,7 +30,8 @@ def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
     Without it XLA takes what is made anew for the forward pass's and keeps that. An optimization_barrier says the same,
     but XLA:CPU drops barriers before it schedules. Without a mesh a CPU waits for a single number of the gradient:
-    XLA then makes the sum where it is used, which saves a pass over both arrays.
+    XLA then makes the sum where it is used, which saves a pass over both arrays. (Where that number is infinite all
+    of x becomes NaN, as the gradients after it would.)
     """
     if gradient.size and sharding.platform() == "cpu" and sharding.current() is None:
         gradient = gradient[(0,) * gradient.ndim]

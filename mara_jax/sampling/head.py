@@ -18,7 +18,7 @@ from mara_jax.sampling import cut_head
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
 # chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
 MAX_LOGITS = {"cpu": 8_000_000, "gpu": 2**27, "tpu": 2**26}
-# On a CPU chunks with a 24th as many positions as there are words are the fastest that need no more memory: the
+# On one CPU chunks with a 24th as many positions as there are words are the fastest that need no more memory: the
 # vocabulary then comes first, see `_axis`. 2,016 positions of 8,192 words, 512 wide, forward and backward on one
 # thread: 1.39 s in 3 chunks, 1.15 in 4, 1.12 in 6, 1.19 in 8.
 FEW = 24
@@ -71,9 +71,10 @@ def token_stats(
 
 def _positions(count: int, vocab: int, streams: int) -> int:
     """How many of `count` positions a chunk has at most."""
-    most = max(1, MAX_LOGITS[sharding.platform()] * streams // vocab)
+    most = max(1, int(MAX_LOGITS[sharding.platform()] * streams) // vocab)
     few = vocab // FEW
-    return few if sharding.platform() == "cpu" and count > most > few >= 256 else most
+    alone = sharding.current() is None and sharding.platform() == "cpu"
+    return few if alone and count > most > few >= 256 else most
 
 
 def _gathered(rows_vd, dtype) -> Any:
