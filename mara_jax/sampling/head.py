@@ -18,9 +18,9 @@ from mara_jax.sampling import cut_head
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
 # chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
 MAX_LOGITS = {"cpu": 8_000_000, "gpu": 2**27, "tpu": 2**26}
-# On one CPU chunks with a 24th as many positions as there are words are the fastest that need no more memory: the
-# vocabulary then comes first, see `_axis`. 2,016 positions of 8,192 words, 512 wide, forward and backward on one
-# thread: 1.39 s in 3 chunks, 1.15 in 4, 1.12 in 6, 1.19 in 8.
+# On one CPU several chunks have a 24th as many positions as there are words: the vocabulary then comes first, see
+# `_axis`. Measured at one shape, 2,016 positions of 8,192 words, 512 wide, forward and backward on one thread: 1.39 s
+# in 3 chunks, 1.15 in 4, 1.12 in 6, 1.19 in 8.
 FEW = 24
 
 
