@@ -1,6 +1,7 @@
 """The same run on one device and on 8 simulated ones, as its own process: python layouts_program.py ARGUMENTS OUT.
 
-ARGUMENTS (JSON): weights, layouts (lists of data, fsdp, tensor; null: one device), steps, and fields of the config.
+ARGUMENTS (JSON): weights, layouts (lists of data, fsdp, tensor; null: one device), steps, fields of the config, and
+nudges: seeds, each for one more run on one device, from weights changed in their last digit.
 """
 
 import json
@@ -39,13 +40,26 @@ def magnitude(leaf) -> float:
     return float(np.abs(hosts.gather(leaf).astype(np.float64)).sum())
 
 
-def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda *_: None) -> dict:
+def nudged(params, seed: int):
+    """Each number up or down to its neighbour, by chance."""
+    rng = np.random.default_rng(seed)
+
+    def move(leaf):
+        here = np.asarray(leaf)
+        return jax.numpy.asarray(np.nextafter(here, rng.choice([-1, 1], here.shape).astype(here.dtype) * np.inf))
+
+    return jax.tree.map(move, params)
+
+
+def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda *_: None, nudge=None) -> dict:
     """The run's losses, tokens and log-probs at each step, and what its state weighs."""
     layout = None if sizes is None else sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))
     drawn, sample = [], rollout.sample
     with sharding.use(layout):
         task = onetwo.OneTwo()
         policy, ref_params = reference.load_base(run, task)
+        if nudge is not None:
+            ref_params = nudged(ref_params, nudge)
         tx = optim.make(run.optimiser)
         state = placement.fresh(policy.architecture, ref_params, tx)
         weights = cut([state.params, state.opt_state])
@@ -93,7 +107,9 @@ def main() -> None:
     add_flags(f"--xla_force_host_platform_device_count=8 {PATIENCE}")
     run = run_of(asked)
     ends = []
-    found = [train(run, sizes, asked["steps"], lambda *end: ends.append(end)) for sizes in asked["layouts"]]
+    steps, at_end = asked["steps"], lambda *end: ends.append(end)
+    found = [train(run, sizes, steps, at_end) for sizes in asked["layouts"]]
+    found += [train(run, None, steps, at_end, nudge) for nudge in asked["nudges"]]
     for one, (setup, _, snapshots) in zip(found, ends, strict=True):
         key, both = reference.stream(run.seed, "rollout"), (ends[0][2], snapshots)
         one["differs"] = borders.first_difference(setup.policy, setup.prompts[0], key, found[0], one, both)

@@ -16,8 +16,8 @@ HERE = pathlib.Path(__file__).parent
 LAYOUTS = [None, [8, 1, 1], [1, 8, 1], [2, 2, 2]]
 
 
-def train(out: pathlib.Path, weights: pathlib.Path, layouts: list, steps: int, fields: dict, **environment) -> list:
-    asked = {"weights": str(weights), "layouts": layouts, "steps": steps, "fields": fields}
+def train(out, weights: pathlib.Path, layouts: list, steps: int, fields: dict, nudges=(), **environment) -> list:
+    asked = {"weights": str(weights), "layouts": layouts, "steps": steps, "fields": fields, "nudges": nudges}
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment
     done = subprocess.run(
         [sys.executable, str(HERE / "layouts_program.py"), json.dumps(asked), str(out)],
@@ -31,13 +31,22 @@ def losses(run: dict) -> np.ndarray:
     return np.array([row["loss"] for row in run["rows"]])
 
 
+def apart(run: dict, other: dict) -> np.ndarray:
+    """Distances of losses at each step of equal tokens, 0 from there on."""
+    return np.where(np.arange(len(run["rows"])) < run["differs"]["step"], np.abs(losses(run) - losses(other)), 0)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> pathlib.Path:
     return hand_made_policy.write(tmp_path_factory.mktemp("weights") / "small")
 
 
 def test_ten_steps_of_nano(tmp_path):
-    """From one and the same warmed-up reference: 10 steps as in the config, the same but for draws on a border."""
+    """From one and the same warmed-up reference: 10 steps as in the config, the same but for draws on a border.
+
+    Losses are within 1e-5, or no farther apart than twice what one device's are once its weights change in their last
+    digit: there are references from which a step makes ten times as much of any rounding.
+    """
     workdir = tmp_path / "nano"
     command = [sys.executable, "-m", "mara_jax.main", "--config=configs/onetwo.py:nano", f"--workdir={workdir}"]
     done = subprocess.run([*command, "--config.steps=1"], cwd=HERE.parents[1], capture_output=True, text=True)
@@ -46,12 +55,14 @@ def test_ten_steps_of_nano(tmp_path):
         "task.malformed": 0.25, "rollout.group_size": 32, "rollout.max_new_tokens": 48,
         "optimiser.learning_rate": 5e-4, "optimiser.decay_steps": 100,
     }  # fmt: skip
-    alone, *spread = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields)
+    found = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields, nudges=[1, 2])
+    alone, spread, moved = found[0], found[1 : len(LAYOUTS)], found[len(LAYOUTS) :]
+    limit = np.maximum(1e-5, 2 * np.max([np.maximum.accumulate(apart(run, alone)) for run in moved], axis=0))
+    print("limit", " ".join(f"{x:.1e}" for x in limit))
     for run in spread:
-        same = run["differs"]["step"]
-        apart = np.abs(losses(run) - losses(alone))[:same].max(initial=0)
-        print(f"{same} steps of equal tokens, losses at most {apart:.1e} apart; {run['differs']['rows']}")
-        np.testing.assert_allclose(losses(run)[:same], losses(alone)[:same], rtol=0, atol=1e-5)
+        same, distance = run["differs"]["step"], apart(run, alone)
+        print(f"{same} steps of equal tokens, losses apart by", *(f"{x:.1e}" for x in distance), run["differs"]["rows"])
+        assert np.all(distance <= limit)
         # Sums of float32 depend on their order. A token may differ where its uniform lies between the two runs' own
         # cumulative probabilities, and nowhere else; from there on the runs are two different ones.
         assert all(row["explained"] for row in run["differs"]["rows"]), run["differs"]
