@@ -22,13 +22,13 @@ def _matmul_fwd(gate, up, kernel_fd):
 def _matmul_bwd(saved, g):
     gate, up, kernel_fd = saved
     d_product = jax.lax.dot_general(g, kernel_fd, (((g.ndim - 1,), (1,)), ((), ())))
-    sigmoid = jax.nn.sigmoid(products.after(gate, d_product))
-    silu = gate * sigmoid
-    d_kernel_fd = products.over_rows(silu * up, g)
+    # The sigmoid is made for each use where there is one CPU: it costs less there than a pass over memory to store it.
+    for_kernel, for_gate, for_up = (products.after(gate, d_product, at) for at in range(3))
+    d_kernel_fd = products.over_rows(jax.nn.silu(for_kernel) * up, g)
+    sigmoid = jax.nn.sigmoid(for_gate)
+    d_silu = sigmoid + for_gate * sigmoid * (1 - sigmoid)
     # All three or none: XLA for GPUs would go on to what gate and up are made of first, and keep the product for it.
-    return jax.lax.optimization_barrier(
-        (d_product * up * (sigmoid + silu * (1 - sigmoid)), d_product * silu, d_kernel_fd)
-    )
+    return jax.lax.optimization_barrier((d_product * up * d_silu, d_product * jax.nn.silu(for_up), d_kernel_fd))
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)

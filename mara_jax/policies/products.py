@@ -25,16 +25,17 @@ class Remade(NamedTuple):
     kept: tuple[Any, ...]
 
 
-def after(x: jax.Array, gradient: jax.Array) -> jax.Array:
+def after(x: jax.Array, gradient: jax.Array, at: int = 0) -> jax.Array:
     """x, but not before the gradient, an array of its shape: what is made from it in the backward pass waits, too.
 
     Without it XLA takes what is made anew for the forward pass's and keeps that. An optimization_barrier says the same,
     but XLA:CPU drops barriers before it schedules. Without a mesh a CPU waits for a single number of the gradient:
     XLA then makes the sum where it is used, which saves a pass over both arrays. (Where that number is infinite all
-    of x becomes NaN, as the gradients after it would.)
+    of x becomes NaN, as the gradients after it would.) at: which number of the first row that is; what waits for
+    different ones XLA makes apart, and stores nothing that they share.
     """
     if gradient.size and sharding.platform() == "cpu" and sharding.current() is None:
-        gradient = gradient[(0,) * gradient.ndim]
+        gradient = gradient[(0,) * (gradient.ndim - 1) + (at,)]
     return x + (0 * gradient).astype(x.dtype)
 
 
