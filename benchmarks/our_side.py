@@ -38,9 +38,9 @@ def export(name: str, folder: pathlib.Path) -> dict:
     return {**sizes, **told, "words": words}
 
 
-def main(what: str, name: str) -> None:
+def main(what: str, name: str, weights: str) -> None:
     case = case_of(name)
-    params = transformer.init(case.policy.architecture, jax.random.key(0))
+    _, params = hf.load(weights, tokenizer=False)  # the peer's own files
     state = phases.fresh_state(case, params)
 
     def rolled(turn: int) -> dict:

@@ -64,12 +64,12 @@ def main(file: str, doc: str, what: str, peer: str) -> None:
 
 
 def run(case: str, what: str, peer: list[str], core: int, turns: int) -> dict:
-    """`compare` on one case: our model is written for the peer, which is told where as its last argument."""
+    """`compare` on one case: our model is written for both, and each is told where as its last argument."""
     ours = [sys.executable, str(HERE / "our_side.py")]
     with tempfile.TemporaryDirectory() as folder:
         write = [*ours, "export", case, folder]
         told = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
-        return compare([*ours, what, case], [*peer, told.strip().splitlines()[-1]], core, turns)
+        return compare([*ours, what, case, f"{folder}/model"], [*peer, told.strip().splitlines()[-1]], core, turns)
 
 
 def peer_python(given: str | None) -> str:

@@ -25,6 +25,8 @@ def _matmul_bwd(saved, g):
     # The sigmoid is made for each use where there is one CPU: it costs less there than a pass over memory to store it.
     for_kernel, for_gate, for_up = (products.after(gate, d_product, at) for at in range(3))
     d_kernel_fd = products.over_rows(jax.nn.silu(for_kernel) * up, g)
+    if products.one_cpu():  # XLA would make the other two first, and hold them beside the product
+        d_product += (0 * d_kernel_fd[0, 0]).astype(d_product.dtype)
     sigmoid = jax.nn.sigmoid(for_gate)
     d_silu = sigmoid + for_gate * sigmoid * (1 - sigmoid)
     # All three or none: XLA for GPUs would go on to what gate and up are made of first, and keep the product for it.

@@ -25,6 +25,11 @@ class Remade(NamedTuple):
     kept: tuple[Any, ...]
 
 
+def one_cpu() -> bool:
+    """Whether programs are for a CPU without a mesh."""
+    return sharding.platform() == "cpu" and sharding.current() is None
+
+
 def after(x: jax.Array, gradient: jax.Array, at: int = 0) -> jax.Array:
     """x, but not before the gradient, an array of its shape: what is made from it in the backward pass waits, too.
 
@@ -34,7 +39,7 @@ def after(x: jax.Array, gradient: jax.Array, at: int = 0) -> jax.Array:
     of x becomes NaN, as the gradients after it would.) at: which number of the first row that is; what waits for
     different ones XLA makes apart, and stores nothing that they share.
     """
-    if gradient.size and sharding.platform() == "cpu" and sharding.current() is None:
+    if gradient.size and one_cpu():
         gradient = gradient[(0,) * (gradient.ndim - 1) + (at,)]
     return x + (0 * gradient).astype(x.dtype)
 
