@@ -36,7 +36,7 @@ def after(x: jax.Array, gradient: jax.Array, at: int = 0) -> jax.Array:
     Without it XLA takes what is made anew for the forward pass's and keeps that. An optimization_barrier says the same,
     but XLA:CPU drops barriers before it schedules. Without a mesh a CPU waits for a single number of the gradient:
     XLA then makes the sum where it is used, which saves a pass over both arrays. (Where that number is infinite all
-    of x becomes NaN, as the gradients after it would.) at: which number of the first row that is; what waits for
+    of x becomes NaN, as the gradients after it would.) at: there, which number of the first row; what waits for
     different ones XLA makes apart, and stores nothing that they share.
     """
     if gradient.size and one_cpu():

@@ -60,6 +60,7 @@ class Linear(nn.Module):
     It returns the matmul, a function of x [..., in]; where that is given `up`, silu(x) * up takes the place of x.
     However often it is called, devices that share the kernel gather it once.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
+    frozen: nobody asks for the kernel's gradient.
     """
 
     features: int
@@ -78,17 +79,17 @@ class Linear(nn.Module):
         adapter = [self.get_variable("params", name).astype(dtype) for name in names]
         bias = self.param("bias", zeros, (self.features,)).astype(dtype) if self.bias else None
 
-        def matmul(x, up=None, apart: bool = False):
+        def matmul(x, up=None, apart: bool = False, frozen: bool = False):
             # XLA for GPUs makes one matmul of two by the same kernel, and copies both x to do so.
             whole: Any = jax.lax.optimization_barrier(kernel) if apart else kernel
 
-            def by(matrix):
-                return products.matmul(x, matrix) if up is None else gating.matmul(x, up, matrix)
+            def by(matrix, frozen: bool = False):
+                return products.matmul(x, matrix) if up is None else gating.matmul(x, up, matrix, frozen)
 
             def plain():
                 return x.array if isinstance(x, Remade) else x if up is None else nn.silu(x) * up
 
-            out = products.few_rows(whole, plain()) if turned else by(whole)
+            out: Any = products.few_rows(whole, plain()) if turned else by(whole, frozen)
             if adapter:
                 out += products.matmul(by(adapter[0]), adapter[1])
             return out if bias is None else out + bias
@@ -129,7 +130,8 @@ class Layer(nn.Module):
         x_btd = sharding.constrain(x_btd + mixed, "rows")
         y_btd = parts["mlp_norm"](x_btd)
         gate_btf, up_btf = (sharding.constrain(parts[name](y_btd), "rows", None, "mlp") for name in ("gate", "up"))
-        return sharding.constrain(x_btd + parts["down"](gate_btf, up_btf), "rows"), kv
+        down_btd = parts["down"](gate_btf, up_btf, frozen=self.arch.lora is not None)
+        return sharding.constrain(x_btd + down_btd, "rows"), kv
 
     def _attention(self, parts, x_btd: Remade, rope, masks, prefix, cache, packing):
         arch = self.arch

@@ -29,7 +29,7 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import params as table
 from mara_jax.policies import transformer
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, memory, optim, placement, reference, shape
+from mara_jax.train import loop, optim, placement, reference, shape
 
 
 def main() -> None:
@@ -75,7 +75,8 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     for done in range(2):
         state, _, _ = loop.iterate(setup, state, done)
     gc.collect()
-    memory.give_back()
+    # Heap that compiling freed is left as it is: given back it would be counted as the step's, which takes it again for
+    # small things that no plan speaks of (13 MB).
     held = sum(s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards)
     own = sum(s.data.nbytes for x in jax.tree.leaves((state, ref_params)) for s in x.addressable_shards)
     before = status("VmRSS")

@@ -1,6 +1,7 @@
 """The same run by one process and by several over loopback: python processes_program.py ARGUMENTS OUT.
 
-ARGUMENTS (JSON): as of layouts_program, without layouts, and jobs: lists of (number of processes, mesh sizes or null).
+ARGUMENTS (JSON): as of layouts_program, without layouts and nudges, and jobs: lists of (number of processes, mesh sizes
+or null).
 Processes are forks of this one, which has imported everything but not touched a device, so imports are paid for once.
 Of each job, OUT/number holds: i.json, what process i saw; i.said, what it wrote to its terminal; metrics.jsonl and
 model, which all of them write. The exit statuses are printed as JSON.

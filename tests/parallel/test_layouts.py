@@ -16,7 +16,9 @@ HERE = pathlib.Path(__file__).parent
 LAYOUTS = [None, [8, 1, 1], [1, 8, 1], [2, 2, 2]]
 
 
-def train(out, weights: pathlib.Path, layouts: list, steps: int, fields: dict, nudges=(), **environment) -> list:
+def train(
+    out: pathlib.Path, weights: pathlib.Path, layouts: list, steps: int, fields: dict, nudges=(), **environment
+) -> list:
     asked = {"weights": str(weights), "layouts": layouts, "steps": steps, "fields": fields, "nudges": nudges}
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment
     done = subprocess.run(
@@ -55,13 +57,15 @@ def test_ten_steps_of_nano(tmp_path):
         "task.malformed": 0.25, "rollout.group_size": 32, "rollout.max_new_tokens": 48,
         "optimiser.learning_rate": 5e-4, "optimiser.decay_steps": 100,
     }  # fmt: skip
-    found = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields, nudges=[1, 2])
+    found = train(tmp_path / "out", workdir / "reference", LAYOUTS, 10, fields, nudges=[1, 2, 3])
     alone, spread, moved = found[0], found[1 : len(LAYOUTS)], found[len(LAYOUTS) :]
     limit = np.maximum(1e-5, 2 * np.max([np.maximum.accumulate(apart(run, alone)) for run in moved], axis=0))
     print("limit", " ".join(f"{x:.1e}" for x in limit))
+    assert limit.max() < 1e-4
     for run in spread:
         same, distance = run["differs"]["step"], apart(run, alone)
         print(f"{same} steps of equal tokens, losses apart by", *(f"{x:.1e}" for x in distance), run["differs"]["rows"])
+        assert same >= 5
         assert np.all(distance <= limit)
         # Sums of float32 depend on their order. A token may differ where its uniform lies between the two runs' own
         # cumulative probabilities, and nowhere else; from there on the runs are two different ones.

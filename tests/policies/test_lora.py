@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,22 @@ def test_in_float64_values_and_gradients_are_those_of_merged_kernels():
             expected = (d_kernel @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ d_kernel)
             for name, d_factor in zip(("lora_a", "lora_b"), expected, strict=True):
                 np.testing.assert_allclose(table.at(ours, (*at, name)), ALPHA / RANK * d_factor, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("targets", [table.KERNELS, ("q",)])
+def test_no_gradient_of_a_kernel_is_made_for_an_adapter(targets):
+    """Nor kept alive by what waits for one."""
+    arch = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, targets))
+
+    def dots(arch: Architecture, trained: dict, made) -> set:
+        program = jax.jit(jax.grad(lambda x: loss(arch, made(x))[0])).lower(trained).compile().as_text()
+        return {tuple(map(int, found)) for found in re.findall(r" f32\[(\d+),(\d+)\]\S* dot\(", program)}
+
+    base = base_of(PLAIN)
+    kernels = {shape for path, (shape, _) in table.leaf_shapes(PLAIN).items() if path[-1] == "kernel"}
+    kernels |= {shape[::-1] for shape in kernels}
+    assert dots(PLAIN, base, lambda x: x) & kernels
+    assert not dots(arch, adapter_of(arch), lambda x: lora.attached(arch, base, x)) & kernels
 
 
 def test_only_named_kernels_are_adapted_and_drawn_as_peft_draws_them():
