@@ -1,7 +1,9 @@
 """Checkpoints by Orbax: saved every so many steps, the newest restored."""
 
+import gc
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -73,12 +75,15 @@ class Checkpoints:
         try:
             return self.manager.restore(step, args=ocp.args.StandardRestore(state))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-            others = [s for s in self.manager.all_steps() if s != step]
-            then = f"resume from step {max(others)}" if others else "start again"
             reason = " ".join(str(error).split())[:160]
-            raise ValueError(
-                f"checkpoint {self.directory / str(step)} cannot be read ({reason}): delete that folder to {then}"
-            ) from error
+        # The other reads, given up, are coroutines that raise, too, as they are freed: some only at the process's end.
+        sys.unraisablehook = lambda _: None
+        gc.collect()
+        others = [s for s in self.manager.all_steps() if s != step]
+        then = f"resume from step {max(others)}" if others else "start again"
+        raise ValueError(
+            f"checkpoint {self.directory / str(step)} cannot be read ({reason}): delete that folder to {then}"
+        )
 
     def close(self) -> None:
         """Waits for writes under way."""
