@@ -73,8 +73,7 @@ def _positions(count: int, vocab: int, streams: int) -> int:
     """How many of `count` positions a chunk has at most."""
     most = max(1, int(MAX_LOGITS[sharding.platform()] * streams) // vocab)
     few = vocab // FEW
-    alone = sharding.current() is None and sharding.platform() == "cpu"
-    return few if alone and count > most > few >= 256 else most
+    return few if products.one_cpu() and count > most > few >= 256 else most
 
 
 def _gathered(rows_vd, dtype) -> Any:
@@ -92,8 +91,7 @@ def _axis(hidden_rcd, rows_vd) -> int:
     five times as fast), and sums over the vocabulary run along the tokens.
     """
     rows = hidden_rcd.shape[0] * hidden_rcd.shape[1]
-    alone = sharding.current() is None and sharding.platform() == "cpu"
-    return 0 if alone and rows_vd.shape[0] >= 16 * rows else -1
+    return 0 if products.one_cpu() and rows_vd.shape[0] >= 16 * rows else -1
 
 
 def _logits(hidden_rcd, rows_vd):

@@ -76,7 +76,7 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
         state, _, _ = loop.iterate(setup, state, done)
     gc.collect()
     # Heap that compiling freed is left as it is: given back it would be counted as the step's, which takes it again for
-    # small things that no plan speaks of (13 MB).
+    # small things that no plan speaks of (10 MB).
     held = sum(s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards)
     own = sum(s.data.nbytes for x in jax.tree.leaves((state, ref_params)) for s in x.addressable_shards)
     before = status("VmRSS")
