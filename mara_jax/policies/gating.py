@@ -23,7 +23,7 @@ def _matmul_fwd(gate, up, kernel_fd, frozen):
 
 def _matmul_bwd(frozen, saved, g):
     gate, up, kernel_fd = saved
-    d_product = jax.lax.dot_general(g, kernel_fd, (((g.ndim - 1,), (1,)), ((), ())))
+    d_product = products.by_kernel(g, kernel_fd, 1)
     # The sigmoid is made for each use where there is one CPU: it costs less there than a pass over memory to store it.
     for_kernel, for_gate, for_up = (products.after(gate, d_product, at) for at in range(3))
     d_kernel_fd = products.over_rows(jax.nn.silu(for_kernel) * up, g)

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
 
-# On a CPU the sum over rows of x.T dy goes up to twice as fast with the narrower side first, as long as the result,
-# which is then turned, stays in the cache: measured for widths from 128 to 8,192.
-NARROW = 512
+# XLA multiplies by Eigen on a CPU, whose blocks suit results of about so many columns whatever the rows. Wider ones go
+# at half the rate for some numbers of rows (2,016 x 256 by 256 x 1,024 on one core with 512 KB of L2 cache: 43 GFLOP/s;
+# 2,048 rows: 75; any number of rows by 256 x 256: 75 to 80), and at two thirds of it in sums over rows.
+COLUMNS = 256
+MOST_PIECES = 16  # each is an operation of its own to compile
 
 
 class Remade(NamedTuple):
@@ -62,30 +64,49 @@ def _as_kept(gradient, x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _remade_matmul(make, kept, x, kernel_df):
-    return x @ kernel_df
+    return by_kernel(x, kernel_df, 0)
 
 
 def _matmul_fwd(make, kept, x, kernel_df):
-    return x @ kernel_df, (kept, kernel_df)
+    return by_kernel(x, kernel_df, 0), (kept, kernel_df)
 
 
 def _matmul_bwd(make, saved, g):
     kept, kernel_df = saved
-    d_x = jax.lax.dot_general(g, kernel_df, (((g.ndim - 1,), (1,)), ((), ())))
+    d_x = by_kernel(g, kernel_df, 1)
     return None, d_x, over_rows(make(d_x, *kept), g)
 
 
 _remade_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+def by_kernel(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
+    """x [..., c] by a kernel whose `axis` has the c contracted positions: [..., the other axis]."""
+    columns = lambda kernel: jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))  # noqa: E731
+    return _in_columns(columns, kernel, 1 - axis, -1)
+
+
 def over_rows(x: jax.Array, y: jax.Array, dtype=None) -> jax.Array:
     """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told)."""
     x_rd, y_rf = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    rows = (((0,), (0,)), ((), ()))
-    if sharding.platform() == "cpu" and y_rf.shape[1] < x_rd.shape[1] and y_rf.shape[1] <= NARROW:
-        turned_fd = jax.lax.dot_general(y_rf, x_rd, rows, preferred_element_type=dtype)
-        return jax.lax.optimization_barrier(turned_fd).T
-    return jax.lax.dot_general(x_rd, y_rf, rows, preferred_element_type=dtype)
+    sums = lambda x, y: jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)  # noqa: E731
+    if x_rd.shape[1] > y_rf.shape[1]:
+        return _in_columns(lambda x_rc: sums(x_rc, y_rf), x_rd, 1, 0)
+    return _in_columns(lambda y_rc: sums(x_rd, y_rc), y_rf, 1, 1)
+
+
+def _in_columns(product: Callable[[jax.Array], jax.Array], side: jax.Array, axis: int, out: int) -> jax.Array:
+    """product(side), on one CPU made of pieces of `side` along an axis, which is `out` in the result."""
+    count = pieces(side.shape[axis]) if one_cpu() else 1
+    if count == 1:
+        return product(side)
+    return jnp.concatenate([product(piece) for piece in jnp.split(side, count, axis)], out)
+
+
+def pieces(width: int) -> int:
+    """The fewest equal pieces of at most COLUMNS; 1 where they would be small or many."""
+    count = next(n for n in range(-(-width // COLUMNS), width + 1) if width % n == 0)
+    return count if count <= MOST_PIECES and width // count >= COLUMNS // 2 else 1
 
 
 def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
