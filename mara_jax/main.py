@@ -191,13 +191,15 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
 
 
 def check_room(run: config.LanguageRun) -> None:
-    """Refuses a run whose parameters, moments and cache alone have no room on the devices of the layout in use.
+    """Refuses a run that the devices of the layout in use cannot make: its parameters, moments and cache alone have no
+    room there, or it keeps what is for one device.
 
     Raises:
       ValueError: one line.
     """
     from mara_jax.train import capacity, shape
 
+    shape.keeps(run.rollout, run.optimiser, run.policy.remat)
     try:
         arch = shape.of_run(run)
     except (ValueError, OSError):

@@ -16,7 +16,7 @@ from mara_jax.hf.shapes import architecture_of
 from mara_jax.lab import work
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import ahead, optim, placement, step
+from mara_jax.train import ahead, optim, placement, shape, step
 from mara_jax.train.state import Batch, State
 
 NAMES = ("rollout", "reference", "update")
@@ -37,6 +37,13 @@ class Case:
     length_buckets: int = config.Rollout.length_buckets
     algorithm: config.Algorithm = field(default_factory=lambda: config.Algorithm(method="mara", anchor="string"))
     optimiser: config.Optimiser = field(default_factory=config.Optimiser)
+    keep: str = "auto"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its rollouts keep products for the update."""
+        sizes = config.Rollout(max_new_tokens=self.max_new_tokens, length_buckets=self.length_buckets, keep=self.keep)
+        return shape.keeps(sizes, self.optimiser, self.policy.architecture.remat)
 
 
 # Qwen2-shaped: heads of 64, two key heads, a feed-forward four times as wide, tied embeddings.
@@ -74,6 +81,7 @@ def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:
         key=jax.random.key(seed),
         group_size=case.group_size,
         max_new_tokens=case.max_new_tokens,
+        keep=case.keeps,
     )
     return jax.block_until_ready(drawn)
 
@@ -102,7 +110,7 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
 
 def _packing(case: Case, drawn: rollout.Rollout):
     width, parts = drawn.tokens.shape[-1], case.optimiser.micro_batches
-    return logprobs.packed(np.asarray(drawn.lengths), width, case.length_buckets, parts=parts)
+    return logprobs.packed(np.asarray(drawn.lengths), width, case.length_buckets, parts=parts, kept=drawn.kept)
 
 
 def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: int) -> Batch:
@@ -117,6 +125,7 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
         log_mass=jnp.full((len(case.prompts), 1), -1.0),
         ref_hidden=ref_hidden,
         packing=packing,
+        kept=drawn.kept,
     )
 
 
@@ -186,6 +195,7 @@ def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> wo
         max_new_tokens=case.max_new_tokens,
         eos_ids=policy.eos_ids,
         pad_id=policy.pad_id,
+        keep=case.keeps,
     )
     referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
     state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)
@@ -196,4 +206,4 @@ def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> wo
 def least(case: Case, drawn: rollout.Rollout) -> work.Least:
     """The analytic least of the same three."""
     arch = case.policy.architecture
-    return work.least(arch, np.asarray(drawn.prompt_lengths), np.asarray(drawn.lengths))
+    return work.least(arch, np.asarray(drawn.prompt_lengths), np.asarray(drawn.lengths), kept=drawn.kept is not None)

@@ -13,7 +13,7 @@ from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import optim, placement, step
+from mara_jax.train import optim, placement, shape, step
 from mara_jax.train.state import Batch
 
 PHASES = ("rollout", "reference", "update")
@@ -87,7 +87,8 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
         (),
         (prompts, tokens, packing),
     )
-    batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts))
+    rolled = _rollout(run, arch, params, sizes, prompts)
+    batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts), _kept(rolled))
     estimator = config.estimator_of(run.algorithm)
     settings = {
         "arch": arch,
@@ -99,7 +100,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
     scalar = _spread((), jnp.float32)
     other = batch if estimator == "reference_samples" else None
     return {
-        "rollout": _rollout(run, arch, params, sizes, prompts),
+        "rollout": rolled,
         "reference": referred,
         "update": Program(step.update, (state, ref_params, batch, other, scalar, scalar), settings, (), (batch, other)),
     }
@@ -116,6 +117,7 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "pad_id": 0,
         "top_p_p": _of_prompts(sizes, jnp.float32) if run.rollout.top_p < 1 else None,
         "slots": sizes.slots,
+        "keep": shape.keeps(run.rollout, run.optimiser, arch.remat),
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
     # Where rows are refilled, one loop of stretches holds another of their steps, one each.
@@ -124,7 +126,7 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
     return Program(rollout.generate, args, kwargs, trips, (prompts, number))
 
 
-def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
+def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden, kept) -> Batch:
     return Batch(
         prompt_tokens=prompts[0],
         prompt_lengths=prompts[1],
@@ -136,7 +138,15 @@ def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
         ref_hidden=hidden,
         packing=packing,
         sampler_logp=_of_groups(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
+        kept=kept,
     )
+
+
+def _kept(rolled: Program) -> Any:
+    """What the rollout keeps for the update: arrays of one device."""
+    arch, *rest = rolled.args
+    shapes = jax.eval_shape(lambda *args: rollout.generate(arch, *args, **rolled.kwargs).kept, *rest)
+    return jax.tree.map(lambda x: _spread(x.shape, x.dtype), shapes)
 
 
 def _hidden(referred: Program, sizes: Sizes, parts: int) -> logprobs.Hidden:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mara_jax.parallel import sharding
 from mara_jax.policies import attention, flash, gating, lora, norms, products, rotary
+from mara_jax.policies import kept as keeping
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
@@ -61,6 +62,7 @@ class Linear(nn.Module):
     However often it is called, devices that share the kernel gather it once.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
     frozen: nobody asks for the kernel's gradient.
+    Products that were kept take the place of those made here; of prompts (apart) and what follows them, each its own.
     """
 
     features: int
@@ -78,6 +80,7 @@ class Linear(nn.Module):
         names = (lora.A, lora.B) if self.has_variable("params", lora.A) else ()
         adapter = [self.get_variable("params", name).astype(dtype) for name in names]
         bias = self.param("bias", zeros, (self.features,)).astype(dtype) if self.bias else None
+        kept = self.get_variable(keeping.COLLECTION, keeping.NAME, None)
 
         def matmul(x, up=None, apart: bool = False, frozen: bool = False):
             # XLA for GPUs makes one matmul of two by the same kernel, and copies both x to do so.
@@ -92,7 +95,10 @@ class Linear(nn.Module):
             out: Any = products.few_rows(whole, plain()) if turned else by(whole, frozen)
             if adapter:
                 out += products.matmul(by(adapter[0]), adapter[1])
-            return out if bias is None else out + bias
+            out = out if bias is None else out + bias
+            if self.is_mutable_collection(keeping.COLLECTION):
+                self.put_variable(keeping.COLLECTION, keeping.NAME, out)
+            return out if kept is None else keeping.instead(out, kept[0 if apart else 1])
 
         return matmul
 
@@ -231,7 +237,7 @@ class Decoder(nn.Module):
             axes: Any = (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, keeping.COLLECTION: 0},
                 split_rngs={"params": False},
                 in_axes=axes,
                 length=arch.layers,
@@ -286,7 +292,8 @@ def forward(
     index: jax.Array | int | None = None,
     counts_b: jax.Array | None = None,
     packing: Packing | None = None,
-) -> tuple[jax.Array, KV]:
+    keep: bool = False,
+) -> Any:
     """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
 
     A query sees its prompt's prefix up to that prompt's length, the cache slots below `index`, and the tokens
@@ -299,9 +306,10 @@ def forward(
         these tokens go, the same for all rows; counts_b: where given the cache is a ring, and of its slots a row
         sees that many, the last of them `index`, where its one token goes; packing: where tokens and positions
         are streams [c, n] of the counted positions of b rows, and so are the hidden states; only attention sees
-        rows.
+        rows; keep: whether to return every kernel's products.
     returns: hidden states after the final norm, [b, t, d] in the compute dtype, and the new keys and values:
-        the cache with them written from slot `index` on, or without a cache by themselves.
+        the cache with them written from slot `index` on, or without a cache by themselves; with `keep`, third, the
+        products, in a tree like that of the kernels.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
         p.
     """
@@ -314,8 +322,11 @@ def forward(
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
     seen = masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b, packing)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
-    hidden_btd, new = decoder.apply({"params": params}, tokens_bt, positions_bt, seen, prefix, cache, packing)
-    return hidden_btd, new
+    given = ({"params": params}, tokens_bt, positions_bt, seen, prefix, cache, packing)
+    if not keep:
+        return decoder.apply(*given)
+    (hidden_btd, new), made = decoder.apply(*given, mutable=[keeping.COLLECTION])
+    return hidden_btd, new, made[keeping.COLLECTION]
 
 
 def forward_group(
@@ -326,12 +337,13 @@ def forward_group(
     tokens_bt: jax.Array,
     positions_bt: jax.Array,
     packing: Packing | None = None,
+    kept: keeping.Kept | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states of prompts and of tokens that follow them, as two calls of `forward` give them.
 
     Layer by layer for both: kernels cut over devices are gathered once for the two, and there is one gradient of them.
 
-    args: as `forward`; packing: of the tokens that follow.
+    args: as `forward`; packing: of the tokens that follow; kept: products that need not be made, in its order.
     returns: hidden states [p, s, d] and [b, t, d], or of streams.
     """
     s, t = prompt_tokens_ps.shape[1], tokens_bt.shape[1] if packing is None else packing.slot_bt.shape[1]
@@ -340,7 +352,8 @@ def forward_group(
     positions = (jnp.broadcast_to(jnp.arange(s), prompt_tokens_ps.shape), positions_bt)
     decoder: Any = Decoder(arch)
     tokens = (prompt_tokens_ps, tokens_bt)
-    hidden, _ = decoder.apply({"params": params}, tokens, positions, seen, packing=packing)
+    given = {"params": params, **keeping.variables(kept)}
+    hidden, _ = decoder.apply(given, tokens, positions, seen, packing=packing)
     return hidden
 
 

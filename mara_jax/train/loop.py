@@ -21,7 +21,7 @@ from mara_jax.policies import lora, transformer
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, checkpoint, memory, metrics, optim, placement, profile, reference, step
+from mara_jax.train import adapter, checkpoint, memory, metrics, optim, placement, profile, reference, shape, step
 from mara_jax.train import ahead as ahead_of_time
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
@@ -199,7 +199,12 @@ def draw(setup: Setup, params: Any, done: int, name: str) -> Batch:
 
 
 def _roll(
-    setup: Setup, params: Any, done: int, name: str, meanwhile: Callable[[], object] | None = None
+    setup: Setup,
+    params: Any,
+    done: int,
+    name: str,
+    meanwhile: Callable[[], object] | None = None,
+    keep: bool = False,
 ) -> tuple[rollout.Rollout, np.ndarray]:
     ids, sizes = prompt_ids(setup.cfg, len(setup.prompts), done), setup.cfg.rollout
     # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
@@ -218,6 +223,7 @@ def _roll(
         first_sample=before * sizes.group_size,
         least_width=max(map(len, setup.prompts)) if sizes.compile_ahead else 0,
         meanwhile=meanwhile,
+        keep=keep,
     )
     return drawn, ids
 
@@ -226,7 +232,9 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     sizes, parts = setup.cfg.rollout, setup.cfg.optimiser.micro_batches
     # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
     lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
-    packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=sharding.parts("rows"), parts=parts)
+    packing = logprobs.packed(
+        lengths_pg, width, sizes.length_buckets, shards=sharding.parts("rows"), parts=parts, kept=drawn.kept
+    )
     packing = ahead_of_time.place(packing, parts)
     # Dispatched first, so that the device works while the host judges texts.
     ref_hidden = _refer(setup, drawn, packing)
@@ -241,6 +249,7 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         log_mass=hosts.prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
         ref_hidden=ref_hidden,
         packing=packing,
+        kept=drawn.kept,
     )
 
 
@@ -293,10 +302,12 @@ def begin(
         started = tell() or started
 
     params = lora.attached(setup.policy.architecture, setup.ref_params, state.params)
-    drawn, ids = _roll(setup, params, done, "rollout", meanwhile)
+    keep = shape.keeps(setup.cfg.rollout, setup.cfg.optimiser, setup.cfg.policy.remat)
+    drawn, ids = _roll(setup, params, done, "rollout", meanwhile, keep)
     del params  # the update gives up the state's buffers
     rolled = time.perf_counter()
     batch, other = _score(setup, drawn, ids), None
+    drawn = drawn._replace(kept=None)  # the batch's alone: it ends with the update
     if algorithm.truncate:
         batch = batch.replace(sampler_logp=drawn.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(algorithm) == "reference_samples":
