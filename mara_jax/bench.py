@@ -1,14 +1,14 @@
 """Measures a training step: tokens a second, FLOPs against the least, against this machine's matmul; nothing is learnt.
 
 python -m mara_jax.bench --model=tiny|small|smol|SHAPE [--prompt=64] [--new=64] [--group=8] [--samples=32]
-                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1]
+                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1] [--keep=products]
 python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 
 --model     tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped, random weights; or smol:
             SmolLM2-135M; or a published shape with random weights, its layers scanned: qwen2.5-0.5b, -3b, -7b, -32b.
             Random prompts; completions never end, so that every run does the same work.
 --dtype     of the model's matmuls: float32 or bfloat16; of --model, as are --remat (none, elementwise or layer) and
-            --micro_batches
+            --micro_batches; --keep (nothing or products): what the rollout keeps for the update
 --config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
 --repeats   timed steps after the one that compiles; medians are printed (5)
 --threads   cores of the CPU that may be used (1); 0: all
@@ -38,7 +38,11 @@ from mara_jax.policies import transformer
 
 EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
 SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
-COMPUTED = {"dtype": ("float32", ("float32", "bfloat16")), "remat": ("none", table.REMAT)}
+COMPUTED = {
+    "dtype": ("float32", ("float32", "bfloat16")),
+    "remat": ("none", table.REMAT),
+    "keep": ("nothing", config.KEPT),
+}
 SMOL = "smollm2-135m-instruct"
 
 
@@ -150,7 +154,8 @@ def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
         params = transformer.init(policy.architecture, jax.random.key(0))
     prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
     optimiser = config.Optimiser(micro_batches=asked.micro_batches)
-    return phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser), params
+    case = phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser, keep=asked.keep)
+    return case, params
 
 
 def _configured(fields: Any) -> tuple[phases.Case, Any]:
@@ -185,6 +190,7 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
         run.rollout.length_buckets,
         run.algorithm,
         run.optimiser,
+        run.rollout.keep,
     )
     return case, params
 

@@ -199,7 +199,7 @@ def check_room(run: config.LanguageRun) -> None:
     """
     from mara_jax.train import capacity, shape
 
-    shape.keeps(run.rollout, run.optimiser, run.policy.remat)
+    shape.keeps(run.rollout)
     try:
         arch = shape.of_run(run)
     except (ValueError, OSError):

@@ -228,13 +228,16 @@ def _check_kept(run: LanguageRun) -> None:
         raise ValueError(f"rollout.keep={keep!r} is unknown: choose {', '.join(KEPT)}")
     if keep != "products":
         return
-    for name, value, holds, reason in (
-        ("rollout.length_buckets", run.rollout.length_buckets, run.rollout.length_buckets > 0, "they are not padded"),
-        ("optimiser.micro_batches", run.optimiser.micro_batches, run.optimiser.micro_batches == 1, "they lie in one"),
-        ("optimiser.updates", run.optimiser.updates, run.optimiser.updates == 1, "a later policy has others"),
+    for name, value, holds, cure in (
+        ("rollout.length_buckets", run.rollout.length_buckets, run.rollout.length_buckets > 0, "8"),
+        ("optimiser.micro_batches", run.optimiser.micro_batches, run.optimiser.micro_batches == 1, "1"),
+        ("optimiser.updates", run.optimiser.updates, run.optimiser.updates == 1, "1"),
     ):
         if not holds:
-            raise ValueError(f"rollout.keep='products' with {name}={value}: {reason}; use {name}=1 or keep=nothing")
+            raise ValueError(
+                f"rollout.keep='products' is for one update, of one part, on completions laid end to end, not for "
+                f"{name}={value}: use {name}={cure}, or rollout.keep=nothing"
+            )
 
 
 def _check_rollout(run: LanguageRun) -> None:

@@ -14,7 +14,7 @@ ANCHORS = ("string", "answer")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
 IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 FIRST_MOMENTS = ("float32", "bfloat16")
-KEPT = ("auto", "products", "nothing")
+KEPT = ("nothing", "products")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.
@@ -126,8 +126,8 @@ class Rollout:
     # All sizes are compiled in the first step, so that no later one waits for a compilation.
     compile_ahead: bool = False
     # What the rollout keeps of its work, so that the update need not do it again: the "products" of every kernel at
-    # every token, or "nothing"; "auto": products where one CPU computes and the update is one of one part.
-    keep: str = "auto"
+    # every token (a quarter less time for the update, and all of them in memory from the rollout on), or "nothing".
+    keep: str = "nothing"
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,13 @@ class Case:
     length_buckets: int = config.Rollout.length_buckets
     algorithm: config.Algorithm = field(default_factory=lambda: config.Algorithm(method="mara", anchor="string"))
     optimiser: config.Optimiser = field(default_factory=config.Optimiser)
-    keep: str = "auto"
+    keep: str = "nothing"
 
     @property
     def keeps(self) -> bool:
         """Whether its rollouts keep products for the update."""
         sizes = config.Rollout(max_new_tokens=self.max_new_tokens, length_buckets=self.length_buckets, keep=self.keep)
-        return shape.keeps(sizes, self.optimiser, self.policy.architecture.remat)
+        return shape.keeps(sizes)
 
 
 # Qwen2-shaped: heads of 64, two key heads, a feed-forward four times as wide, tied embeddings.
@@ -102,6 +102,14 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
     drawn = rollout.Rollout(
         zeros, zeros, jnp.asarray(lengths_pg), jnp.ones(size, bool), [], jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
     )
+    if case.keeps:
+        (arch, *args), settings = _rollout_call(case, params, drawn)
+        kept = jax.eval_shape(lambda *args: rollout.generate(arch, *args, **settings).kept, *args)
+        # In the order in which rows of one length are decoded.
+        read = case.max_new_tokens - 1
+        place_n = np.full(kept.place.shape, -1, np.int32)
+        place_n[: lengths_pg.size * read] = np.arange(lengths_pg.size * read).reshape(-1, read).T.ravel()
+        drawn = drawn._replace(kept=kept._replace(place=place_n))
     arch, *rest = _reference_call(case, params, drawn, packing := _packing(case, drawn))
     *rest, parts = rest
     ref_hidden = jax.eval_shape(lambda *args: logprobs.reference_hidden(arch, *args, parts), *rest)
@@ -176,27 +184,26 @@ def _transform(cfg: config.Optimiser):
     return _TRANSFORMS.setdefault(cfg, optim.make(cfg))
 
 
+def _rollout_call(case: Case, params: Any, drawn: rollout.Rollout) -> tuple[tuple, dict[str, Any]]:
+    policy, prompts = case.policy, drawn.prompt_lengths.shape[0]
+    numbers, ones = jnp.zeros(prompts, jnp.int32), jnp.ones(prompts)
+    of = (policy.architecture, params, drawn.prompt_tokens, drawn.prompt_lengths, numbers, jax.random.key(0), ones)
+    settings = {
+        "first_sample_p": numbers,
+        "group_size": case.group_size,
+        "max_new_tokens": case.max_new_tokens,
+        "eos_ids": policy.eos_ids,
+        "pad_id": policy.pad_id,
+        "keep": case.keeps,
+    }
+    return of, settings
+
+
 def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> work.Least:
     """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
-    policy, prompts = case.policy, drawn.prompt_lengths.shape[0]
-    longest = int(np.max(drawn.lengths))
-    rolled = work.flops(
-        rollout.generate,
-        policy.architecture,
-        params,
-        drawn.prompt_tokens,
-        drawn.prompt_lengths,
-        jnp.arange(prompts),
-        jax.random.key(0),
-        jnp.ones(prompts),
-        trips=[longest - 1] if case.max_new_tokens > 1 else [],
-        first_sample_p=jnp.zeros(prompts, jnp.int32),
-        group_size=case.group_size,
-        max_new_tokens=case.max_new_tokens,
-        eos_ids=policy.eos_ids,
-        pad_id=policy.pad_id,
-        keep=case.keeps,
-    )
+    args, settings = _rollout_call(case, params, drawn)
+    trips = [int(np.max(drawn.lengths)) - 1] if case.max_new_tokens > 1 else []
+    rolled = work.flops(rollout.generate, *args, trips=trips, **settings)
     referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
     state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)
     args, settings = _update_call(case, state, params, batch)

@@ -117,7 +117,7 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "pad_id": 0,
         "top_p_p": _of_prompts(sizes, jnp.float32) if run.rollout.top_p < 1 else None,
         "slots": sizes.slots,
-        "keep": shape.keeps(run.rollout, run.optimiser, arch.remat),
+        "keep": shape.keeps(run.rollout),
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
     # Where rows are refilled, one loop of stretches holds another of their steps, one each.

@@ -1,6 +1,7 @@
 """How fast a step's phases are, against what the machine gives a plain matmul and a plain copy in the same process."""
 
 import contextlib
+import functools
 import pathlib
 import statistics
 import sys
@@ -55,16 +56,15 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
       params: the policy's own, and the reference's.
       repeats: timed runs of each phase after one that compiles; medians are reported.
     """
-    drawn, batch, spent, compiled, peaks = steps(case, params, repeats)
+    drawn, batch, spent, compiled, peaks, machine = steps(case, params, repeats, machine=True)
     counts = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
     del batch
-    arch = case.policy.architecture
-    machine = machine_rates(arch, params, rows=_rows(drawn), samples=int(np.size(drawn.lengths)))
     record = {
         "case": case.name,
         "backend": jax.default_backend(),
         "clock": "cpu_s" if jax.default_backend() == "cpu" else "s",
         "shape": _shape(case, drawn),
+        "kept": case.keeps,
         "machine": machine,
         "phases": _phases(spent, counts, drawn, machine),
         "decode": _decode(case, params, drawn, statistics.median(spent["rollout"]), machine),
@@ -76,30 +76,41 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
 
 
 class Steps(NamedTuple):
-    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations and peak memory (MiB)."""
+    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations, peak memory (MiB), and
+    what the machine gave plain work between the steps."""
 
     drawn: rollout.Rollout
     batch: Batch
     spent: dict[str, list[float]]
     compiled: dict[str, dict[str, float]]
     memory: dict[str, float]
+    machine: dict[str, float]
 
 
-def steps(case: phases.Case, params: Any, repeats: int) -> Steps:
-    """One step that compiles, then `repeats` that are timed."""
+def steps(case: phases.Case, params: Any, repeats: int, machine: bool = False) -> Steps:
+    """One step that compiles, then `repeats` that are timed; machine: each beside plain matmuls and a copy."""
     compilations = Compilations()
     with compilations.counted() as warm_up:
         state, drawn, batch, _ = _step(case, phases.fresh_state(case, params), params, 0)
     first = peak_mib()
     memory.give_back()  # as the training loop does
     spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
-    with compilations.counted() as afterwards:
-        for repeat in range(1, repeats + 1):
+    afterwards, peak, plain = {"programs": 0, "seconds": 0.0}, first, None
+    for repeat in range(1, repeats + 1):
+        with compilations.counted() as found:
             state, drawn, batch, times = _step(case, state, params, repeat)
-            for name, seconds in zip(phases.NAMES, times, strict=True):
-                spent[name].append(seconds)
-    peaks = {"peak_mib": max(first, peak_mib()), "first_step_mib": first}
-    return Steps(drawn, batch, spent, {"warm_up": warm_up, "afterwards": afterwards}, peaks)
+        afterwards = {name: count + found[name] for name, count in afterwards.items()}
+        for name, seconds in zip(phases.NAMES, times, strict=True):
+            spent[name].append(seconds)
+        if plain is None:
+            peak = max(peak, peak_mib())  # of steps, not of what they are compared with
+            if machine:
+                plain = Plain(case.policy.architecture, params, _rows(drawn), int(np.size(drawn.lengths)))
+        if plain is not None:
+            plain.time()
+    peaks = {"peak_mib": peak, "first_step_mib": first}
+    compiled = {"warm_up": warm_up, "afterwards": afterwards}
+    return Steps(drawn, batch, spent, compiled, peaks, {} if plain is None else plain.rates())
 
 
 def _step(case: phases.Case, state, params: Any, seed: int):
@@ -179,39 +190,53 @@ def _decode(case: phases.Case, params, drawn: rollout.Rollout, seconds: float, m
     }
 
 
-def machine_rates(arch: Architecture, params: Any, *, rows: int, samples: int) -> dict[str, float]:
-    """What this process gets from plain matmuls of the model's own shapes, and from a copy.
+class Plain:
+    """What this process gets from plain matmuls of the model's own shapes, and from a copy, timed between steps: a
+    shared machine's speed drifts.
 
-    matmul_gflops_per_s: `rows` tokens through every kernel of one layer and through the head, forward only;
+    Of `rates`, matmul_gflops_per_s: `rows` tokens through every kernel of one layer and through the head, forward only;
     matmul_decode_gflops_per_s: `samples` rows through those of all layers; copy_gbytes_per_s: read and written.
     """
-    dtype = jnp.dtype(arch.compute_dtype)
-    head = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(dtype)
-    shapes = [(arch.embed, arch.heads * arch.head_dim), (arch.heads * arch.head_dim, arch.embed)]
-    shapes += (
-        [(arch.embed, arch.kv_heads * arch.head_dim)] * 2 + [(arch.embed, arch.mlp)] * 2 + [(arch.mlp, arch.embed)]
-    )
-    key = jax.random.key(0)
-    layers = [[jax.random.normal(key, shape, dtype) for shape in shapes] for _ in range(arch.layers)]
 
-    def all_of(kernels, x_by_width, head):
-        logits = jax.lax.dot_general(x_by_width[arch.embed], head, (((1,), (1,)), ((), ())))
-        return [x_by_width[w.shape[0]] @ w for w in kernels], logits
+    def __init__(self, arch: Architecture, params: Any, rows: int, samples: int) -> None:
+        dtype = jnp.dtype(arch.compute_dtype)
+        head = params["embed" if arch.tie_embeddings else "head"]["embedding"].astype(dtype)
+        inner, keys = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+        shapes = [(arch.embed, inner), (inner, arch.embed), *[(arch.embed, keys)] * 2]
+        shapes += [(arch.embed, arch.mlp)] * 2 + [(arch.mlp, arch.embed)]
+        key = jax.random.key(0)
+        layers = [[jax.random.normal(key, shape, dtype) for shape in shapes] for _ in range(arch.layers)]
 
-    run = jax.jit(all_of)
-    rates: dict[str, float] = {}
-    for name, count, kernels in (
-        ("matmul", rows, layers[0]),
-        ("matmul_decode", samples, [w for layer in layers for w in layer]),
-    ):
-        inputs = {width: jax.random.normal(key, (count, width), dtype) for width in {s[0] for s in shapes}}
-        flops = 2 * count * (sum(w.size for w in kernels) + head.size)
-        seconds = timed(lambda kernels=kernels, inputs=inputs: run(kernels, inputs, head), 7)
-        rates[f"{name}_gflops_per_s"] = flops / seconds / 1e9
-    source = jnp.ones(COPY_BYTES // 4)
-    copy = jax.jit(jnp.copy)
-    rates["copy_gbytes_per_s"] = 2 * COPY_BYTES / timed(lambda: copy(source), 7) / 1e9
-    return rates
+        def all_of(kernels, x_by_width, head):
+            logits = jax.lax.dot_general(x_by_width[arch.embed], head, (((1,), (1,)), ((), ())))
+            return [x_by_width[w.shape[0]] @ w for w in kernels], logits
+
+        multiply, copy = jax.jit(all_of), jax.jit(jnp.copy)
+        self.work: dict[str, tuple[Callable[[], Any], float]] = {}
+        for name, count, kernels in (
+            ("matmul_gflops_per_s", rows, layers[0]),
+            ("matmul_decode_gflops_per_s", samples, [w for layer in layers for w in layer]),
+        ):
+            inputs = {width: jax.random.normal(key, (count, width), dtype) for width in {s[0] for s in shapes}}
+            of = functools.partial(multiply, kernels, inputs, head)
+            self.work[name] = (of, 2 * count * (sum(w.size for w in kernels) + head.size))
+        source = jnp.ones(COPY_BYTES // 4)
+        self.work["copy_gbytes_per_s"] = (functools.partial(copy, source), 2 * COPY_BYTES)
+        self.spent: dict[str, list[float]] = {name: [] for name in self.work}
+        for run, _ in self.work.values():
+            jax.block_until_ready(run())
+
+    def time(self, repeats: int = 3) -> None:
+        """Does each a few times more."""
+        for name, (run, _) in self.work.items():
+            for _ in range(repeats):
+                start = clock()
+                jax.block_until_ready(run())
+                self.spent[name].append(clock() - start)
+
+    def rates(self) -> dict[str, float]:
+        """By the median time of each."""
+        return {name: amount / statistics.median(self.spent[name]) / 1e9 for name, (_, amount) in self.work.items()}
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:

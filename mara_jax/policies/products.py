@@ -42,7 +42,8 @@ def after(x: jax.Array, gradient: jax.Array, at: int = 0) -> jax.Array:
     different ones XLA makes apart, and stores nothing that they share.
     """
     if gradient.size and one_cpu():
-        gradient = gradient[(0,) * (gradient.ndim - 1) + (at,)]
+        # One of each piece that the gradient may be made of.
+        gradient = jnp.sum(gradient[(0,) * (gradient.ndim - 1)][at :: COLUMNS // 2])
     return x + (0 * gradient).astype(x.dtype)
 
 
@@ -100,13 +101,19 @@ def _in_columns(product: Callable[[jax.Array], jax.Array], side: jax.Array, axis
     count = pieces(side.shape[axis]) if one_cpu() else 1
     if count == 1:
         return product(side)
-    return jnp.concatenate([product(piece) for piece in jnp.split(side, count, axis)], out)
+    made: list[jax.Array] = []
+    for piece in jnp.split(side, count, axis):
+        if made:  # one after the other: XLA would cut all pieces first
+            piece += (0 * made[-1].ravel()[0]).astype(piece.dtype)
+        made.append(product(piece))
+    return jnp.concatenate(made, out)
 
 
 def pieces(width: int) -> int:
-    """The fewest equal pieces of at most COLUMNS; 1 where they would be small or many."""
+    """The fewest equal pieces of at most COLUMNS; 1 where they would be few (XLA keeps more arrays for a gain of little),
+    many or small."""
     count = next(n for n in range(-(-width // COLUMNS), width + 1) if width % n == 0)
-    return count if count <= MOST_PIECES and width // count >= COLUMNS // 2 else 1
+    return count if 3 < count <= MOST_PIECES and width // count >= COLUMNS // 2 else 1
 
 
 def few_rows(kernel_oi: jax.Array, x: jax.Array, dtype=None) -> jax.Array:

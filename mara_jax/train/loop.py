@@ -302,7 +302,7 @@ def begin(
         started = tell() or started
 
     params = lora.attached(setup.policy.architecture, setup.ref_params, state.params)
-    keep = shape.keeps(setup.cfg.rollout, setup.cfg.optimiser, setup.cfg.policy.remat)
+    keep = shape.keeps(setup.cfg.rollout)
     drawn, ids = _roll(setup, params, done, "rollout", meanwhile, keep)
     del params  # the update gives up the state's buffers
     rolled = time.perf_counter()

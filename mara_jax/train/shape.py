@@ -3,10 +3,9 @@
 import dataclasses
 from typing import Any
 
-from mara_jax.config import LanguageRun, Optimiser, Policy, Rollout, lora_targets
+from mara_jax.config import LanguageRun, Policy, Rollout, lora_targets
 from mara_jax.hf import shapes
 from mara_jax.parallel import sharding
-from mara_jax.policies import products
 from mara_jax.policies.params import Architecture, Lora
 
 NANO = "nano"
@@ -60,18 +59,15 @@ def of_run(run: LanguageRun) -> Architecture:
     return dataclasses.replace(arch, lora=Lora(run.lora.rank, run.lora.alpha, lora_targets(run.lora)))
 
 
-def keeps(sizes: Rollout, optimiser: Optimiser, remat: str) -> bool:
+def keeps(sizes: Rollout) -> bool:
     """Whether a rollout keeps its products for the update, in the layout in use: see `rollout.keep`.
 
     Raises:
       ValueError: products are asked for on several devices.
     """
     layout = sharding.current()
-    if sizes.keep == "products":
-        if layout is not None and layout.mesh.size > 1:
-            raise ValueError(
-                f"rollout.keep='products' is for one device, and this run has {layout.mesh.size}: use rollout.keep=auto"
-            )
-        return sizes.max_new_tokens > 1
-    fits = sizes.length_buckets > 0 and sizes.max_new_tokens > 1 and optimiser.micro_batches == optimiser.updates == 1
-    return sizes.keep == "auto" and fits and remat != "layer" and products.one_cpu()
+    if sizes.keep == "products" and layout is not None and layout.mesh.size > 1:
+        raise ValueError(
+            f"rollout.keep='products' is for one device, and this run has {layout.mesh.size}: use rollout.keep=nothing"
+        )
+    return sizes.keep == "products" and sizes.max_new_tokens > 1

@@ -26,12 +26,17 @@ def case_of(policy: transformer.Policy, prompt: int, new: int, group: int, sampl
 def test_a_step_does_at_most_a_tenth_more_than_the_least(model, shape):
     """Counted from the programs themselves; every part of the step has its own bound."""
     policy = phases.random_policy(model)
-    case = case_of(policy, *shape)
+    for keep in ("nothing", "products"):
+        _check_work(case_of(policy, *shape, keep=keep))
+
+
+def _check_work(case: phases.Case) -> None:
+    policy = case.policy
     params = jax.eval_shape(lambda: transformer.init(policy.architecture, jax.random.key(0)))
     drawn, batch = phases.shapes(case, params)
     counted, least = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
     for name in phases.NAMES:
-        assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, name
+        assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, (case.keep, name)
 
 
 def test_micro_batches_compute_each_prompt_once_for_every_part():

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tiny_policy import END
 
-from mara_jax.config import Algorithm, Optimiser, Rollout
+from mara_jax import config
+from mara_jax.config import Algorithm, LanguageRun, Optimiser, Rollout, Warmup
 from mara_jax.lab import work
+from mara_jax.parallel import sharding
 from mara_jax.policies import lora, transformer
 from mara_jax.policies.params import KERNELS, Architecture, Lora
 from mara_jax.sampling import logprobs, rollout
@@ -144,12 +146,16 @@ def test_an_update_can_be_of_any_size_that_holds_its_tokens():
         np.testing.assert_allclose(other, one, atol=1e-11)
 
 
-def test_products_are_kept_where_it_pays_and_only_for_one_update_of_one_part():
-    def keeps(rollout=Rollout(), optimiser=Optimiser(), remat="none"):  # noqa: B008
-        return shape.keeps(rollout, optimiser, remat)
-
-    assert keeps() and keeps(Rollout(slots=8))
-    assert not keeps(Rollout(keep="nothing"))
-    assert not keeps(optimiser=Optimiser(micro_batches=2)) and not keeps(optimiser=Optimiser(updates=2))
-    assert not keeps(Rollout(length_buckets=0)) and not keeps(Rollout(max_new_tokens=1))
-    assert not keeps(remat="layer") and keeps(Rollout(keep="products"), remat="layer")
+def test_several_updates_parts_or_devices_are_refused_in_one_line():
+    for changes, said in (
+        ({"optimiser": Optimiser(micro_batches=2)}, "optimiser.micro_batches=2"),
+        ({"optimiser": Optimiser(updates=2), "algorithm": Algorithm(importance="token")}, "optimiser.updates=2"),
+        ({"rollout": Rollout(keep="products", length_buckets=0)}, "rollout.length_buckets=0"),
+        ({"rollout": Rollout(keep="all")}, "choose nothing, products"),
+    ):
+        run = LanguageRun(**{"rollout": Rollout(keep="products"), "warmup": Warmup(steps=1), **changes})
+        with pytest.raises(ValueError, match=said):
+            config.check(run)
+    two = sharding.layout(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor")))
+    with sharding.use(two), pytest.raises(ValueError, match="is for one device, and this run has 2"):
+        shape.keeps(Rollout(keep="products"))
