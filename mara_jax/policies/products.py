@@ -110,8 +110,8 @@ def _in_columns(product: Callable[[jax.Array], jax.Array], side: jax.Array, axis
 
 
 def pieces(width: int) -> int:
-    """The fewest equal pieces of at most COLUMNS; 1 where they would be few (XLA keeps more arrays for a gain of little),
-    many or small."""
+    """The fewest equal pieces of at most COLUMNS; 1 where they would be many, small, or so few that they gain little
+    for the arrays that XLA keeps for them."""
     count = next(n for n in range(-(-width // COLUMNS), width + 1) if width % n == 0)
     return count if 3 < count <= MOST_PIECES and width // count >= COLUMNS // 2 else 1
 
