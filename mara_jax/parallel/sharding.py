@@ -268,6 +268,12 @@ def current() -> Layout | None:
     return _IN_USE.value
 
 
+def one_device() -> bool:
+    """Whether the layout in use, or the lack of one, has a single device."""
+    layout = current()
+    return layout is None or layout.mesh.size == 1
+
+
 def parts(logical: str) -> int:
     """Into how many parts the layout in use cuts an axis."""
     layout = current()

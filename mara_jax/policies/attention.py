@@ -9,6 +9,7 @@ x = (query head within its kv head, time), time fastest. With a prefix of p prom
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,19 @@ def attend(q_bkxh, own, prefix=None, *, t: int | None = None, packing: Packing |
         return _attend(t, packing, q_bkxh, (own_k, own_v), None, (mask, None))
     prefix_k, prefix_v, seen_ps = prefix
     return _attend(t, packing, q_bkxh, (own_k, own_v), (prefix_k, prefix_v), (mask, seen_ps[:, None, None, :]))
+
+
+def attend_group(prompts, rest, *, packing: Packing | None = None):
+    """Attention over prompts, and over what follows them, whose prefix they are.
+
+    args: prompts: (queries, keys, values, mask) as `attend` has them; rest: the same, and behind them a mask [p, s] of
+        the prompts' keys; packing: of the rest.
+    returns: [p s + the rest's positions, n h]: the prompts' rows one after the other, then those of the rest as
+        `laid_out` has them.
+    """
+    *of_prompts, mask = prompts
+    *of_rest, own_mask, seen_ps = rest
+    return _attend_group(packing, tuple(of_prompts), tuple(of_rest), (mask, own_mask, seen_ps[:, None, None, :]))
 
 
 def laid_out(out_bkxh, t: int, packing: Packing | None):
@@ -116,21 +130,34 @@ def _attend_fwd(t, packing, q, own, prefix, masks):
 
 
 def _attend_bwd(t, saved, g):
-    packing, q, own, prefix, masks, out, top, total = saved
-    h = q.shape[-1]
-    along = jnp.sum((g.astype(total.dtype) * out).reshape(*g.shape[:-1], -1, h), axis=-1)
-    if t is not None:
-        back = functools.partial(_heads_first, k=q.shape[1], t=t, packing=packing)
-        g, along = back(g, c=h), back(along, c=1)
+    packing, q, own, prefix, masks, out, *sums = saved
+    along = _along(g, out, q.shape[-1], sums[1].dtype)
+    both = (g, along) if t is None else _both_heads_first((g, along), q, t, packing)
+    return None, *_backward(q, own, prefix, masks, sums, both), (None, None)
+
+
+def _along(g, out, h, dtype):
+    """Each head's sum over channels of an output and its gradient, as the output is laid out: [..., n]."""
+    return jnp.sum((g.astype(dtype) * out).reshape(*g.shape[:-1], -1, h), axis=-1)
+
+
+def _both_heads_first(both, q, t, packing):
+    back = functools.partial(_heads_first, k=q.shape[1], t=t, packing=packing)
+    return [back(y, c=c) for y, c in zip(both, (q.shape[-1], 1), strict=True)]
+
+
+def _backward(q, own, prefix, masks, sums, both) -> tuple[Any, Any, Any]:
+    """Gradients by queries, by own keys and values, and by those of the prefix."""
+    (top, total), (g, along) = sums, both
     q = products.after(q, g)
     g, along = g.astype(total.dtype) / total, along / total
     d_q, *d_own = _one_side(q, own, masks[0], top, g, along)
     if prefix is None:
-        return None, d_q.astype(q.dtype), tuple(d_own), None, (None, None)
+        return d_q.astype(q.dtype), tuple(d_own), None
     turned = functools.partial(by_prompt, prompts=prefix[0].shape[0])
     d_shared, *d_prefix = _one_side(turned(q), prefix, masks[1], turned(top), turned(g), turned(along))
     d_q += by_row(d_shared, q.shape[0])
-    return None, d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix), (None, None)
+    return d_q.astype(q.dtype), tuple(d_own), tuple(d_prefix)
 
 
 def _one_side(q, keys_values, mask, top, g, along):
@@ -145,3 +172,38 @@ def _one_side(q, keys_values, mask, top, g, along):
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+@jax.custom_vjp
+def _attend_group(packing, prompts, rest, masks):
+    return _attend_group_fwd(packing, prompts, rest, masks)[0]
+
+
+def _times(own) -> int:
+    return own[0].shape[2]  # without a cache there is a key for each query
+
+
+def _attend_group_fwd(packing, prompts, rest, masks):
+    (prompts_q, *shared), (q, *own), (prompts_mask, *rest_masks) = prompts, rest, masks
+    prompts_out, *prompts_sums = _forward(prompts_q, shared, None, (prompts_mask, None))
+    rest_out, *rest_sums = _forward(q, own, shared, rest_masks)
+    both = laid_out(prompts_out, _times(shared), None), laid_out(rest_out, _times(own), packing)
+    out = jnp.concatenate([y.reshape(-1, y.shape[-1]) for y in both])
+    return out, (packing, prompts, rest, masks, out, prompts_sums, rest_sums)
+
+
+def _attend_group_bwd(saved, g):
+    packing, (prompts_q, *shared), (q, *own), (prompts_mask, *rest_masks), out, prompts_sums, rest_sums = saved
+    p, s, t = prompts_q.shape[0], _times(shared), _times(own)
+    lead = (-1, t) if packing is None else packing.place_cn.shape
+    along = _along(g, out, q.shape[-1], rest_sums[1].dtype)
+    cut = [jnp.split(y, [p * s]) for y in (g, along)]
+    of_prompts = _both_heads_first([y.reshape(p, s, y.shape[-1]) for y, _ in cut], prompts_q, s, None)
+    of_rest = _both_heads_first([y.reshape(*lead, y.shape[-1]) for _, y in cut], q, t, packing)
+    d_q, d_own, d_shared = _backward(q, own, shared, rest_masks, rest_sums, of_rest)
+    d_prompts_q, d_prompts_own, _ = _backward(prompts_q, shared, None, (prompts_mask, None), prompts_sums, of_prompts)
+    d_keys, d_values = (one + other for one, other in zip(d_prompts_own, d_shared, strict=True))
+    return None, (d_prompts_q, d_keys, d_values), (d_q, *d_own), None
+
+
+_attend_group.defvjp(_attend_group_fwd, _attend_group_bwd)

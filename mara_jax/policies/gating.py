@@ -7,7 +7,6 @@ product. Three of them are elementwise in the other two and are made anew where 
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from mara_jax.policies import products
 
@@ -27,11 +26,10 @@ def _matmul_bwd(frozen, saved, g):
     d_product = products.by_kernel(g, kernel_fd, 1)
     # The sigmoid is made for each use where there is one CPU: it costs less there than a pass over memory to store it.
     for_kernel, for_gate, for_up = (products.after(gate, d_product, at) for at in range(3))
-    d_kernel_fd = products.over_rows(jax.nn.silu(for_kernel) * up, g)
+    d_kernel_fd = products.over_rows(jax.nn.silu(for_kernel) * up, g, after=products.first(d_product))
     if products.one_cpu() and not frozen:
         # XLA would make the other two first, and hold them beside the product.
-        of_each_piece = jnp.sum(d_kernel_fd[:: products.COLUMNS // 2, :: products.COLUMNS // 2])
-        d_product += (0 * of_each_piece).astype(d_product.dtype)
+        d_product += (0 * products.first(d_kernel_fd)).astype(d_product.dtype)
     sigmoid = jax.nn.sigmoid(for_gate)
     d_silu = sigmoid + for_gate * sigmoid * (1 - sigmoid)
     # All three or none: XLA for GPUs would go on to what gate and up are made of first, and keep the product for it.

@@ -11,40 +11,38 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture
-
 COLLECTION, NAME = "products", "product"  # flax's variables, one of each kernel
 
 
 class Kept(NamedTuple):
-    """The products of a rollout, in trees like that of the kernels.
+    """The products of a rollout.
 
-    prompts: [p, s, f] each, scanned [l, p, s, f]; rest: of all tokens of completions but each one's last, [n, f],
-    scanned [l, n, f]; place: int32 [n], row * (t - 1) + time of each, -1 where there is none.
+    products: a tree like that of the kernels, [p s + n, f] each, scanned [l, p s + n, f]: the prompts', one after the
+    other, then those of all tokens of completions but each one's last; place: int32 [n], row * (t - 1) + time of each
+    of the latter, -1 where there is none.
     """
 
-    prompts: Any
-    rest: Any
+    products: Any
     place: jax.Array
 
 
 class Room(NamedTuple):
-    """What `Kept` becomes while decoding goes on, and how many of its positions are filled."""
+    """What `Kept` becomes while decoding goes on, and how many places are filled."""
 
-    rest: Any
+    products: Any
     place: jax.Array
     count: jax.Array
 
 
-def room(arch: Architecture, positions: int, rows: int) -> Room:
-    """Room for so many positions, written `rows` at a time; scanned where the architecture is."""
-    tree: dict[str, Any] = {}
-    for path, (shape, _) in table.leaf_shapes(arch).items():
-        if path[-1] == "kernel":
-            shape = (*shape[:-2], positions + rows, shape[-1])
-            table.put(tree, (*path[:-1], NAME), jnp.zeros(shape, arch.compute_dtype))
-    return Room(tree, jnp.full(positions + rows, -1, jnp.int32), jnp.int32(0))
+def room(of_prompts: Any, positions: int, rows: int) -> Room:
+    """Room for so many positions, written `rows` at a time, behind the prompts' products: [p, s, f] each, scanned
+    [l, p, s, f]."""
+
+    def behind(made: jax.Array) -> jax.Array:
+        flat = made.reshape(*made.shape[:-3], -1, made.shape[-1])
+        return jnp.pad(flat, [*[(0, 0)] * (flat.ndim - 2), (0, positions + rows), (0, 0)])
+
+    return Room(jax.tree.map(behind, of_prompts), jnp.full(positions + rows, -1, jnp.int32), jnp.int32(0))
 
 
 def write(space: Room, made: Any, place_r: jax.Array, live_r: jax.Array) -> Room:
@@ -56,27 +54,29 @@ def write(space: Room, made: Any, place_r: jax.Array, live_r: jax.Array) -> Room
     order_r = jnp.argsort(~live_r, stable=True)
     place_r = jnp.where(live_r, place_r, -1).astype(space.place.dtype)[order_r]
     made = jax.tree.map(lambda x: x[order_r, 0], made)
-    if "layers" in space.rest:
+    if "layers" in space.products:
         layers = [made[f"layers_{i}"] for i in range(len(made))]
         made = {"layers": jax.tree.map(lambda *xs: jnp.stack(xs), *layers)}
-    put = lambda whole, rows: jax.lax.dynamic_update_slice_in_dim(whole, rows, space.count, rows.ndim - 2)  # noqa: E731
+
+    def put(whole: jax.Array, rows: jax.Array) -> jax.Array:
+        of_prompts = whole.shape[-2] - space.place.size
+        return jax.lax.dynamic_update_slice_in_dim(whole, rows, of_prompts + space.count, rows.ndim - 2)
+
     place = jax.lax.dynamic_update_slice(space.place, place_r, (space.count,))
-    return Room(jax.tree.map(put, space.rest, made), place, space.count + jnp.sum(live_r, dtype=jnp.int32))
+    return Room(jax.tree.map(put, space.products, made), place, space.count + jnp.sum(live_r, dtype=jnp.int32))
 
 
 def variables(kept: Kept | None) -> dict[str, Any]:
     """What a decoder's pass over prompts and completions is given beside its parameters."""
-    if kept is None:
-        return {}
-    return {COLLECTION: jax.tree.map(lambda *pair: pair, kept.prompts, kept.rest)}
+    return {} if kept is None else {COLLECTION: kept.products}
 
 
 def instead(made: jax.Array, kept: jax.Array) -> jax.Array:
     """The kept product in place of the one just made, which XLA then need not make; its gradient goes to that.
 
-    args: made: [..., n, f]; kept: the same, or of one stream [m, f], of which the first n are meant.
+    args: made: [..., n, f], whose leading axes are ones; kept: [m, f], of which the first n are meant.
     """
-    return _instead(made, kept if kept.ndim == made.ndim else kept[None, : made.shape[-2]])
+    return _instead(made, kept[: made.shape[-2]].reshape(made.shape))
 
 
 @jax.custom_vjp

@@ -75,7 +75,8 @@ def _matmul_fwd(make, kept, x, kernel_df):
 def _matmul_bwd(make, saved, g):
     kept, kernel_df = saved
     d_x = by_kernel(g, kernel_df, 1)
-    return None, d_x, over_rows(make(d_x, *kept), g)
+    # After d_x: the optimiser overwrites a kernel, which XLA copies where its last use is not known to come first.
+    return None, d_x, over_rows(make(d_x, *kept), g, after=first(d_x))
 
 
 _remade_matmul.defvjp(_matmul_fwd, _matmul_bwd)
@@ -83,30 +84,45 @@ _remade_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 def by_kernel(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
     """x [..., c] by a kernel whose `axis` has the c contracted positions: [..., the other axis]."""
-    columns = lambda kernel: jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))  # noqa: E731
-    return _in_columns(columns, kernel, 1 - axis, -1)
-
-
-def over_rows(x: jax.Array, y: jax.Array, dtype=None) -> jax.Array:
-    """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told)."""
-    x_rd, y_rf = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    sums = lambda x, y: jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)  # noqa: E731
-    if x_rd.shape[1] > y_rf.shape[1]:
-        return _in_columns(lambda x_rc: sums(x_rc, y_rf), x_rd, 1, 0)
-    return _in_columns(lambda y_rc: sums(x_rd, y_rc), y_rf, 1, 1)
-
-
-def _in_columns(product: Callable[[jax.Array], jax.Array], side: jax.Array, axis: int, out: int) -> jax.Array:
-    """product(side), on one CPU made of pieces of `side` along an axis, which is `out` in the result."""
-    count = pieces(side.shape[axis]) if one_cpu() else 1
+    product = lambda kernel: jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))  # noqa: E731
+    count = pieces(kernel.shape[1 - axis]) if one_cpu() else 1
     if count == 1:
-        return product(side)
-    made: list[jax.Array] = []
-    for piece in jnp.split(side, count, axis):
-        if made:  # one after the other: XLA would cut all pieces first
-            piece += (0 * made[-1].ravel()[0]).astype(piece.dtype)
-        made.append(product(piece))
-    return jnp.concatenate(made, out)
+        return product(kernel)
+    made = [x]
+    for piece in jnp.split(kernel, count, 1 - axis):
+        # One after the other, and none before x: XLA would cut all pieces first.
+        made.append(product(piece + (0 * first(made[-1])).astype(piece.dtype)))
+    return jnp.concatenate(made[1:], -1)
+
+
+def over_rows(x: jax.Array, y: jax.Array, dtype=None, after: jax.Array | None = None) -> jax.Array:
+    """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told).
+
+    after: a number that it waits for on one CPU.
+    """
+    sums = lambda x, y: jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)  # noqa: E731
+    sides = [x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])]
+    wide = int(sides[0].shape[1] <= sides[1].shape[1])  # which is cut, and which axis of the result
+    count = pieces(sides[wide].shape[1]) if one_cpu() else 1
+    if count == 1:
+        made = sums(*sides)
+        return made if after is None or not one_cpu() else made + (0 * after).astype(made.dtype)
+    size = sides[wide].shape[1] // count
+
+    def add_piece(i, made):
+        cut = list(sides)
+        cut[wide] = jax.lax.dynamic_slice_in_dim(sides[wide], i * size, size, 1)
+        return jax.lax.dynamic_update_slice_in_dim(made, sums(*cut), i * size, wide)
+
+    # A loop is a single operation: of many XLA would put some off, and keep what they are made of. It writes over all
+    # that it begins with, which is no zero: XLA would make room for the zeros of all layers first.
+    begin = jnp.full((sides[0].shape[1], sides[1].shape[1]), first(y) if after is None else after, dtype or x.dtype)
+    return jax.lax.fori_loop(0, count, add_piece, begin)
+
+
+def first(x: jax.Array) -> jax.Array:
+    """The first number of an array."""
+    return x[(0,) * x.ndim]
 
 
 def pieces(width: int) -> int:

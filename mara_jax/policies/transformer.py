@@ -62,7 +62,7 @@ class Linear(nn.Module):
     However often it is called, devices that share the kernel gather it once.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
     frozen: nobody asks for the kernel's gradient.
-    Products that were kept take the place of those made here; of prompts (apart) and what follows them, each its own.
+    Products that were kept take the place of those made here.
     """
 
     features: int
@@ -98,7 +98,7 @@ class Linear(nn.Module):
             out = out if bias is None else out + bias
             if self.is_mutable_collection(keeping.COLLECTION):
                 self.put_variable(keeping.COLLECTION, keeping.NAME, out)
-            return out if kept is None else keeping.instead(out, kept[0 if apart else 1])
+            return out if kept is None else keeping.instead(out, kept)
 
         return matmul
 
@@ -106,7 +106,9 @@ class Linear(nn.Module):
 class Layer(nn.Module):
     """One decoder layer: attention and a gated feed-forward, each on the normed residual stream.
 
-    Of a pair, x of prompts and of what follows them, the first is the second's prefix; rope and masks are pairs then.
+    Where masks are a pair, of prompts and of what follows them, the first are the second's prefix. On one device x is
+    [1, n, d], the prompts' rows one after the other and then the rest, and only attention tells them apart. On several
+    x and rope are pairs, too: their rows lie on different devices.
     """
 
     arch: Architecture
@@ -125,7 +127,8 @@ class Layer(nn.Module):
         for name in ("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if arch.qk_norm else ())):
             parts[name] = Norm(arch.norm_eps, name=name)
         if not isinstance(x, tuple):
-            return self._pass(parts, x, rope, masks, prefix, cache, packing)
+            x, kv = self._pass(parts, x, rope, masks, prefix, cache, packing)
+            return x, None if isinstance(masks, tuple) else kv
         apart = parts | {name: partial(parts[name], apart=True) for name in table.KERNELS}
         prompts, prefix = self._pass(apart, x[0], rope[0], masks[0], None, None, None)
         rest, _ = self._pass(parts, x[1], rope[1], masks[1], prefix, None, packing)
@@ -141,22 +144,35 @@ class Layer(nn.Module):
 
     def _attention(self, parts, x_btd: Remade, rope, masks, prefix, cache, packing):
         arch = self.arch
-        b, t, _ = x_btd.array.shape
-        n, k, h = arch.heads, arch.kv_heads, arch.head_dim
-        m = n // k
-        q_btnh = parts["q"](x_btd).reshape(b, t, n, h)
-        k_btkh, v_btkh = (parts[name](x_btd).reshape(b, t, k, h) for name in ("k", "v"))
-        if arch.qk_norm:
+        of = [
+            parts[name](x_btd).reshape(*x_btd.array.shape[:2], heads, arch.head_dim)
+            for name, heads in (("q", arch.heads), ("k", arch.kv_heads), ("v", arch.kv_heads))
+        ]
+        if isinstance(masks, tuple):
+            return parts["o"](self._attend_group(parts, of, rope, masks, packing))[None], None
+        out, own = self._attend(self._ready(parts, of, rope, packing), masks, prefix, cache, packing)
+        return parts["o"](out), own
+
+    def _ready(self, parts, of, rope, packing):
+        """Queries, keys and values as attention takes them, [b, k, x, h] and twice [b, k, t, h], of their products by
+        kernels."""
+        q_btnh, k_btkh, v_btkh = of
+        if self.arch.qk_norm:
             q_btnh, k_btkh = parts["q_norm"](q_btnh).array, parts["k_norm"](k_btkh).array
-        q_btnh, k_btkh = rotary.rotate(q_btnh, rope) * h**-0.5, rotary.rotate(k_btkh, rope)
+        q_btnh, k_btkh = rotary.rotate(q_btnh, rope) * self.arch.head_dim**-0.5, rotary.rotate(k_btkh, rope)
         if packing is not None:  # attention alone works on rows
             q_btnh, k_btkh, v_btkh = (streams.unpack(x, packing) for x in (q_btnh, k_btkh, v_btkh))
-            b, t = packing.slot_bt.shape
+        b, t, n, h = q_btnh.shape
+        k, m = k_btkh.shape[2], n // k_btkh.shape[2]
         # Where kv heads stay whole, the query heads of each are cut instead.
         whole = sharding.parts("kv_heads") == 1 and m % sharding.parts("heads") == 0
         axes = ("rows", None, "heads") if whole else ("rows", "kv_heads")
         q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), *axes)
-        own = KV(*(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh)))
+        return q_bkxh, *(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh))
+
+    def _attend(self, ready, masks, prefix, cache, packing):
+        q_bkxh, k_bkth, v_bkth = ready
+        own, arch, t = KV(k_bkth, v_bkth), self.arch, k_bkth.shape[2]
         if cache is not None:
             # Written before it is read: a cache that is read first has to be copied at every step.
             at = _time_of_keys()
@@ -167,11 +183,31 @@ class Layer(nn.Module):
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix_lengths"])
             interpret = sharding.platform() == "cpu"
             out_bkxh = flash.attend(q_bkxh, (keys, own.v), masks["counts"], shared, interpret=interpret)
-            out = attention.laid_out(out_bkxh, t, packing)
-        else:
-            shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-            out = attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared, t=t, packing=packing)
-        return parts["o"](out), own
+            return attention.laid_out(out_bkxh, t, packing), own
+        shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
+        return attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared, t=t, packing=packing), own
+
+    def _attend_group(self, parts, of, rope, masks, packing):
+        """Attention of prompts and what follows them, [n, heads h], of their products by kernels, [1, n, heads, h]."""
+        p, s = masks[1]["prefix"].shape
+        lead = (-1, masks[1]["own"].shape[1]) if packing is None else packing.place_cn.shape
+
+        # Cut before they are turned: XLA would keep what is turned whole as well as cut.
+        flat, tree = jax.tree.flatten((of, rope))
+        cuts = zip(*(jnp.split(x[0], [p * s]) for x in flat), strict=True)
+
+        def ready(cut: Any, lead: tuple[int, ...], packing: Packing | None):
+            cut_of, cut_rope = tree.unflatten([x.reshape(*lead, *x.shape[1:]) for x in cut])
+            return self._ready(parts, cut_of, cut_rope, packing)
+
+        of_prompts, of_rest = cuts
+        prompts, rest = ready(of_prompts, (p, s), None), ready(of_rest, lead, packing)
+        if attention.by_kernels(self.arch):
+            prompts_out, prefix = self._attend(prompts, masks[0], None, None, None)
+            both = prompts_out, self._attend(rest, masks[1], prefix, None, packing)[0]
+            return jnp.concatenate([out.reshape(-1, out.shape[-1]) for out in both])
+        own, seen = masks[1]["own"], masks[1]["prefix"]
+        return attention.attend_group((*prompts, masks[0]["own"]), (*rest, own, seen), packing=packing)
 
 
 def _time_of_keys() -> int:
@@ -341,7 +377,8 @@ def forward_group(
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states of prompts and of tokens that follow them, as two calls of `forward` give them.
 
-    Layer by layer for both: kernels cut over devices are gathered once for the two, and there is one gradient of them.
+    Layer by layer for both: there is one gradient of a kernel, and on one device one matmul by it; where kernels are
+    cut over devices they are gathered once for the two.
 
     args: as `forward`; packing: of the tokens that follow; kept: products that need not be made, in its order.
     returns: hidden states [p, s, d] and [b, t, d], or of streams.
@@ -350,11 +387,15 @@ def forward_group(
     seen = (masks(arch, s), masks(arch, t, packing=packing))
     seen[1].update(prefix=jnp.arange(s)[None, :] < prompt_lengths_p[:, None], prefix_lengths=prompt_lengths_p)
     positions = (jnp.broadcast_to(jnp.arange(s), prompt_tokens_ps.shape), positions_bt)
-    decoder: Any = Decoder(arch)
     tokens = (prompt_tokens_ps, tokens_bt)
+    decoder: Any = Decoder(arch)
+    if not sharding.one_device():
+        return decoder.apply({"params": params}, tokens, positions, seen, packing=packing)[0]
+    in_turn = [jnp.concatenate([x.reshape(1, -1) for x in pair], axis=1) for pair in (tokens, positions)]
     given = {"params": params, **keeping.variables(kept)}
-    hidden, _ = decoder.apply(given, tokens, positions, seen, packing=packing)
-    return hidden
+    hidden_1nd, _ = decoder.apply(given, *in_turn, seen, packing=packing)
+    prompts, rest = jnp.split(hidden_1nd, [prompt_tokens_ps.size], axis=1)
+    return prompts.reshape(*prompt_tokens_ps.shape, -1), rest.reshape(*tokens_bt.shape, rest.shape[-1])
 
 
 def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:

@@ -235,8 +235,8 @@ def generate(
     """The compiled draw behind `sample`."""
     num_prompts = prompt_tokens_ps.shape[0]
     b = num_prompts * group_size
-    room = keeping.room(arch, b * (max_new_tokens - 1), min(slots or b, b)) if keep else None
     last_pd, prefix, *of_prompts = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p, keep)
+    room = keeping.room(of_prompts[0], b * (max_new_tokens - 1), min(slots or b, b)) if keep else None
     arch, params, prefix = decoding.lay_out(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
@@ -256,7 +256,7 @@ def generate(
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
     found = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (tokens_bt, logp_bt, lengths_b, finished_b))
     tokens_pgt, logp_pgt, lengths_pg, finished_pg = (sharding.constrain_groups(x) for x in found)
-    kept = None if room is None else keeping.Kept(of_prompts[0], room.rest, room.place)
+    kept = None if room is None else keeping.Kept(room.products, room.place)
     return Drawn(tokens_pgt, logp_pgt, lengths_pg, finished_pg, steps, kept)
 
 

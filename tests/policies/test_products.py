@@ -46,3 +46,18 @@ def test_remat_keeps_or_repeats_the_kernels_matmuls(remat, again):
     repeated = 2 * rows * (work.layer_parameters(arch) - arch.layers * arch.mlp * arch.embed)
     # Attention's own matmuls, here a tenth of the kernels', are repeated by both names, and its scores by its gradient.
     assert extra / repeated == pytest.approx(again, abs=0.25)
+
+
+@pytest.mark.parametrize("widths", [(8, 1024), (1024, 8), (1024, 1280), (8, 1000)])
+def test_what_is_made_in_pieces_is_the_whole_product(widths):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(2, 20, width)) for width in widths)
+    assert products.pieces(1024) == 4 and products.pieces(1280) == 5 and products.pieces(1000) == 4
+    whole = np.einsum("btd,btf->df", x, y)
+    for after in (None, jnp.float32(3)):
+        made = jax.jit(products.over_rows)(jnp.float32(x), jnp.float32(y), after=after)
+        np.testing.assert_allclose(made, whole, rtol=1e-4, atol=1e-4)
+    for axis, side in enumerate((x, y)):
+        made = jax.jit(products.by_kernel, static_argnums=2)(jnp.float32(side), jnp.float32(whole), axis)
+        expected = side @ (whole.T if axis else whole)
+        np.testing.assert_allclose(made, expected, atol=1e-5 * np.abs(expected).max())

@@ -122,11 +122,10 @@ def test_keeping_changes_no_sample_and_each_counted_token_has_one_place(slots):
 def test_what_is_kept_is_what_is_used_and_no_kernel_is_multiplied_forward():
     arch, trained, base, _ = policy_of("qwen2")
     batch = batch_of("qwen2", 0)
-    wrong = jax.tree.map(lambda x: x, batch.kept.rest)
+    wrong = jax.tree.map(lambda x: x, batch.kept.products)
     wrong["layers_1"]["gate"]["product"] *= 1.5
-    before, after = (
-        gradient("qwen2", one)[0] for one in (batch, dataclasses.replace(batch, kept=batch.kept._replace(rest=wrong)))
-    )
+    other = dataclasses.replace(batch, kept=batch.kept._replace(products=wrong))
+    before, after = (gradient("qwen2", one)[0] for one in (batch, other))
     differs = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), before, after)
     assert differs["layers_1"]["gate"]["kernel"] > 1e-3
 
