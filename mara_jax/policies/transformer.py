@@ -170,7 +170,7 @@ class Layer(nn.Module):
         q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), *axes)
         return q_bkxh, *(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh))
 
-    def _attend(self, ready, masks, prefix, cache, packing):
+    def _attend(self, ready, masks, prefix, cache, packing) -> tuple[jax.Array, KV]:
         q_bkxh, k_bkth, v_bkth = ready
         own, arch, t = KV(k_bkth, v_bkth), self.arch, k_bkth.shape[2]
         if cache is not None:
