@@ -126,9 +126,10 @@ class Layer(nn.Module):
             parts[name] = Linear(arch.mlp, ("embed", "mlp"), name=name)(arch.embed, dtype)
         for name in ("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if arch.qk_norm else ())):
             parts[name] = Norm(arch.norm_eps, name=name)
+        if not isinstance(masks, tuple):
+            return self._pass(parts, x, rope, masks, prefix, cache, packing)
         if not isinstance(x, tuple):
-            x, kv = self._pass(parts, x, rope, masks, prefix, cache, packing)
-            return x, None if isinstance(masks, tuple) else kv
+            return self._pass(parts, x[0], [y[0] for y in rope], masks, None, None, packing)[0][None], None
         apart = parts | {name: partial(parts[name], apart=True) for name in table.KERNELS}
         prompts, prefix = self._pass(apart, x[0], rope[0], masks[0], None, None, None)
         rest, _ = self._pass(parts, x[1], rope[1], masks[1], prefix, None, packing)
@@ -145,11 +146,11 @@ class Layer(nn.Module):
     def _attention(self, parts, x_btd: Remade, rope, masks, prefix, cache, packing):
         arch = self.arch
         of = [
-            parts[name](x_btd).reshape(*x_btd.array.shape[:2], heads, arch.head_dim)
+            parts[name](x_btd).reshape(*x_btd.array.shape[:-1], heads, arch.head_dim)
             for name, heads in (("q", arch.heads), ("k", arch.kv_heads), ("v", arch.kv_heads))
         ]
         if isinstance(masks, tuple):
-            return parts["o"](self._attend_group(parts, of, rope, masks, packing))[None], None
+            return parts["o"](self._attend_group(parts, of, rope, masks, packing)), None
         out, own = self._attend(self._ready(parts, of, rope, packing), masks, prefix, cache, packing)
         return parts["o"](out), own
 
@@ -188,13 +189,13 @@ class Layer(nn.Module):
         return attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared, t=t, packing=packing), own
 
     def _attend_group(self, parts, of, rope, masks, packing):
-        """Attention of prompts and what follows them, [n, heads h], of their products by kernels, [1, n, heads, h]."""
+        """Attention of prompts and what follows them, [n, heads h], of their products by kernels, [n, heads, h]."""
         p, s = masks[1]["prefix"].shape
         lead = (-1, masks[1]["own"].shape[1]) if packing is None else packing.place_cn.shape
 
         # Cut before they are turned: XLA would keep what is turned whole as well as cut.
         flat, tree = jax.tree.flatten((of, rope))
-        cuts = zip(*(jnp.split(x[0], [p * s]) for x in flat), strict=True)
+        cuts = zip(*(jnp.split(x, [p * s]) for x in flat), strict=True)
 
         def ready(cut: Any, lead: tuple[int, ...], packing: Packing | None):
             cut_of, cut_rope = tree.unflatten([x.reshape(*lead, *x.shape[1:]) for x in cut])

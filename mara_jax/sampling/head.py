@@ -195,7 +195,10 @@ def _stats_bwd(chunks, streams, saved, g):
             return total_svd + d_rows_svd, d_hidden_rcd
 
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))
-        none_svd = sharding.constrain(jnp.zeros((streams, *rows_vd.shape), wide(hidden_rnd.dtype)), "rows", "vocab")
+        # One CPU would make room for zeros before the forward pass.
+        zero = 0 * products.first(g_rn) if products.one_cpu() else 0
+        none_svd = jnp.full((streams, *rows_vd.shape), zero, wide(hidden_rnd.dtype))
+        none_svd = sharding.constrain(none_svd, "rows", "vocab")
         d_rows_svd, d_hidden_krcd = jax.lax.scan(add, none_svd, cut)
         d_hidden_rnd = _joined(tokens_rn.shape[1], d_hidden_krcd)
     d_rows_vd = sharding.constrain(jnp.sum(d_rows_svd, axis=0), "vocab", "embed")

@@ -1,6 +1,7 @@
 """Memory of the process: what the allocator has freed but kept."""
 
 import ctypes
+import gc
 import sys
 
 
@@ -10,6 +11,7 @@ def give_back() -> None:
     Compiling a large program, and writing a checkpoint, each leave a gigabyte or more of freed pieces that the heap
     keeps and that large arrays, which have pages of their own, never reuse.
     """
+    gc.collect()  # traces of programs refer to one another
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries lack it
