@@ -72,17 +72,29 @@ def _plain(arch, params, prompts, completions_bt):
     return jnp.stack([hidden[row, start : start + t] for row, start in enumerate(starts)])
 
 
-def _shared(arch, params, prompts, completions_bt):
-    """The same through a prefix computed once per prompt, right-padded with junk."""
+def _parts(prompts, completions_bt):
+    """Prompts right-padded with junk, their lengths, and positions of the completions."""
     lengths_p = jnp.array([len(prompt) for prompt in prompts])
     padded = jnp.stack([jnp.pad(prompt, (0, 7 - len(prompt)), constant_values=5) for prompt in prompts])
-    _, prefix = transformer.forward(arch, params, padded, positions(padded))
     offsets = jnp.repeat(lengths_p, completions_bt.shape[0] // len(prompts))[:, None]
+    return padded, lengths_p, positions(completions_bt) + offsets
+
+
+def _grouped(arch, params, prompts, completions_bt):
+    """The same with prompts and completions in one pass."""
+    padded, lengths_p, at_bt = _parts(prompts, completions_bt)
+    return transformer.forward_group(arch, params, padded, lengths_p, completions_bt, at_bt)[1]
+
+
+def _shared(arch, params, prompts, completions_bt):
+    """The same through a prefix computed once per prompt."""
+    padded, lengths_p, at_bt = _parts(prompts, completions_bt)
+    _, prefix = transformer.forward(arch, params, padded, positions(padded))
     return transformer.forward(
         arch,
         params,
         completions_bt,
-        positions(completions_bt) + offsets,
+        at_bt,
         prefix=prefix,
         prefix_lengths_p=lengths_p,
     )[0]
@@ -103,10 +115,19 @@ def test_shared_prefix_equals_plain_concatenation_in_values_and_gradients(arch):
         (_, hidden), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return hidden, gradient
 
-    (plain, plain_gradient), (shared, shared_gradient) = both(_plain), both(_shared)
-    np.testing.assert_allclose(shared, plain, atol=1e-5)
+    plain, plain_gradient = both(_plain)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain_gradient)) > 1e-3
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), shared_gradient, plain_gradient)
+    for run in (_shared, _grouped):
+        shared, shared_gradient = both(run)
+        np.testing.assert_allclose(shared, plain, atol=1e-5)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), shared_gradient, plain_gradient)
+
+
+def test_prompts_and_completions_have_one_matmul_a_kernel_on_one_device():
+    arch, prompts, completions_bt = MODELS["qwen2"], random_tokens(2, 6), random_tokens(4, 5)
+    program = str(jax.make_jaxpr(partial(_grouped, arch))(random_params(arch), prompts, completions_bt))
+    without_batch = program.count("([], []))")  # unlike attention's, and but for one that stores rotary angles
+    assert without_batch // arch.layers == len(table.KERNELS)
 
 
 @every_arch
