@@ -137,7 +137,7 @@ def _attend_bwd(t, saved, g):
 
 
 def _along(g, out, h, dtype):
-    """Each head's sum over channels of an output and its gradient, as the output is laid out: [..., n]."""
+    """Each head's sum over channels of an output times its gradient, as the output is laid out: [..., n]."""
     return jnp.sum((g.astype(dtype) * out).reshape(*g.shape[:-1], -1, h), axis=-1)
 
 

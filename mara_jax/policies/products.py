@@ -83,7 +83,10 @@ _remade_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def by_kernel(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
-    """x [..., c] by a kernel whose `axis` has the c contracted positions: [..., the other axis]."""
+    """x [..., c] by a kernel whose `axis` has the c contracted positions: [..., the other axis].
+
+    In pieces all of it becomes NaN where the first number of x or of a piece is infinite.
+    """
     product = lambda kernel: jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (axis,)), ((), ())))  # noqa: E731
     count = pieces(kernel.shape[1 - axis]) if one_cpu() else 1
     if count == 1:
@@ -96,9 +99,10 @@ def by_kernel(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
 
 
 def over_rows(x: jax.Array, y: jax.Array, dtype=None, after: jax.Array | None = None) -> jax.Array:
-    """The sum over rows of the outer products of x [..., d] and y [..., f]: [d, f], in dtype (x's unless told).
+    """The sum over rows of the outer products of x [..., d] and y [..., f] of one dtype: [d, f], in dtype (theirs
+    unless told).
 
-    after: a number that it waits for on one CPU.
+    after: a number that it waits for on one CPU; where that is infinite the sum may become NaN.
     """
     sums = lambda x, y: jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())), preferred_element_type=dtype)  # noqa: E731
     sides = [x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])]
@@ -115,14 +119,14 @@ def over_rows(x: jax.Array, y: jax.Array, dtype=None, after: jax.Array | None = 
         return jax.lax.dynamic_update_slice_in_dim(made, sums(*cut), i * size, wide)
 
     # A loop is a single operation: of many XLA would put some off, and keep what they are made of. It writes over all
-    # that it begins with, which is no zero: XLA would make room for the zeros of all layers first.
+    # that it begins with, a number made late: XLA would make room for the zeros of all layers first.
     begin = jnp.full((sides[0].shape[1], sides[1].shape[1]), first(y) if after is None else after, dtype or x.dtype)
     return jax.lax.fori_loop(0, count, add_piece, begin)
 
 
 def first(x: jax.Array) -> jax.Array:
-    """The first number of an array."""
-    return x[(0,) * x.ndim]
+    """The first number of an array, 0 of an empty one."""
+    return x[(0,) * x.ndim] if x.size else jnp.zeros((), x.dtype)
 
 
 def pieces(width: int) -> int:

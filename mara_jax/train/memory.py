@@ -6,7 +6,7 @@ import sys
 
 
 def give_back() -> None:
-    """Returns freed heap memory to the system, where the C library can (glibc).
+    """Collects garbage and returns freed heap memory to the system, where the C library can (glibc).
 
     Compiling a large program, and writing a checkpoint, each leave a gigabyte or more of freed pieces that the heap
     keeps and that large arrays, which have pages of their own, never reuse.

@@ -25,6 +25,12 @@ def test_gradients_are_those_of_a_plain_matmul(shape):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_no_rows_have_no_gradient():
+    gradient = jax.grad(lambda w: jnp.sum(products.matmul(jnp.zeros((0, 3)), w)))(jnp.ones((3, 4)))
+    np.testing.assert_array_equal(gradient, np.zeros((3, 4)))
+    assert not np.any(products.over_rows(jnp.zeros((0, 8)), jnp.zeros((0, 1024))))
+
+
 def test_no_kernel_gradient_is_turned():
     x, kernel = jnp.ones((5, 3)), jnp.ones((3, 4))
     program = jax.make_jaxpr(jax.grad(lambda w: jnp.sum(jnp.sin(products.matmul(x, w)))))(kernel)
