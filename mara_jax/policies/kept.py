@@ -74,9 +74,9 @@ def variables(kept: Kept | None) -> dict[str, Any]:
 def instead(made: jax.Array, kept: jax.Array) -> jax.Array:
     """The kept product in place of the one just made, which XLA then need not make; its gradient goes to that.
 
-    args: made: [..., n, f], whose leading axes are ones; kept: [m, f], of which the first n are meant.
+    args: made: [n, f]; kept: [m, f], of which the first n are meant.
     """
-    return _instead(made, kept[: made.shape[-2]].reshape(made.shape))
+    return _instead(made, kept[: made.shape[0]])
 
 
 @jax.custom_vjp
