@@ -10,8 +10,8 @@ from mara_jax.hf.load import DTYPES, SafeTensors, arrays, read_json
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora
 from mara_jax.policies import params as table
+from mara_jax.policies.model import Policy
 from mara_jax.policies.params import Lora
-from mara_jax.policies.transformer import Policy
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What peft can do beyond W + alpha / r * B A; set to anything true, the tensors mean something else.

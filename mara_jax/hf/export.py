@@ -15,8 +15,8 @@ from mara_jax.hf.load import DTYPES
 from mara_jax.parallel import hosts
 from mara_jax.policies import lora
 from mara_jax.policies import params as table
+from mara_jax.policies.model import Policy
 from mara_jax.policies.params import Architecture, Row
-from mara_jax.policies.transformer import Policy
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _CLASS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

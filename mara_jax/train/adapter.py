@@ -11,13 +11,13 @@ import jax
 from mara_jax import hf
 from mara_jax.config import LanguageRun, lora_targets
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora, params, transformer
+from mara_jax.policies import lora, model, params
 from mara_jax.train import reference
 
 NAME = "adapter"  # the folder in WORKDIR
 
 
-def trained(cfg: LanguageRun, policy: transformer.Policy) -> transformer.Policy:
+def trained(cfg: LanguageRun, policy: model.Policy) -> model.Policy:
     """The policy as the run trains it: its architecture has the adapter that the config asks for, if any.
 
     Raises:
@@ -32,7 +32,7 @@ def trained(cfg: LanguageRun, policy: transformer.Policy) -> transformer.Policy:
         raise ValueError(f"lora.rank={cfg.lora.rank} with {policy.source}: {error}") from error
 
 
-def start(cfg: LanguageRun, policy: transformer.Policy, ref_params: Any) -> Any:
+def start(cfg: LanguageRun, policy: model.Policy, ref_params: Any) -> Any:
     """The trained parameters before the first step: the reference's own, a new adapter, or that of `lora.adapter`.
 
     Args:
@@ -54,7 +54,7 @@ def start(cfg: LanguageRun, policy: transformer.Policy, ref_params: Any) -> Any:
     return make(reference.stream(cfg.seed, "adapter"))
 
 
-def check(cfg: LanguageRun, policy: transformer.Policy) -> None:
+def check(cfg: LanguageRun, policy: model.Policy) -> None:
     """Refuses, before anything is written, an adapter that the policy's model cannot have; errors as of `start`."""
     found = trained(cfg, policy)
     if cfg.lora.adapter:
@@ -74,7 +74,7 @@ def _check_same(cfg: LanguageRun, found: params.Lora | None) -> None:
             )
 
 
-def export(cfg: LanguageRun, policy: transformer.Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
+def export(cfg: LanguageRun, policy: model.Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
     """Writes WORKDIR/adapter, which peft loads, in place of what an earlier end of the run left there; returns it.
 
     Without an adapter nothing is written, and None returned.
@@ -91,7 +91,7 @@ def base(cfg: LanguageRun, workdir: pathlib.Path) -> str:
     return str((workdir / "reference").absolute()) if cfg.warmup.steps else cfg.policy.weights
 
 
-def describe(policy: transformer.Policy) -> str:
+def describe(policy: model.Policy) -> str:
     """In words, what is trained."""
     arch, count = policy.architecture, lora.count(policy.architecture)
     if arch.lora is None:

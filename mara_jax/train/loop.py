@@ -17,7 +17,7 @@ from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.eval import diversity, plots, report
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora, transformer
+from mara_jax.policies import lora, model
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
@@ -105,13 +105,13 @@ def _classes(row: dict[str, Any]) -> list[int]:
     return [*row["answers/counts"], row["samples"] - sum(row["answers/counts"])]
 
 
-def _reference(cfg, task, workdir, display) -> tuple[transformer.Policy, Any]:
+def _reference(cfg, task, workdir, display) -> tuple[model.Policy, Any]:
     """The reference policy: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
     resumed = cfg.warmup.steps and hosts.first(saved.is_dir)
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
 
-    def read() -> tuple[transformer.Policy, Any]:
+    def read() -> tuple[model.Policy, Any]:
         policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
         reference.check_context(cfg, policy, task)
         adapter.check(cfg, policy)
@@ -174,7 +174,7 @@ class Setup(NamedTuple):
 
     cfg: LanguageRun
     task: Task
-    policy: transformer.Policy
+    policy: model.Policy
     ref_params: Any
     prompts: list[list[int]]
     log_mass: np.ndarray

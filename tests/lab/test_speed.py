@@ -7,25 +7,25 @@ from rich.console import Console
 
 from mara_jax import bench, config
 from mara_jax.lab import phases, speed, work
-from mara_jax.policies import transformer
+from mara_jax.policies import model, transformer
 
 
-def case_of(policy: transformer.Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
+def case_of(policy: model.Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
     prompts = phases.random_prompts(policy.architecture.vocab_size, samples // group, prompt)
     return phases.Case("case", policy, prompts, group, new, **more)
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"),
+    ("name", "shape"),
     [
         ("tiny", (64, 64, 8, 32)),
         ("tiny", (256, 64, 16, 32)),
         pytest.param("small", (64, 64, 8, 32), marks=pytest.mark.slow),
     ],
 )
-def test_a_step_does_at_most_a_tenth_more_than_the_least(model, shape):
+def test_a_step_does_at_most_a_tenth_more_than_the_least(name, shape):
     """Counted from the programs themselves; every part of the step has its own bound."""
-    policy = phases.random_policy(model)
+    policy = phases.random_policy(name)
     for keep in ("nothing", "products"):
         _check_work(case_of(policy, *shape, keep=keep))
 
@@ -53,7 +53,7 @@ def test_micro_batches_compute_each_prompt_once_for_every_part():
 @pytest.fixture(scope="module")
 def record():
     arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
-    policy = transformer.Policy(arch, None, (), 0, {}, "random")
+    policy = model.Policy(arch, None, (), 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
     return speed.measure(case_of(policy, 8, 6, 2, 4), params, repeats=2)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.hf import tokenizer as tokenizers
-from mara_jax.policies import params, transformer
+from mara_jax.policies import model, params, transformer
 from mara_jax.tasks import onetwo
 
 # What follows what, with which probability; the first is the prompt's last token, the last one ends.
@@ -48,4 +48,4 @@ def write(out: pathlib.Path, seed: int = 0) -> pathlib.Path:
             # The final norm makes the one channel EMBED ** .5; 12 nats are far above 520 other tokens.
             tree["head"]["embedding"][row, channel] = (12 + np.log(share)) / EMBED**0.5
     ends = tokenizers.end_tokens(tokenizer)
-    return hf.export(transformer.Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)
+    return hf.export(model.Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.policies import layerwise, transformer
+from mara_jax.policies import layerwise, model, transformer
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
@@ -20,7 +20,7 @@ def test_logits_are_those_of_the_whole_model_on_wider_copies(scan, tied):
     narrow = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), jnp.bfloat16), shapes)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
     assert layerwise.pays(arch, narrow) and not layerwise.pays(arch, wide)
-    policy = transformer.Policy(arch, None, (), 0, {}, "test")
+    policy = model.Policy(arch, None, (), 0, {}, "test")
     tokens, lengths = draw.integers(0, 40, (3, 7)), np.array([7, 2, 5])
     found, expected = (np.asarray(policy.logits(params, tokens, lengths)) for params in (narrow, wide))
     assert found.dtype == np.float32 and expected.std() > 1

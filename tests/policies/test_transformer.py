@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mara_jax.policies import model, rotary, transformer
 from mara_jax.policies import params as table
-from mara_jax.policies import rotary, transformer
 from mara_jax.policies.transformer import Architecture, RopeScaling
 
 SMALL = dict(vocab_size=61, embed=32, layers=2, heads=4, kv_heads=2, mlp=40)
@@ -202,7 +202,7 @@ def test_later_tokens_have_no_gradient_into_earlier_logits(arch):
 
 
 def _policy(arch):
-    return transformer.Policy(arch, None, (1,), 0, {}, "test")
+    return model.Policy(arch, None, (1,), 0, {}, "test")
 
 
 @every_arch

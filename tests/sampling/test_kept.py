@@ -158,3 +158,9 @@ def test_several_updates_parts_or_devices_are_refused_in_one_line():
     two = sharding.layout(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor")))
     with sharding.use(two), pytest.raises(ValueError, match="is for one device, and this run has 2"):
         shape.keeps(Rollout(keep="products"))
+    batch = batch_of("qwen2", 0)
+    arch, _, _, params = policy_of("qwen2")
+    ids_bt = batch.tokens.reshape(-1, WIDTH)
+    of = (arch, params, batch.prompt_tokens, batch.prompt_lengths, ids_bt, ids_bt, batch.packing, batch.kept)
+    with sharding.use(two), pytest.raises(ValueError, match="kept from a rollout serve one device"):
+        transformer.forward_group(*of)

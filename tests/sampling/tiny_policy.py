@@ -5,7 +5,7 @@ import itertools
 
 import jax
 
-from mara_jax.policies import transformer
+from mara_jax.policies import model, transformer
 
 END = 3
 
@@ -20,7 +20,7 @@ def tiny(vocab=16, eos=(END,), scan=False, **changes):
     )  # fmt: skip
     init = jax.jit(transformer.init, static_argnums=0)
     params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, init(arch, jax.random.key(5)))
-    return transformer.Policy(arch, None, eos, 0, {}, "tiny"), params
+    return model.Policy(arch, None, eos, 0, {}, "tiny"), params
 
 
 def all_strings(width: int) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from mara_jax import config
 from mara_jax import main as training
 from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
 from mara_jax.hf import tokenizer
-from mara_jax.policies import transformer
+from mara_jax.policies import model, transformer
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, metrics, reference
 from mara_jax.train import workdir as workdirs
@@ -231,7 +231,7 @@ def weights(monkeypatch, *, ends=(2,), eos: str | None = "<|im_end|>", template:
         family="qwen2", vocab_size=512, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32, rope_theta=1e4,
         rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False, max_positions=200,
     )  # fmt: skip
-    policy = transformer.Policy(arch, nano, ends, 0, {}, "/some/model")
+    policy = model.Policy(arch, nano, ends, 0, {}, "/some/model")
     monkeypatch.setattr(reference, "load_base", lambda *_: (policy, None))
 
 
