@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 import sys
 from typing import Any
 
@@ -44,6 +45,8 @@ COMPUTED = {
     "keep": ("nothing", config.KEPT),
 }
 SMOL = "smollm2-135m-instruct"
+MANY_FAULTS = 5_000  # of 4 KiB: 20 MB
+LARGE_PAGES = ", nearly all saved with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command"
 
 
 def main(argv: list[str]) -> int:
@@ -232,6 +235,14 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print(f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s, then {after['programs']} more")
     console.print("least: matmuls that the shapes ask for, each prompt once, no padding; matmul: see above")
     console.print(f"peak memory: {record['memory']['peak_mib']:,.0f} MiB, compilation included")
+    if record["page_faults"] >= MANY_FAULTS:
+        # Each takes the system microseconds, in which nothing is multiplied.
+        console.print(f"page faults: {record['page_faults']:,} a step{LARGE_PAGES if _small_pages() else ''}")
+
+
+def _small_pages() -> bool:
+    """Whether the C library is one that asks for large pages if it is told to, and has not been told."""
+    return platform.libc_ver()[0] == "glibc" and "malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", "")
 
 
 if __name__ == "__main__":

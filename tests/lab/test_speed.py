@@ -1,5 +1,7 @@
 """The work of a step's real programs against the least, and the numbers that bench reports, against hand arithmetic."""
 
+import mmap
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -82,6 +84,31 @@ def test_the_table_fits_a_terminal(record):
     text = console.export_text()
     assert all(name in text for name in phases.NAMES)
     assert "…" not in text
+
+
+def test_large_pages_are_advised_where_they_would_help(record, monkeypatch):
+    def shown(faults: int) -> str:
+        console = Console(width=200, record=True, highlight=False)
+        bench.show({"threads": 1, "load": 0.5, **record, "page_faults": faults}, console)
+        return console.export_text()
+
+    monkeypatch.setattr(bench.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "page faults" not in shown(100)
+    assert "43,931 a step, nearly all saved with GLIBC_TUNABLES=" in shown(43_931)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert "page faults: 43,931 a step\n" in shown(43_931)
+
+
+def test_page_faults_are_those_of_the_pages_that_are_touched():
+    pages = 2_000
+    array = mmap.mmap(-1, mmap.PAGESIZE * pages)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        array.madvise(mmap.MADV_NOHUGEPAGE)
+    before = speed.page_faults()
+    for page in range(pages):
+        array[page * mmap.PAGESIZE] = 1
+    assert pages <= speed.page_faults() - before < 2 * pages
 
 
 def test_compilations_are_counted():
