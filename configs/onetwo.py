@@ -4,7 +4,7 @@ Claim: vanilla KL-regularised RL ends at the reference's own share of 1s at best
 likely, and validity rises in both.
 
   ""     Qwen2.5-3B, the paper's policy; needs an accelerator and the weights (a directory, or the hub).
-  smol   SmolLM2-135M-Instruct, shipped by a Python package; two CPU cores, about ten minutes.
+  smol   SmolLM2-135M-Instruct, shipped by a Python package; two CPU cores, under twenty minutes.
   nano   a two-layer model trained from scratch by the run itself; two CPU cores, under two minutes.
 
   python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano

@@ -133,6 +133,7 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
         log_mass=jnp.full((len(case.prompts), 1), -1.0),
         ref_hidden=ref_hidden,
         packing=packing,
+        sampler_logp=jnp.float32(drawn.logp) if case.algorithm.truncate else None,
         kept=drawn.kept,
     )
 

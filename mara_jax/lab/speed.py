@@ -151,12 +151,14 @@ def _shape(case: phases.Case, drawn: rollout.Rollout) -> dict[str, Any]:
 
 
 def _phases(spent, counts, drawn: rollout.Rollout, machine: dict[str, float]) -> dict[str, Any]:
-    """For each phase: seconds, tokens/s (generated; then read by the model), FLOPs against the least, GFLOP/s."""
+    """For each phase: seconds, tokens/s (generated; then read by the model), FLOPs against the least, GFLOP/s, and that
+    against plain matmuls: decoding's have few rows, and are compared with such."""
     counted, least = counts
     generated = int(np.sum(drawn.lengths))
     found = {}
     for name, tokens in zip(phases.NAMES, (generated, _rows(drawn), _rows(drawn)), strict=True):
         seconds, flops = statistics.median(spent[name]), getattr(counted, name)
+        plain = machine["matmul_decode_gflops_per_s" if name == "rollout" else "matmul_gflops_per_s"]
         found[name] = {
             "seconds": seconds,
             "all_seconds": spent[name],
@@ -166,7 +168,7 @@ def _phases(spent, counts, drawn: rollout.Rollout, machine: dict[str, float]) ->
             "flops_least": getattr(least, name),
             "flops_over_least": flops / getattr(least, name),
             "gflops_per_s": flops / seconds / 1e9,
-            "of_matmul": flops / seconds / 1e9 / machine["matmul_gflops_per_s"],
+            "of_matmul": flops / seconds / 1e9 / plain,
         }
     return found
 

@@ -1,4 +1,4 @@
-"""What a policy's head says of given tokens, without an array of the size of positions times vocabulary.
+"""What a policy's head says of given tokens, with no more logits at once than a chunk's.
 
 Log-prob, entropy and the exact KL to a reference at every position, in chunks of positions: the logits of a chunk
 are made, reduced and dropped, and made once more in the backward pass (once only where one chunk holds them all).

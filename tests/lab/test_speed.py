@@ -65,6 +65,16 @@ def test_nothing_is_compiled_after_the_first_step(record):
     assert record["compiled"]["afterwards"]["programs"] == 0
 
 
+def test_an_update_with_truncated_weights_is_measured():
+    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
+    algorithm = config.Algorithm(method="mara", anchor="string", truncate=2.0)
+    case = case_of(model.Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
+    params = transformer.init(arch, jax.random.key(0))
+    assert all(len(times) == 1 for times in speed.steps(case, params, repeats=1).spent.values())
+    drawn, batch = phases.shapes(case, params)
+    phases.counted(case, params, drawn, batch)
+
+
 def test_tokens_and_bytes_by_hand(record):
     # Two prompts of 8; four completions of 6, the last token of each read by nothing.
     assert [record["phases"][name]["tokens"] for name in phases.NAMES] == [4 * 6, 16 + 4 * 5, 16 + 4 * 5]
@@ -76,6 +86,10 @@ def test_tokens_and_bytes_by_hand(record):
     for row in (record["phases"][name] for name in phases.NAMES):
         assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
         assert row["gflops_per_s"] == pytest.approx(row["flops"] / row["seconds"] / 1e9)
+    rates = [record["machine"][name] for name in ("matmul_decode_gflops_per_s", "matmul_gflops_per_s")]
+    for name, rate in zip(("rollout", "update"), rates, strict=True):
+        row = record["phases"][name]
+        assert row["of_matmul"] == pytest.approx(row["gflops_per_s"] / rate)
 
 
 def test_the_table_fits_a_terminal(record):
@@ -134,6 +148,11 @@ def test_compilations_are_counted():
         (["--config=configs/toy.py"], "the toy has no language model"),
         (["--config=configs/onetwo.py:nano", "--prompt=9"], "--prompt goes with --model"),
         (["--config=configs/onetwo.py:nano", "--config.algorithm.kl=forward"], "makes two rollouts a step"),
+        (["--config=configs/onetwo.py:nano", "--config.rollout.slots=4"], "rollout.slots=4"),
+        (
+            ["--config=configs/onetwo.py:nano", "--config.optimiser.updates=2", "--config.algorithm.importance=token"],
+            "optimiser.updates=2",
+        ),
         (["--model=tiny", "--out=pyproject.toml"], "is not a folder"),
     ],
 )
