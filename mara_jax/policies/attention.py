@@ -6,9 +6,11 @@ anew: they grow with the square of the length, and every layer would keep its ow
 takes it, which keeps it, too; otherwise XLA keeps the two products that it is the sum of.
 
 x = (query head within its kv head, time), time fastest. With a prefix of p prompts, b / p consecutive rows share each.
+Where the keys are the queries' own, times are attended in a few blocks, each of which leaves out the keys behind it.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -26,6 +28,8 @@ MASKED = -1e30
 KEYS = (((3,), (3,)), ((0, 1), (0, 1)))
 VALUES = (((3,), (2,)), ((0, 1), (0, 1)))
 QUERIES = (((2,), (2,)), ((0, 1), (0, 1)))
+# Of causal attention's square half is needed; in n blocks of times (n + 1) / 2n of it are made.
+MOST_BLOCKS, LEAST_BLOCK = 4, 64
 
 
 def by_kernels(arch: Architecture) -> bool:
@@ -100,8 +104,49 @@ def _attend(t, packing, q, own, prefix, masks):
     return _attend_fwd(t, packing, q, own, prefix, masks)[0]
 
 
-def _forward(q, own, prefix, masks):
+def _blocks(t: int | None, s: int) -> list[tuple[int, int]]:
+    """The times that are attended together: from, and up to."""
+    count = max(1, min(MOST_BLOCKS, t // LEAST_BLOCK)) if t == s else 1
+    edges = [s * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _cut(block, t, own, mask, *of_queries):
+    """Own keys and values up to a block's end, their mask, and what is of queries [b, k, x, c] at the block's times."""
+    start, end = block
+    at_block = lambda y: y.reshape(*y.shape[:2], -1, t, y.shape[-1])[:, :, :, start:end]  # noqa: E731
+    cut = [at_block(y).reshape(*y.shape[:2], -1, y.shape[-1]) for y in of_queries]
+    seen = mask.reshape(-1, t, mask.shape[-1])[:, start:end, :end].reshape(-1, end)
+    return tuple(y[:, :, :end] for y in own), seen, cut
+
+
+def _not_before(gradient, *arrays):
+    """Arrays that one CPU cuts anew for the backward pass: XLA would keep the forward pass's cuts for it."""
+    if not products.one_cpu():
+        return arrays
+    return tuple(y + (0 * products.first(gradient)).astype(y.dtype) for y in arrays)
+
+
+def _joined(of_blocks, blocks):
+    """What `_cut` cut, [b, k, x, c], of all blocks."""
+    lengths = [end - start for start, end in blocks]
+    each = [y.reshape(*y.shape[:2], -1, t, y.shape[-1]) for y, t in zip(of_blocks, lengths, strict=True)]
+    whole = jnp.concatenate(each, axis=3)
+    return whole.reshape(*whole.shape[:2], -1, whole.shape[-1])
+
+
+def _forward(q, own, prefix, masks, t):
     """Output, and each row's highest score and sum of weights; weights are exp(score - the highest)."""
+    if len(blocks := _blocks(t, own[0].shape[2])) == 1:
+        return _forward_block(q, own, prefix, masks)
+    found = []
+    for block in blocks:
+        seen_own, mask, (cut_q,) = _cut(block, t, own, masks[0], q)
+        found.append(_forward_block(cut_q, seen_own, prefix, (mask, masks[1])))
+    return tuple(_joined(each, blocks) for each in zip(*found, strict=True))
+
+
+def _forward_block(q, own, prefix, masks):
     b = q.shape[0]
     score = _scores(q, own[0], masks[0])
     top = jnp.max(score, axis=-1, keepdims=True)
@@ -124,7 +169,7 @@ def _scores(q, keys, mask):
 
 
 def _attend_fwd(t, packing, q, own, prefix, masks):
-    out, top, total = _forward(q, own, prefix, masks)
+    out, top, total = _forward(q, own, prefix, masks, t)
     out = out if t is None else laid_out(out, t, packing)
     return out, (packing, q, own, prefix, masks, out, top, total)
 
@@ -133,7 +178,7 @@ def _attend_bwd(t, saved, g):
     packing, q, own, prefix, masks, out, *sums = saved
     along = _along(g, out, q.shape[-1], sums[1].dtype)
     both = (g, along) if t is None else _both_heads_first((g, along), q, t, packing)
-    return None, *_backward(q, own, prefix, masks, sums, both), (None, None)
+    return None, *_backward(q, own, prefix, masks, sums, both, t), (None, None)
 
 
 def _along(g, out, h, dtype):
@@ -146,8 +191,21 @@ def _both_heads_first(both, q, t, packing):
     return [back(y, c=c) for y, c in zip(both, (q.shape[-1], 1), strict=True)]
 
 
-def _backward(q, own, prefix, masks, sums, both) -> tuple[Any, Any, Any]:
+def _backward(q, own, prefix, masks, sums, both, t) -> tuple[Any, Any, Any]:
     """Gradients by queries, by own keys and values, and by those of the prefix."""
+    if len(blocks := _blocks(t, own[0].shape[2])) == 1:
+        return _backward_block(q, own, prefix, masks, sums, both)
+    q, *own = _not_before(both[0], q, *own)
+    found = []
+    for block in blocks:
+        seen_own, mask, (cut_q, *cut) = _cut(block, t, own, masks[0], q, *sums, *both)
+        d_q, d_own, d_prefix = _backward_block(cut_q, seen_own, prefix, (mask, masks[1]), cut[:2], cut[2:])
+        found.append((d_q, tuple(jnp.pad(y, ((0, 0), (0, 0), (0, t - block[1]), (0, 0))) for y in d_own), d_prefix))
+    d_qs, *of_keys = zip(*found, strict=True)
+    return _joined(d_qs, blocks), *(jax.tree.map(lambda *each: sum(each), *each) for each in of_keys)
+
+
+def _backward_block(q, own, prefix, masks, sums, both) -> tuple[Any, Any, Any]:
     (top, total), (g, along) = sums, both
     q = products.after(q, g)
     g, along = g.astype(total.dtype) / total, along / total
@@ -185,9 +243,10 @@ def _times(own) -> int:
 
 def _attend_group_fwd(packing, prompts, rest, masks):
     (prompts_q, *shared), (q, *own), (prompts_mask, *rest_masks) = prompts, rest, masks
-    prompts_out, *prompts_sums = _forward(prompts_q, shared, None, (prompts_mask, None))
-    rest_out, *rest_sums = _forward(q, own, shared, rest_masks)
-    both = laid_out(prompts_out, _times(shared), None), laid_out(rest_out, _times(own), packing)
+    s, t = _times(shared), _times(own)
+    prompts_out, *prompts_sums = _forward(prompts_q, shared, None, (prompts_mask, None), s)
+    rest_out, *rest_sums = _forward(q, own, shared, rest_masks, t)
+    both = laid_out(prompts_out, s, None), laid_out(rest_out, t, packing)
     out = jnp.concatenate([y.reshape(-1, y.shape[-1]) for y in both])
     return out, (packing, prompts, rest, masks, out, prompts_sums, rest_sums)
 
@@ -200,8 +259,9 @@ def _attend_group_bwd(saved, g):
     cut = [jnp.split(y, [p * s]) for y in (g, along)]
     of_prompts = _both_heads_first([y.reshape(p, s, y.shape[-1]) for y, _ in cut], prompts_q, s, None)
     of_rest = _both_heads_first([y.reshape(*lead, y.shape[-1]) for _, y in cut], q, t, packing)
-    d_q, d_own, d_shared = _backward(q, own, shared, rest_masks, rest_sums, of_rest)
-    d_prompts_q, d_prompts_own, _ = _backward(prompts_q, shared, None, (prompts_mask, None), prompts_sums, of_prompts)
+    d_q, d_own, d_shared = _backward(q, own, shared, rest_masks, rest_sums, of_rest, t)
+    of = (prompts_q, shared, None, (prompts_mask, None), prompts_sums, of_prompts, s)
+    d_prompts_q, d_prompts_own, _ = _backward(*of)
     d_keys, d_values = (one + other for one, other in zip(d_prompts_own, d_shared, strict=True))
     return None, (d_prompts_q, d_keys, d_values), (d_q, *d_own), None
 

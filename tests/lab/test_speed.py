@@ -41,6 +41,15 @@ def _check_work(case: phases.Case) -> None:
         assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, (case.keep, name)
 
 
+def test_long_completions_do_at_most_a_tenth_more_than_the_least():
+    """But for decoding, which scores all places of its cache at every step: 1.102 at so many."""
+    case = case_of(phases.random_policy("tiny"), 64, 512, 8, 8)
+    params = jax.eval_shape(lambda: transformer.init(case.policy.architecture, jax.random.key(0)))
+    counted, least = phases.counted(case, params, *(drawn := phases.shapes(case, params))), phases.least(case, drawn[0])
+    for name in ("reference", "update"):
+        assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, name
+
+
 def test_micro_batches_compute_each_prompt_once_for_every_part():
     policy = phases.random_policy("tiny")
     layers = 2 * work.layer_parameters(policy.architecture)

@@ -7,7 +7,7 @@ import pytest
 
 from mara_jax.policies import attention
 
-B, P, K, M, T, S, H = 6, 2, 2, 3, 4, 5, 8  # rows, prompts, key heads, queries of each, times, prefix slots, channels
+B, P, K, M, T, S, H = 6, 2, 2, 3, 5, 7, 8  # rows, prompts, key heads, queries of each, times, prefix slots, channels
 
 
 @pytest.fixture
@@ -36,21 +36,24 @@ def plain(q, own, prefix, mask, seen):
     return jnp.einsum("bkxs,bksh->bkxh", jax.nn.softmax(score, axis=-1), values)
 
 
+@pytest.mark.parametrize(("least_block", "blocks"), [(64, 1), (2, 2), (1, 4)])
 @pytest.mark.parametrize("shared", [False, True])
-def test_values_and_gradients_are_those_of_the_definition(float64, shared):
+def test_values_and_gradients_are_those_of_the_definition(float64, monkeypatch, shared, least_block, blocks):
+    monkeypatch.setattr(attention, "LEAST_BLOCK", least_block)
+    assert len(attention._blocks(T, T)) == blocks
     q, own = drawn(B, K, M * T, H) * 3, (drawn(B, K, T, H), drawn(B, K, T, H) + 1)
     prefix = (drawn(P, K, S, H), drawn(P, K, S, H) - 1) if shared else None
     mask = jnp.tile(jnp.arange(T) <= jnp.arange(T)[:, None], (M, 1))
-    seen = jnp.arange(S) < jnp.array([[3], [5]])
+    seen = jnp.arange(S) < jnp.array([[3], [7]])
 
     def ours(q, own, prefix):
-        return attention.attend(q, (*own, mask), None if prefix is None else (*prefix, seen))
+        return attention.attend(q, (*own, mask), None if prefix is None else (*prefix, seen), t=T)
 
     def definition(q, own, prefix):
-        return plain(q, own, prefix, mask, seen)
+        return attention.laid_out(plain(q, own, prefix, mask, seen), T, None)
 
     def loss(attend):
-        weight = drawn(B, K, M * T, H + 1)[..., :H]
+        weight = drawn(B, T, K * M * H)
         return lambda *args: jnp.sum(weight * jnp.tanh(attend(*args)))
 
     np.testing.assert_allclose(ours(q, own, prefix), definition(q, own, prefix), rtol=1e-12, atol=1e-13)

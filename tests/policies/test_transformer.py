@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.policies import model, rotary, transformer
+from mara_jax.policies import attention, model, rotary, transformer
 from mara_jax.policies import params as table
 from mara_jax.policies.transformer import Architecture, RopeScaling
 
@@ -121,6 +121,20 @@ def test_shared_prefix_equals_plain_concatenation_in_values_and_gradients(arch):
         shared, shared_gradient = both(run)
         np.testing.assert_allclose(shared, plain, atol=1e-5)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5 * largest), shared_gradient, plain_gradient)
+
+
+def test_blocks_of_times_change_nothing(monkeypatch):
+    arch, prompts, completions_bt = MODELS["qwen3"], random_tokens(2, 6), random_tokens(6, 5)
+
+    def gradient():
+        return jax.grad(lambda params: jnp.sum(jnp.sin(_grouped(arch, params, prompts, completions_bt))))(params)
+
+    params = random_params(arch)
+    whole = gradient()
+    monkeypatch.setattr(attention, "LEAST_BLOCK", 2)
+    assert [len(attention._blocks(t, t)) for t in (7, 5)] == [3, 2], "of padded prompts and of completions"
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6 * largest), gradient(), whole)
 
 
 def test_prompts_and_completions_have_one_matmul_a_kernel_on_one_device():
