@@ -106,7 +106,7 @@ def _attend(t, packing, q, own, prefix, masks):
 
 def _blocks(t: int | None, s: int) -> list[tuple[int, int]]:
     """The times that are attended together: from, and up to."""
-    count = max(1, min(MOST_BLOCKS, t // LEAST_BLOCK)) if t == s else 1
+    count = 1 if t is None or t != s else max(1, min(MOST_BLOCKS, t // LEAST_BLOCK))
     edges = [s * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))
 
