@@ -45,6 +45,7 @@ COMPUTED = {
     "keep": ("nothing", config.KEPT),
 }
 SMOL = "smollm2-135m-instruct"
+ON_REQUEST = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: always [madvise] never
 MANY_FAULTS = 5_000  # of 4 KiB: 20 MB
 LARGE_PAGES = ", nearly all saved with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command"
 
@@ -173,10 +174,10 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
             f"lora.rank={run.lora.rank}: bench times the training of all weights, and its least work is that: add "
             "--config.lora.rank=0"
         )
-    for name, value, one in (("rollout.slots", run.rollout.slots, 0), ("optimiser.updates", run.optimiser.updates, 1)):
-        if value != one:
+    for name, value, only in (("rollout.slots", run.rollout.slots, 0), ("optimiser.updates", run.optimiser.updates, 1)):
+        if value != only:
             raise ValueError(
-                f"{name}={value}: bench times all rows drawn at once and one update: add --config.{name}={one}"
+                f"{name}={value}: bench times all rows drawn at once and one update: add --config.{name}={only}"
             )
     if config.estimator_of(run.algorithm) == "reference_samples":
         raise ValueError(
@@ -238,14 +239,16 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print(f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s, then {after['programs']} more")
     console.print("least: matmuls that the shapes ask for, each prompt once, no padding; matmul: see above")
     console.print(f"peak memory: {record['memory']['peak_mib']:,.0f} MiB, compilation included")
-    if record["page_faults"] >= MANY_FAULTS:
+    if record["clock"] == "cpu_s" and record["page_faults"] >= MANY_FAULTS:
         # Each takes the system microseconds, in which nothing is multiplied.
         console.print(f"page faults: {record['page_faults']:,} a step{LARGE_PAGES if _small_pages() else ''}")
 
 
 def _small_pages() -> bool:
-    """Whether the C library is one that asks for large pages if it is told to, and has not been told."""
-    return platform.libc_ver()[0] == "glibc" and "malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", "")
+    """Whether the system gives large pages on request only, and the C library would ask but has not been told to."""
+    if platform.libc_ver()[0] != "glibc" or not ON_REQUEST.exists():
+        return False
+    return "[madvise]" in ON_REQUEST.read_text() and "malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", "")
 
 
 if __name__ == "__main__":

@@ -97,10 +97,16 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
     """A rollout in which nothing ends early, and its batch, as `counted` needs them: no model is run."""
     tokens_ps, lengths_p = rollout.pad_prompts(case.prompts, case.policy.pad_id)
     size = (len(case.prompts), case.group_size)
-    zeros = jnp.zeros((*size, case.max_new_tokens), jnp.int32)
+    zeros, logp = (jnp.zeros((*size, case.max_new_tokens), dtype) for dtype in (jnp.int32, jnp.float32))
     lengths_pg = np.full(size, case.max_new_tokens, np.int32)
     drawn = rollout.Rollout(
-        zeros, zeros, jnp.asarray(lengths_pg), jnp.ones(size, bool), [], jnp.asarray(tokens_ps), jnp.asarray(lengths_p)
+        zeros,
+        logp,
+        jnp.asarray(lengths_pg),
+        jnp.ones(size, bool),
+        [],
+        jnp.asarray(tokens_ps),
+        jnp.asarray(lengths_p),
     )
     if case.keeps:
         (arch, *args), settings = _rollout_call(case, params, drawn)
@@ -133,7 +139,7 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
         log_mass=jnp.full((len(case.prompts), 1), -1.0),
         ref_hidden=ref_hidden,
         packing=packing,
-        sampler_logp=jnp.float32(drawn.logp) if case.algorithm.truncate else None,
+        sampler_logp=drawn.logp if case.algorithm.truncate else None,
         kept=drawn.kept,
     )
 

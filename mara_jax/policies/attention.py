@@ -120,13 +120,6 @@ def _cut(block, t, own, mask, *of_queries):
     return tuple(y[:, :, :end] for y in own), seen, cut
 
 
-def _not_before(gradient, *arrays):
-    """Arrays that one CPU cuts anew for the backward pass: XLA would keep the forward pass's cuts for it."""
-    if not products.one_cpu():
-        return arrays
-    return tuple(y + (0 * products.first(gradient)).astype(y.dtype) for y in arrays)
-
-
 def _joined(of_blocks, blocks):
     """What `_cut` cut, [b, k, x, c], of all blocks."""
     lengths = [end - start for start, end in blocks]
@@ -195,7 +188,8 @@ def _backward(q, own, prefix, masks, sums, both, t) -> tuple[Any, Any, Any]:
     """Gradients by queries, by own keys and values, and by those of the prefix."""
     if len(blocks := _blocks(t, own[0].shape[2])) == 1:
         return _backward_block(q, own, prefix, masks, sums, both)
-    q, *own = _not_before(both[0], q, *own)
+    if products.one_cpu():  # XLA would keep the forward pass's cuts of these
+        q, *own = (products.after(y, both[0]) for y in (q, *own))
     found = []
     for block in blocks:
         seen_own, mask, (cut_q, *cut) = _cut(block, t, own, masks[0], q, *sums, *both)

@@ -45,7 +45,8 @@ def test_long_completions_do_at_most_a_tenth_more_than_the_least():
     """But for decoding, which scores all places of its cache at every step: 1.102 at so many."""
     case = case_of(phases.random_policy("tiny"), 64, 512, 8, 8)
     params = jax.eval_shape(lambda: transformer.init(case.policy.architecture, jax.random.key(0)))
-    counted, least = phases.counted(case, params, *(drawn := phases.shapes(case, params))), phases.least(case, drawn[0])
+    drawn, batch = phases.shapes(case, params)
+    counted, least = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
     for name in ("reference", "update"):
         assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, name
 
@@ -80,8 +81,7 @@ def test_an_update_with_truncated_weights_is_measured():
     case = case_of(model.Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
     params = transformer.init(arch, jax.random.key(0))
     assert all(len(times) == 1 for times in speed.steps(case, params, repeats=1).spent.values())
-    drawn, batch = phases.shapes(case, params)
-    phases.counted(case, params, drawn, batch)
+    assert phases.counted(case, params, *phases.shapes(case, params)).update > 0
 
 
 def test_tokens_and_bytes_by_hand(record):
@@ -109,18 +109,23 @@ def test_the_table_fits_a_terminal(record):
     assert "…" not in text
 
 
-def test_large_pages_are_advised_where_they_would_help(record, monkeypatch):
+def test_large_pages_are_advised_where_they_would_help(record, monkeypatch, tmp_path):
     def shown(faults: int) -> str:
         console = Console(width=200, record=True, highlight=False)
-        bench.show({"threads": 1, "load": 0.5, **record, "page_faults": faults}, console)
+        bench.show({"threads": 1, "load": 0.5, **record, "clock": "cpu_s", "page_faults": faults}, console)
         return console.export_text()
 
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never\n")
+    monkeypatch.setattr(bench, "ON_REQUEST", setting)
     monkeypatch.setattr(bench.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert "page faults" not in shown(100)
     assert "43,931 a step, nearly all saved with GLIBC_TUNABLES=" in shown(43_931)
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    assert "page faults: 43,931 a step\n" in shown(43_931)
+    for told, given in (("glibc.malloc.hugetlb=1", "always [madvise] never"), ("", "always madvise [never]")):
+        monkeypatch.setenv("GLIBC_TUNABLES", told)
+        setting.write_text(given)
+        assert "page faults: 43,931 a step\n" in shown(43_931)
 
 
 def test_page_faults_are_those_of_the_pages_that_are_touched():
