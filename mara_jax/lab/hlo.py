@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -32,17 +32,18 @@ class Collective(NamedTuple):
     looped: bool
 
 
-def collectives(text: str, trips: int = 1) -> list[Collective]:
+def collectives(text: str, trips: Sequence[int] = ()) -> list[Collective]:
     """The exchanges of a program, the heaviest first; equal ones are one entry.
 
     Args:
       text: of a compiled and partitioned module (`compiled.as_text()`): shapes are one device's.
-      trips: how often a loop runs whose text does not tell; one inside it counts once.
+      trips: how often each loop with exchanges runs whose text does not tell, in order; one inside it counts once, and
+        so does one more than are given.
     """
     bodies, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
     devices, found = int(partitions[1]) if partitions else 1, {}
-    for line, times, looped, inside in _walk(bodies, entry, trips, 1, False):
+    for line, times, looped, inside in _walk(bodies, entry, iter(trips), 1, False):
         one = _of_line(line, inside, devices)
         if one is not None:
             found[(*one, looped)] = found.get((*one, looped), 0) + times
@@ -68,7 +69,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _walk(bodies, name: str, trips: int, times: int, looped: bool) -> Iterator[tuple[str, int, bool, str]]:
+def _walk(bodies, name: str, trips: Iterator[int], times: int, looped: bool) -> Iterator[tuple[str, int, bool, str]]:
     """Every instruction as it runs: its line, how often, whether in a loop, and the computation it stands in."""
     under_way: set[str] = set()
     for line in bodies.get(name, ()):
@@ -82,10 +83,11 @@ def _walk(bodies, name: str, trips: int, times: int, looped: bool) -> Iterator[t
         if match[2] == "while":
             known = _TRIPS.search(line)
             told = int(known[1]) if known else _counted(bodies, line)
-            runs = trips if told is None else told
-            nested = trips if told is not None else 1
-            for body in called:
-                yield from _walk(bodies, body, nested, times * runs, True)
+            nested = iter(()) if told is None else trips
+            found = [one for body in called for one in _walk(bodies, body, nested, times, True)]
+            if told is None:
+                told = next(trips, 1) if any(_of_line(one[0], one[3], 1) for one in found) else 1
+            yield from ((inner, count * told, True, where) for inner, count, _, where in found)
         # What an all-reduce applies is an addition: nothing in it is an exchange.
         elif not match[2].startswith(("all-reduce", "reduce", "scatter", "sort", "map", "select-and", "async-done")):
             for body in called:

@@ -15,7 +15,7 @@ from mara_jax import config
 from mara_jax.hf.shapes import architecture_of
 from mara_jax.lab import work
 from mara_jax.policies import model, transformer
-from mara_jax.sampling import logprobs, rollout
+from mara_jax.sampling import decode, logprobs, rollout
 from mara_jax.train import ahead, optim, placement, shape, step
 from mara_jax.train.state import Batch, State
 
@@ -209,7 +209,8 @@ def _rollout_call(case: Case, params: Any, drawn: rollout.Rollout) -> tuple[tupl
 def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> work.Least:
     """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
     args, settings = _rollout_call(case, params, drawn)
-    trips = [int(np.max(drawn.lengths)) - 1] if case.max_new_tokens > 1 else []
+    steps, new = int(np.max(drawn.lengths)) - 1, case.max_new_tokens
+    trips = decode.trips(new, steps) if new > 1 else []
     rolled = work.flops(rollout.generate, *args, trips=trips, **settings)
     referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
     state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)

@@ -88,7 +88,7 @@ def phases(
 def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes: programs.Sizes, chip: Chip) -> Phase:
     held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
     cache = held.cache if name == "rollout" else 0
-    trips, memory = program.trips[0] if program.trips else 1, Memory(*held[:3], cache, batch, 0)
+    memory = Memory(*held[:3], cache, batch, 0)
     exchanges: list[hlo.Collective] = []
     if held.total > chip.memory:
         told = "not compiled: what must be held has no room"
@@ -102,7 +102,7 @@ def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes:
             memory, told = _refused(name, memory, needed, arch.lora is not None), "refused by the compiler"
         else:
             memory, told = _compiled(memory, compiled), "compiled"
-            exchanges = hlo.collectives(compiled.as_text(), trips)
+            exchanges = hlo.collectives(compiled.as_text(), program.trips)
     flops = program.flops() / _devices()
     moved = least_bytes(name, arch, sizes)
     sent = sum(one.sent for one in exchanges)

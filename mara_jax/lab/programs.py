@@ -12,7 +12,7 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture
-from mara_jax.sampling import logprobs, rollout
+from mara_jax.sampling import decode, logprobs, rollout
 from mara_jax.train import optim, placement, shape, step
 from mara_jax.train.state import Batch
 
@@ -121,9 +121,9 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
     # Where rows are refilled, one loop of stretches holds another of their steps, one each.
-    inner = (rollout.REFILL_EVERY,) if sizes.rows < sizes.prompts * sizes.group else ()
-    trips = (sizes.steps, *inner) if sizes.new_tokens > 1 else ()
-    return Program(rollout.generate, args, kwargs, trips, (prompts, number))
+    refilled = sizes.rows < sizes.prompts * sizes.group
+    trips = [sizes.steps, rollout.REFILL_EVERY] if refilled else decode.trips(sizes.new_tokens, sizes.steps)
+    return Program(rollout.generate, args, kwargs, tuple(trips) if sizes.new_tokens > 1 else (), (prompts, number))
 
 
 def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden, kept) -> Batch:

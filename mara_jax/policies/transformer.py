@@ -431,6 +431,16 @@ def init_cache(arch: Architecture, rows: int, length: int) -> KV:
     return KV(zeros(*keys), zeros(length, arch.head_dim))
 
 
+def grown(cache: KV, length: int) -> KV:
+    """An unrolled cache with empty slots behind its own, `length` in all."""
+
+    def padded(x, axis):
+        widths = [(0, length - x.shape[axis] if axis == i else 0) for i in range(x.ndim)]
+        return sharding.constrain(jnp.pad(x, widths), "rows", "kv_heads")
+
+    return KV(*(tuple(padded(x, axis) for x in of) for of, axis in ((cache.k, _time_of_keys()), (cache.v, 2))))
+
+
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters for an architecture (see `params.init`)."""
     return table.init(arch, key)

@@ -1,6 +1,10 @@
-"""The decode loop: every sample has a row, and the loop ends when the last one has."""
+"""The decode loop: every sample has a row, and the loop ends when the last one has.
+
+Every step attends to all slots of the cache, filled or not. So a long cache grows: a loop of its own for each length.
+"""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +13,9 @@ import jax.numpy as jnp
 from mara_jax.parallel import sharding
 from mara_jax.policies import decoding, kept, transformer
 from mara_jax.sampling import draw
+
+# Lengths of a cache; each of them is a loop to compile.
+MOST_LENGTHS, LEAST_LENGTH = 3, 128
 
 
 class Start(NamedTuple):
@@ -48,6 +55,20 @@ def choose(start: Start, hidden_bd, keys_b, at, shaping: draw.Shaping) -> tuple[
     return draw.choose(keys_b, logits_bv, shaping)
 
 
+def lengths(width: int) -> list[int]:
+    """The slots that a cache has in turn for completions of `width` tokens: each time about twice as many."""
+    found = [width]
+    while len(found) < MOST_LENGTHS and found[0] >= 2 * LEAST_LENGTH:
+        found.insert(0, -(-found[0] // 128) * 64)
+    return found
+
+
+def trips(width: int, steps: int) -> list[int]:
+    """How often each loop of `together` runs where it makes so many steps in all."""
+    edges = [0, *lengths(width)]
+    return [min(max(steps - begin, 0), end - begin) for begin, end in itertools.pairwise(edges)]
+
+
 def together(start: Start) -> tuple[jax.Array, jax.Array, jax.Array, kept.Room | None]:
     """Decodes all samples at once: tokens [b, t], padded, their log-probs, 0 at padding, steps of the loop, [], and
     what was kept."""
@@ -68,13 +89,17 @@ def together(start: Start) -> tuple[jax.Array, jax.Array, jax.Array, kept.Room |
         logp_bt = logp_bt.at[:, at].set(jnp.where(done_b, 0.0, logp_b))
         return at + 1, token_b, done_b | jnp.isin(token_b, ends), cache, tokens_bt, logp_bt, room
 
-    def unfinished(carry):
-        return (carry[0] < width) & ~jnp.all(carry[2])
+    def unfinished(carry, length):
+        return (carry[0] < min(length + 1, width)) & ~jnp.all(carry[2])
 
     token_b, logp_b = choose(start, sharding.constrain(spread(start.last_pd), "rows"), start.keys_b, 0, shaping)
     tokens_bt = sharding.constrain(jnp.full((rows, width), start.pad_id, jnp.int32).at[:, 0].set(token_b), "rows")
     logp_bt = sharding.constrain(jnp.zeros((rows, width), logp_b.dtype).at[:, 0].set(logp_b), "rows")
-    cache = transformer.init_cache(start.arch, rows, width)
-    carry = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt, start.room)
-    at, _, _, _, tokens_bt, logp_bt, room = jax.lax.while_loop(unfinished, body, carry)
+    cache = transformer.init_cache(start.arch, rows, 0)
+    carry: Any = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt, start.room)
+    for length in lengths(width):
+        at, token_b, done_b, cache, *rest = carry
+        carry = (at, token_b, done_b, transformer.grown(cache, length), *rest)
+        carry = jax.lax.while_loop(functools.partial(unfinished, length=length), body, carry)
+    at, _, _, _, tokens_bt, logp_bt, room = carry
     return tokens_bt, logp_bt, at - 1, room

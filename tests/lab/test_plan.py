@@ -164,19 +164,30 @@ TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
   ROOT %compare.1 = pred[]{:T(512)} compare(%at, %constant.7), direction=LT
 }
 
+%body.4 (carry: (s32[])) -> (s32[]) {
+  ROOT %same = (s32[]) tuple(%carry)
+}
+
+%cond.4 (carry: (s32[])) -> pred[] {
+  ROOT %any = pred[] fusion(%carry), kind=kLoop, calls=%add.1
+}
+
 ENTRY %main (p: f32[16]) -> f32[16] {
   %ar = (f32[10]{0}, bf16[6]{0}) all-reduce(%p, %q), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add.1
   %cp = f32[16]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}
   %w1 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2, backend_config={"known_trip_count":{"n":"5"}}
   %w2 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2
   %w3 = (u32[], f32[3]) while(%t), condition=%cond.3, body=%body.3
+  %w4 = (s32[]) while(%t), condition=%cond.4, body=%body.4
+  %w5 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2
 }
 """
 
 
 def test_collectives_are_read_from_hlo_text():
-    """Five rounds of a loop that tells, three of one that does not, seven of one that counts by two, by hand."""
-    found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=3)}
+    """Five rounds of a loop that tells, seven of one that counts by two, and of those that do not tell two and one (the
+    one without exchanges takes no number), by hand."""
+    found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=(2, 1))}
     assert found == {
         ("all-gather", 4, 8, 64, 8 * 48),
         ("reduce-scatter", 8, 8, 512, 8 * 7 * 512),
