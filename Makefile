@@ -10,6 +10,8 @@ ARGS ?=
 
 # Large pages: fewer faults where the C library is glibc, nothing elsewhere.
 run run-nano: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# What is compiled is kept for the next run.
+run run-nano: export JAX_COMPILATION_CACHE_DIR ?= $(VENV)/compiled
 
 run: $(VENV)/.ready-run
 	$(BIN)/python -m mara_jax.main --config=configs/onetwo.py:smol --workdir=$(WORKDIR) $(ARGS)
