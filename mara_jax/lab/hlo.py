@@ -37,8 +37,8 @@ def collectives(text: str, trips: Sequence[int] = ()) -> list[Collective]:
 
     Args:
       text: of a compiled and partitioned module (`compiled.as_text()`): shapes are one device's.
-      trips: how often each loop with exchanges runs whose text does not tell, in order; one inside it counts once, and
-        so does one more than are given.
+      trips: how often each loop with exchanges runs whose text does not tell, in order; one inside it counts once, as
+        does each that `trips` has no number for.
     """
     bodies, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])

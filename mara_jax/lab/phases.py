@@ -209,8 +209,7 @@ def _rollout_call(case: Case, params: Any, drawn: rollout.Rollout) -> tuple[tupl
 def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> work.Least:
     """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
     args, settings = _rollout_call(case, params, drawn)
-    steps, new = int(np.max(drawn.lengths)) - 1, case.max_new_tokens
-    trips = decode.trips(new, steps) if new > 1 else []
+    trips = decode.trips(case.max_new_tokens, int(np.max(drawn.lengths)) - 1)
     rolled = work.flops(rollout.generate, *args, trips=trips, **settings)
     referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
     state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)

@@ -123,7 +123,7 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
     # Where rows are refilled, one loop of stretches holds another of their steps, one each.
     refilled = sizes.rows < sizes.prompts * sizes.group
     trips = [sizes.steps, rollout.REFILL_EVERY] if refilled else decode.trips(sizes.new_tokens, sizes.steps)
-    return Program(rollout.generate, args, kwargs, tuple(trips) if sizes.new_tokens > 1 else (), (prompts, number))
+    return Program(rollout.generate, args, kwargs, tuple(trips), (prompts, number))
 
 
 def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden, kept) -> Batch:

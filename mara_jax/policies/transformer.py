@@ -24,7 +24,7 @@ from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, RopeScaling
 from mara_jax.policies.products import Remade
 
-__all__ = ["KV", "Architecture", "RopeScaling", "forward", "init", "init_cache", "logits"]
+__all__ = ["KV", "Architecture", "RopeScaling", "forward", "grown", "init", "init_cache", "logits"]
 
 TURNED = "kernel_oi"  # the name of a kernel that is stored as [out, in]
 
@@ -338,7 +338,7 @@ def forward(
 
     args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the
         caller from the start of the prompt; prefix: what a forward over the p prompts returned;
-        prefix_lengths_p: tokens of each prompt; cache: from `init_cache` with b rows; index: the slot where
+        prefix_lengths_p: tokens of each prompt; cache: from `init_cache` or `grown`, of b rows; index: the slot where
         these tokens go, the same for all rows; counts_b: where given the cache is a ring, and of its slots a row
         sees that many, the last of them `index`, where its one token goes; packing: where tokens and positions
         are streams [c, n] of the counted positions of b rows, and so are the hidden states; only attention sees

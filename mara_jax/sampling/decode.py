@@ -1,6 +1,6 @@
-"""The decode loop: every sample has a row, and the loop ends when the last one has.
+"""Decoding where every sample has a row, until the last one has ended.
 
-Every step attends to all slots of the cache, filled or not. So a long cache grows: a loop of its own for each length.
+Every step attends to all slots of the cache, filled or not. So a long cache grows, with a loop for each of its lengths.
 """
 
 import functools
@@ -14,8 +14,10 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import decoding, kept, transformer
 from mara_jax.sampling import draw
 
-# Lengths of a cache; each of them is a loop to compile.
-MOST_LENGTHS, LEAST_LENGTH = 3, 128
+# Of a cache that grows, how many lengths and the shortest one, an even number. Each length is a loop to compile, and on
+# accelerators, where nobody has measured what it saves, shorter caches than 1,024 are little beside a step's weights.
+MOST_LENGTHS = 3
+LEAST_LENGTH = {"cpu": 128, "gpu": 512, "tpu": 512}
 
 
 class Start(NamedTuple):
@@ -55,23 +57,23 @@ def choose(start: Start, hidden_bd, keys_b, at, shaping: draw.Shaping) -> tuple[
     return draw.choose(keys_b, logits_bv, shaping)
 
 
-def lengths(width: int) -> list[int]:
+def cache_lengths(width: int) -> list[int]:
     """The slots that a cache has in turn for completions of `width` tokens: each time about twice as many."""
-    found = [width]
-    while len(found) < MOST_LENGTHS and found[0] >= 2 * LEAST_LENGTH:
-        found.insert(0, -(-found[0] // 128) * 64)
+    found, least = [width], LEAST_LENGTH[sharding.platform()]
+    while len(found) < MOST_LENGTHS and found[0] >= 2 * least:
+        found.insert(0, -(-found[0] // least) * least // 2)
     return found
 
 
 def trips(width: int, steps: int) -> list[int]:
-    """How often each loop of `together` runs where it makes so many steps in all."""
-    edges = [0, *lengths(width)]
+    """How often each loop of `together` runs where they make so many steps in all."""
+    edges = [0, *cache_lengths(width)]
     return [min(max(steps - begin, 0), end - begin) for begin, end in itertools.pairwise(edges)]
 
 
 def together(start: Start) -> tuple[jax.Array, jax.Array, jax.Array, kept.Room | None]:
-    """Decodes all samples at once: tokens [b, t], padded, their log-probs, 0 at padding, steps of the loop, [], and
-    what was kept."""
+    """Decodes all samples at once: tokens [b, t], padded, their log-probs, 0 at padding, steps in all, [], and what
+    was kept."""
     rows, width, ends = start.keys_b.shape[0], start.width, start.ends
     spread = functools.partial(jnp.repeat, repeats=rows // start.lengths_p.shape[0], axis=0)
     start_b, shaping = spread(start.lengths_p), jax.tree.map(spread, start.shaping)
@@ -97,7 +99,7 @@ def together(start: Start) -> tuple[jax.Array, jax.Array, jax.Array, kept.Room |
     logp_bt = sharding.constrain(jnp.zeros((rows, width), logp_b.dtype).at[:, 0].set(logp_b), "rows")
     cache = transformer.init_cache(start.arch, rows, 0)
     carry: Any = (jnp.int32(1), token_b, jnp.isin(token_b, ends), cache, tokens_bt, logp_bt, start.room)
-    for length in lengths(width):
+    for length in cache_lengths(width):
         at, token_b, done_b, cache, *rest = carry
         carry = (at, token_b, done_b, transformer.grown(cache, length), *rest)
         carry = jax.lax.while_loop(functools.partial(unfinished, length=length), body, carry)

@@ -1,4 +1,4 @@
-"""Completions drawn from a policy: one prefill per prompt, then a decode loop that stops early."""
+"""Completions drawn from a policy: one prefill per prompt, then decoding that stops early."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class Rollout(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What `generate` makes: tokens, logp [p, g, t]; lengths, finished [p, g]; steps that the loop made, [];
+    """What `generate` makes: tokens, logp [p, g, t]; lengths, finished [p, g]; steps of decoding, [];
     and what was kept."""
 
     tokens: jax.Array

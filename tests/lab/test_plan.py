@@ -168,6 +168,10 @@ TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
   ROOT %same = (s32[]) tuple(%carry)
 }
 
+%body.5 (carry: (s32[])) -> (s32[]) {
+  %ag = bf16[6,8]{1,0} all-gather(%x), replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
 %cond.4 (carry: (s32[])) -> pred[] {
   ROOT %any = pred[] fusion(%carry), kind=kLoop, calls=%add.1
 }
@@ -179,19 +183,22 @@ ENTRY %main (p: f32[16]) -> f32[16] {
   %w2 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2
   %w3 = (u32[], f32[3]) while(%t), condition=%cond.3, body=%body.3
   %w4 = (s32[]) while(%t), condition=%cond.4, body=%body.4
-  %w5 = (s32[], bf16[4,8]) while(%t), condition=%cond.2, body=%body.2
+  %w5 = (s32[], bf16[4,8]) while(%t), condition=%cond.4, body=%body.5
 }
 """
 
 
 def test_collectives_are_read_from_hlo_text():
-    """Five rounds of a loop that tells, seven of one that counts by two, and of those that do not tell two and one (the
-    one without exchanges takes no number), by hand."""
-    found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=(2, 1))}
+    """Five rounds of a loop that tells, seven of one that counts by two, three and four of those that do not, by hand.
+
+    The one of these that has no exchanges takes no number.
+    """
+    found = {(one.kind, one.group, one.count, one.bytes, one.sent) for one in hlo.collectives(TEXT, trips=(3, 4))}
     assert found == {
         ("all-gather", 4, 8, 64, 8 * 48),
         ("reduce-scatter", 8, 8, 512, 8 * 7 * 512),
         ("all-reduce", 8, 8, 1, 8 * 1),
+        ("all-gather", 2, 4, 96, 4 * 48),
         ("all-reduce", 4, 1, 52, 2 * 39),
         ("collective-permute", 2, 1, 64, 64),
         ("all-to-all", 2, 7, 12, 7 * 6),

@@ -52,7 +52,7 @@ def test_the_heads_gradient_is_summed_over_devices_once_not_in_every_chunk(excha
 
 
 def test_a_plan_for_simulated_devices():
-    record = plan("cpu:8", *SMALL)
+    record = plan("cpu:8", *SMALL, "rollout.max_new_tokens=256")
     assert record["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and record["devices"] == 8
     assert record["shape"]["prompt_tokens"] == 32  # padded
     # One layer of 128, 4 heads of 32 (2 for keys), feed-forward 512, 512 words. Kernels are cut in 4, norms over fsdp,
@@ -62,12 +62,15 @@ def test_a_plan_for_simulated_devices():
     for name, phase in record["phases"].items():
         memory = phase["memory"]
         assert (memory["parameters"], memory["reference"], memory["optimiser"]) == (own, own, 2 * own + 8)
-        # 4 rows a device, one of the two key heads, 4 slots of 32 float32 numbers, keys and values.
-        assert memory["cache"] == (2 * 4 * 1 * 4 * 32 * 4 if name == "rollout" else 0)
+        # 4 rows a device, one of the two key heads, 256 slots of 32 float32 numbers, keys and values.
+        assert memory["cache"] == (2 * 4 * 1 * 256 * 32 * 4 if name == "rollout" else 0)
         assert phase["told"] == "compiled" and memory["temporaries"] > 0
         assert memory["total"] == sum(memory.values()) - memory["total"]
         assert 0 < phase["sent"] == sum(one["sent"] for one in phase["collectives"])
-    assert record["fits"] and record["verdict"].startswith("It fits: the update needs")
+    # Two loops of decoding, for 128 and 256 slots: 255 steps, at each of which devices ask whether all rows have ended.
+    looped = [one for one in record["phases"]["rollout"]["collectives"] if one["looped"]]
+    assert {one["count"] % 255 for one in looped} == {0} and 255 in {one["count"] for one in looped}
+    assert record["fits"] and "It fits: " in record["verdict"]
 
 
 slow = pytest.mark.slow

@@ -15,7 +15,7 @@ from mara_jax.lab import work
 from mara_jax.parallel import sharding
 from mara_jax.policies import lora, transformer
 from mara_jax.policies.params import KERNELS, Architecture, Lora
-from mara_jax.sampling import logprobs, rollout
+from mara_jax.sampling import decode, logprobs, rollout
 from mara_jax.train import shape, step
 from mara_jax.train.state import Batch
 
@@ -32,7 +32,16 @@ ARCHS = {
     "scanned adapter": dataclasses.replace(ADAPTED, scan_layers=True),
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "growing", "float64")
+
+
+@pytest.fixture(scope="module")
+def growing():
+    """Of these short completions, too, the cache grows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(decode.LEAST_LENGTH, jax.default_backend(), 4)
+        assert decode.cache_lengths(WIDTH) == [6, 10]
+        yield
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_a_prompt_given_twice_has_two_groups_of_its_own(drawn):
 )
 def test_a_cache_grows_by_doubling(width, found):
     """By hand; and a loop never runs past its cache, all of them together as often as there are steps."""
-    assert decode.lengths(width) == found
+    assert decode.cache_lengths(width) == found
     for steps in range(width):
         each = decode.trips(width, steps)
         filled = np.cumsum(each)
@@ -180,14 +180,16 @@ def test_a_cache_grows_by_doubling(width, found):
 def test_completions_do_not_feel_their_cache_grow(eos, monkeypatch):
     """Log-probs over three lengths are the trainer's; tokens those of a cache that has one length."""
     policy, params = tiny(eos=eos)
-    settings = {"key": jax.random.key(4), "group_size": 4, "max_new_tokens": 24}
+    settings = {"key": jax.random.key(4), "group_size": 4, "max_new_tokens": 25}
     plain = sample(policy, params, PROMPTS, **settings)
-    assert decode.lengths(24) == [24]
-    monkeypatch.setattr(decode, "lengths", lambda width: [5, 11, width])
+    assert decode.cache_lengths(25) == [25]
+    monkeypatch.setitem(decode.LEAST_LENGTH, jax.default_backend(), 6)
+    assert decode.cache_lengths(25) == [9, 15, 25]
+    assert int(jnp.max(plain.lengths)) > 15
     jax.clear_caches()
     grown = sample(policy, params, PROMPTS, **settings)
     jax.clear_caches()
     np.testing.assert_array_equal(grown.tokens, plain.tokens)
     np.testing.assert_array_equal(grown.lengths, plain.lengths)
     logp = completion_logps(policy.architecture, params, grown.prompt_tokens, grown.prompt_lengths, grown.tokens)
-    np.testing.assert_allclose(grown.logp, logp * logprobs.mask(grown.lengths, 24), atol=1e-4)
+    np.testing.assert_allclose(grown.logp, logp * logprobs.mask(grown.lengths, 25), atol=1e-4)
