@@ -1,5 +1,6 @@
 """Our side of the comparisons: the model exported for the peer, then rollouts or whole steps. Run by the scripts."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -14,13 +15,16 @@ from mara_jax.lab import phases
 from mara_jax.policies import transformer
 from mara_jax.train import memory
 
+SMOL = "smollm2-135m-instruct"
+
 
 def case_of(name: str) -> phases.Case:
     """The case both sides run; Adam clips the gradient's norm as TRL does by default."""
     sizes = sides.shape(name)
-    words = phases.SIZES[sizes["model"]][2]
+    policy = hf.load(SMOL)[0] if sizes["model"] == "smol" else phases.random_policy(sizes["model"])
+    words = policy.architecture.vocab_size
     ends = tuple(range(words - round(words / sides.RAGGED_MEAN), words)) if sizes["ragged"] else ()
-    policy = phases.random_policy(sizes["model"], ends)
+    policy = dataclasses.replace(policy, eos_ids=ends)
     prompts = phases.random_prompts(words, sizes["samples"] // sizes["group"], sizes["prompt"])
     return phases.Case(
         name, policy, prompts, sizes["group"], sizes["new"],
@@ -31,7 +35,8 @@ def case_of(name: str) -> phases.Case:
 def export(name: str, folder: pathlib.Path) -> dict:
     """Writes the case's model for the peer; returns what the peer is told."""
     case, sizes = case_of(name), sides.shape(name)
-    params = transformer.init(case.policy.architecture, jax.random.key(0))
+    smol = sizes["model"] == "smol"
+    params = hf.load(SMOL)[1] if smol else transformer.init(case.policy.architecture, jax.random.key(0))
     hf.export(case.policy, params, folder / "model")
     words = case.policy.architecture.vocab_size
     told = {"weights": str(folder / "model"), "prompts": case.prompts, "ends": list(case.policy.eos_ids)}

@@ -20,7 +20,9 @@ HERE = pathlib.Path(__file__).parent
 PEERS = HERE / ".peers"
 # prompt tokens, new tokens, completions a prompt, completions
 SHAPES = {"balanced": (64, 64, 8, 32), "prompt_heavy": (256, 64, 16, 32), "ragged": (64, 64, 8, 32)}
+SHAPES["one_prompt"] = (64, 40, 32, 32)  # as in the 1-2 task
 CASES = ("tiny_balanced", "small_balanced", "tiny_prompt_heavy", "tiny_ragged")
+MORE_CASES = ("small_prompt_heavy", "small_ragged", "smol_one_prompt")  # smol: SmolLM2-135M and its weights
 RAGGED_MEAN = 24  # tokens, were completions not cut: each token ends one with probability 1 / RAGGED_MEAN
 
 
@@ -41,7 +43,7 @@ def shape(case: str) -> dict:
 def arguments(doc: str) -> argparse.Namespace:
     """The flags that the comparisons share."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=(*CASES, "small_prompt_heavy", "small_ragged"))
+    parser.add_argument("--case", action="append", choices=[*CASES, *MORE_CASES])
     parser.add_argument("--turns", type=int, default=5, help="of each side, after one that warms up")
     parser.add_argument("--peer-python", help="an interpreter with peers-requirements.txt; made here unless told")
     parser.add_argument("--core", type=int, default=0, help="which of the allowed cores both sides run on")
