@@ -2,7 +2,7 @@
 
   python benchmarks/step_vs_trl.py                               all cases, five turns
   python benchmarks/step_vs_trl.py --case=tiny_balanced --turns=3
-  python benchmarks/step_vs_trl.py --case=smol_one_prompt       SmolLM2-135M at the 1-2 task's sizes (7 minutes)
+  python benchmarks/step_vs_trl.py --case=smol_one_prompt        SmolLM2-135M at the 1-2 task's sizes (7 min)
   python benchmarks/step_vs_trl.py --peer-python=PYTHON          one that has peers-requirements.txt
 
 Prints one JSON object a line. `ratio` is the peer's median CPU seconds over ours, `memory_ratio` our peak memory over
