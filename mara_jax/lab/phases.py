@@ -50,7 +50,7 @@ class Case:
 SIZES = {"tiny": (4, 256, 2048), "small": (12, 512, 8192)}
 
 
-def random_policy(name: str, eos_ids: tuple[int, ...] = (), **choices: Any) -> model.Policy:
+def random_policy(name: str, **choices: Any) -> model.Policy:
     """The policy of a size in SIZES (layers, width, words) or of a published shape, whose layers are scanned: no
     tokenizer, and random weights to be drawn. choices: compute_dtype, remat."""
     if name in SIZES:
@@ -59,7 +59,7 @@ def random_policy(name: str, eos_ids: tuple[int, ...] = (), **choices: Any) -> m
         arch = transformer.Architecture("qwen2", words, embed, layers, **choices)
     else:
         arch = architecture_of(name, scan_layers=True, **choices)
-    return model.Policy(arch, None, eos_ids, 0, {}, name)
+    return model.Policy(arch, None, (), 0, {}, name)
 
 
 def random_prompts(vocab_size: int, count: int, length: int, seed: int = 0) -> list[list[int]]:
