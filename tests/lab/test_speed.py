@@ -43,7 +43,7 @@ def _check_work(case: phases.Case) -> None:
 
 @pytest.mark.parametrize("new", [256, 512])
 def test_long_completions_do_at_most_a_tenth_more_than_the_least(new):
-    """Where nothing is kept. With kept products the least itself is smaller, and at 512 tokens the update 1.109 of it."""
+    """Where nothing is kept. With kept products the least is smaller, and at 512 tokens the update 1.109 of it."""
     _check_work(case_of(phases.random_policy("tiny"), 64, new, 8, 8))
 
 
