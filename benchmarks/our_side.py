@@ -11,7 +11,7 @@ import numpy as np
 import side_by_side as sides
 
 from mara_jax import config, hf
-from mara_jax.lab import phases
+from mara_jax.bench import phases
 from mara_jax.policies import transformer
 from mara_jax.train import memory
 

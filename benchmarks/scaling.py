@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from mara_jax import config
-from mara_jax.lab import phases, speed
+from mara_jax.bench import phases, speed
 from mara_jax.policies import transformer
 
 PROMPTS, PROMPT, NEW, GROUP = 4, 64, 64, 8

@@ -28,14 +28,13 @@ import numpy as np
 import torch
 
 from mara_jax.policies import categorical
-from mara_jax.tasks import toy
-from mara_jax.train import sweep
+from mara_jax.toy import problems, training
 
 BETAS = (1.0, 0.5, 0.25, 0.132, 0.1, 0.05, 0.025, 0.01)
 SEEDS, STEPS, BATCH, LEARNING_RATE = 5, 1000, 32, 5e-3
 
 
-def torch_run(problem: toy.Problem, beta: float, seed: int, method: str) -> np.ndarray:
+def torch_run(problem: problems.Problem, beta: float, seed: int, method: str) -> np.ndarray:
     """One training run, reverse KL, in PyTorch; returns the final log-probabilities."""
     generator = torch.Generator().manual_seed(seed)
     ref_logp = torch.tensor(problem.ref_logp, dtype=torch.float32)
@@ -59,19 +58,19 @@ def torch_run(problem: toy.Problem, beta: float, seed: int, method: str) -> np.n
     return torch.log_softmax(logits, 0).detach().numpy()
 
 
-def torch_sweep(problem: toy.Problem, method: str, first_seed: int) -> np.ndarray:
+def torch_sweep(problem: problems.Problem, method: str, first_seed: int) -> np.ndarray:
     return np.array([[torch_run(problem, b, first_seed + s, method) for s in range(SEEDS)] for b in BETAS])
 
 
-def our_sweep(problem: toy.Problem, method: str, first_seed: int) -> np.ndarray:
-    ended = sweep.grid(
+def our_sweep(problem: problems.Problem, method: str, first_seed: int) -> np.ndarray:
+    ended = training.grid(
         problem.ref_logp,
         problem.reward,
         betas=np.array(BETAS),
         seeds=first_seed + np.arange(SEEDS),
         threshold=problem.threshold,
         learning_rate=LEARNING_RATE,
-        choices=sweep.Choices(method=method, steps=STEPS, batch=BATCH, every=10),
+        choices=training.Choices(method=method, steps=STEPS, batch=BATCH, every=10),
     )
     return np.asarray(ended.logp_a)
 
@@ -82,7 +81,7 @@ def timed(function, *args) -> tuple[np.ndarray, float]:
     return value, time.process_time() - start
 
 
-def compare(problem: toy.Problem, method: str, repeats: int) -> dict:
+def compare(problem: problems.Problem, method: str, repeats: int) -> dict:
     """Both sides in turn; also how far apart their mean final distributions are, against the seeds' own scatter."""
     _, first = timed(our_sweep, problem, method, 0)
     ours, theirs, our_cpu, their_cpu = [], [], [], []
@@ -117,9 +116,9 @@ def agreement(ours_bna: np.ndarray, theirs_bna: np.ndarray) -> dict:
     }
 
 
-def scaling(problem: toy.Problem) -> None:
+def scaling(problem: problems.Problem) -> None:
     """CPU time, wall time and peak memory against the number of runs, in chunks of the same compiled program."""
-    from mara_jax.train import study
+    from mara_jax.toy import study
 
     for runs in (40, 400, 4_000, 40_000):
         plan = study.Plan(
@@ -128,7 +127,7 @@ def scaling(problem: toy.Problem) -> None:
             thresholds=(problem.threshold,),
             seeds=tuple(range(runs // len(BETAS))),
             learning_rate=LEARNING_RATE,
-            variants=(sweep.Choices(method="mara", steps=STEPS, batch=BATCH, every=STEPS),),
+            variants=(training.Choices(method="mara", steps=STEPS, batch=BATCH, every=STEPS),),
         )
         study.run(plan)  # compiles what this size needs
         wall, cpu = time.perf_counter(), time.process_time()
@@ -144,7 +143,7 @@ def scaling(problem: toy.Problem) -> None:
         print(json.dumps(row), flush=True)
 
 
-def draws(problem: toy.Problem, runs: int = 400, steps: int = 200) -> dict:
+def draws(problem: problems.Problem, runs: int = 400, steps: int = 200) -> dict:
     """CPU microseconds a run and step for BATCH draws, ours beside two usual ways; log-softmax and keys included."""
 
     def searched(key, logp_a, count):
@@ -180,7 +179,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     assert len(jax.devices()) == 1
-    problem = toy.figure6()
+    problem = problems.figure6()
     if asked.draws:
         print(json.dumps(draws(problem)), flush=True)
         return

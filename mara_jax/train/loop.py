@@ -15,13 +15,26 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
-from mara_jax.eval import diversity, plots, report
+from mara_jax.core import diversity
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora, model
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, checkpoint, memory, metrics, optim, placement, profile, reference, shape, step
+from mara_jax.train import (
+    adapter,
+    checkpoint,
+    memory,
+    metrics,
+    optim,
+    placement,
+    plots,
+    profile,
+    reference,
+    report,
+    shape,
+    step,
+)
 from mara_jax.train import ahead as ahead_of_time
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints

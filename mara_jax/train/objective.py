@@ -56,7 +56,7 @@ def objective(
     """The scalar to minimise, and its metrics, from log-probabilities and scores alone.
 
     Args:
-      algorithm: static; also what training refuses is computed here as it stands, for `lab.audit`.
+      algorithm: static; also what training refuses is computed here as it stands, for `audit.gradients`.
       scored: strings of the policy itself, or of an older one.
       reference: strings of the reference; needed by the estimator "reference_samples" alone.
       beta, threshold: traced.

@@ -1,6 +1,6 @@
 """The enumerable policy of the laboratory, under the name by which these tests know it."""
 
-from mara_jax.lab.small import (
+from mara_jax.audit.small import (
     CONTEXTS,
     LENGTH,
     VOCAB,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mara_jax.core import augment, collapse, curves, targets
-from mara_jax.tasks import toy
+from mara_jax.toy import problems
 
 # Ten draws: rewards and answers of three kinds of string, and one without an answer.
 REWARD = np.array([1, 1, 1, 1, 1, 0.5, 0.5, 0.9, 0, 0])
@@ -68,7 +68,7 @@ def test_mara_over_strings_counts_strings(direction):
 @pytest.mark.parametrize("name", ["vanilla", "strings"])
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_enumerated_outcomes_give_the_target_itself(name, direction):
-    problem = toy.figure6()
+    problem = problems.figure6()
     betas = np.array([0.01, 1.0])
     got = masses(
         name, direction, reward=problem.reward, answer=np.arange(100), answers=100, ref_logp=problem.ref_logp,
@@ -147,7 +147,7 @@ def test_readings_of_hand_made_masses():
 
 def test_crossings_find_the_paper_s_flips():
     """Figure 2: reverse at .25 / 1.9 = .1316 (Eq. 11), forward near .65; rewards of both peaks at the outcomes' own."""
-    problem = toy.figure2()
+    problem = problems.figure2()
     betas = curves.beta_grid(problem.reward, 0.1)
     for direction, want in (("reverse", None), ("forward", 0.65)):
         mass = masses(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import small_policy as small
 
+from mara_jax.audit import gradients, problems
 from mara_jax.config import Algorithm
 from mara_jax.core import advantages, importance, kl, objectives
-from mara_jax.lab import audit, problems
 from mara_jax.train import objective
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -69,7 +69,7 @@ def exact_gradient(algorithm, params):
 
 @functools.cache
 def _exact():
-    return jax.jit(functools.partial(audit.exact_gradients, PROBLEM))
+    return jax.jit(functools.partial(gradients.exact_gradients, PROBLEM))
 
 
 def case(**fields):

@@ -10,13 +10,13 @@ from scipy import optimize, special
 
 from mara_jax.core import targets
 from mara_jax.policies import categorical
-from mara_jax.tasks import toy
+from mara_jax.toy import problems
 
 BETAS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 TAU = 0.5
 
 
-def problems(count=60, outcomes=12, seed=0):
+def random_problems(count=60, outcomes=12, seed=0):
     """Random references, some peaked, a quarter of the outcomes without mass, rewards with ties."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(count, outcomes)) * rng.choice([0.5, 3.0, 20.0], size=(count, 1))
@@ -102,7 +102,7 @@ KINDS = {
 @functools.cache
 def computed(kind, dtype):
     """Probabilities [beta, problem, outcome], under jit and two vmaps."""
-    ref_logp, reward, answer = problems()
+    ref_logp, reward, answer = random_problems()
     of = jax.vmap(jax.vmap(KINDS[kind][0], (0, 0, 0, None)), (None, None, None, 0))
     with jax.enable_x64(dtype == "float64"):
         logp = jax.jit(of)(ref_logp.astype(dtype), reward.astype(dtype), answer, np.array(BETAS, dtype))
@@ -112,7 +112,7 @@ def computed(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_brute_force(kind):
-    ref_logp, reward, answer = problems()
+    ref_logp, reward, answer = random_problems()
     for b, beta in enumerate(BETAS):
         for i in range(len(reward)):
             want = KINDS[kind][1](ref_logp[i].astype(float), reward[i].astype(float), answer[i], beta)
@@ -129,7 +129,7 @@ def test_float32_is_within_total_variation_1e_5_of_float64(kind):
 
 
 def test_the_problems_hold_the_hard_cases():
-    ref_logp, reward, _ = problems()
+    ref_logp, reward, _ = random_problems()
     off = ~np.isfinite(ref_logp)
     best_off = (np.where(off, reward, -1).max(-1) > np.where(off, -1, reward).max(-1)).sum()
     within = np.where(off, -1, reward)
@@ -181,7 +181,7 @@ def test_all_rewards_equal_and_one_outcome(x64):
 
 
 def test_figure_2(x64):
-    p = toy.figure2()
+    p = problems.figure2()
     np.testing.assert_allclose(p.ref_logp[[0, 99]], [-4.0514, -5.9514], atol=5e-5)
     reverse = {
         1: (0.0291, 0.0056), 0.25: (0.0766, 0.0311), 0.15: (0.0951, 0.0752), 0.132: (0.0942, 0.0935),
@@ -199,7 +199,7 @@ def test_figure_2(x64):
 
 
 def test_flips_of_figure_2(x64):
-    p = toy.figure2()
+    p = problems.figure2()
     tie = targets.tie_beta(p.ref_logp[0], 0.75, p.ref_logp[99], 1.0)
     np.testing.assert_allclose(tie, 0.25 / 1.9)
     np.testing.assert_allclose(targets.log_ratio(p.ref_logp[0], 0.75, p.ref_logp[99], 1.0, tie), 0, atol=1e-12)
@@ -221,7 +221,7 @@ def test_log_ratio_is_that_of_the_optimum(x64):
 
 def test_figures_3_and_5_and_the_iclr_examples(x64):
     np.testing.assert_allclose(np.exp(targets.log_ratio(0.0, 0.1, 0.0, 0.0, 1e-3)), 2.69e43, rtol=2e-3)
-    p = toy.figure5()
+    p = problems.figure5()
     for beta in (1.0, 0.1, 0.01):
         g = np.exp(targets.reverse_kl(p.ref_logp, p.reward, beta))
         np.testing.assert_allclose(g[20] / g[79], 6.686, rtol=1e-4)
@@ -235,7 +235,7 @@ def test_figures_3_and_5_and_the_iclr_examples(x64):
 
 
 def test_figure_6(x64):
-    p = toy.figure6()
+    p = problems.figure6()
     good = p.reward == 1
     g = np.exp(targets.reverse_kl(p.ref_logp, p.reward, 0.01))
     np.testing.assert_allclose(g[[0, 50]], [0.0616, 0.00385], rtol=1e-3)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mara_jax.lab import chips
 from mara_jax.parallel import mesh, sharding
+from mara_jax.plan import chips
 from mara_jax.policies import flash
 
 

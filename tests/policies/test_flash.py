@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.lab import chips
+from mara_jax.plan import chips
 from mara_jax.policies import attention, flash
 
 P, G, K, M, T, S, H = 2, 2, 2, 2, 40, 19, 16  # prompts, rows of each, kv heads, queries of each, times, slots, channels

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.lab import phases, work
+from mara_jax.bench import phases
+from mara_jax.plan import work
 from mara_jax.policies import products, transformer
 
 

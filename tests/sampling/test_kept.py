@@ -11,8 +11,8 @@ from tiny_policy import END
 
 from mara_jax import config
 from mara_jax.config import Algorithm, LanguageRun, Optimiser, Rollout, Warmup
-from mara_jax.lab import work
 from mara_jax.parallel import sharding
+from mara_jax.plan import work
 from mara_jax.policies import lora, transformer
 from mara_jax.policies.params import KERNELS, Architecture, Lora
 from mara_jax.sampling import decode, logprobs, rollout

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from mara_jax.bench import speed
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
-from mara_jax.eval import plots, report
-from mara_jax.lab import speed
 from mara_jax.policies import model, packing, transformer
 from mara_jax.sampling import logprobs
 from mara_jax.tasks.base import Score
-from mara_jax.train import ahead, checkpoint, loop, optim, placement, reference, step
+from mara_jax.train import ahead, checkpoint, loop, optim, placement, plots, reference, report, step
 
 ENDS = tuple(range(0, 64, 4))
 PROMPTS = [[5] * 40, [7, 9]]  # padded to 64 and to 32 by themselves

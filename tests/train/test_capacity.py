@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from mara_jax import config
-from mara_jax import main as training
 from mara_jax.hf import shapes
-from mara_jax.train import capacity
+from mara_jax.train import capacity, preflight
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,10 +35,10 @@ def test_the_limit_decides(monkeypatch):
     cache = 2 * 2 * 32 * 2 * 40 * 32 * 4  # keys and values, layers, completions, key heads, tokens, width, float32
     need = 4 * 4 * parameters + 4 + cache
     monkeypatch.setattr(capacity, "limit_here", lambda: (float(need), 1))
-    training.check_room(run)
+    preflight.check_room(run)
     monkeypatch.setattr(capacity, "limit_here", lambda: (need - 1.0, 1))
     with pytest.raises(ValueError, match="it does not fit: a device must hold"):
-        training.check_room(run)
+        preflight.check_room(run)
 
 
 def test_what_there_is_here():

@@ -8,10 +8,10 @@ import pytest
 
 from mara_jax.config import Algorithm, LanguageRun, Toy, ToyRun
 from mara_jax.core import targets
-from mara_jax.eval import report
-from mara_jax.tasks import onetwo, toy
-from mara_jax.train import reference
-from mara_jax.train import toy as toy_run
+from mara_jax.tasks import onetwo
+from mara_jax.toy import problems
+from mara_jax.toy import single_run as toy_run
+from mara_jax.train import reference, report
 
 TASK = onetwo.OneTwo()
 
@@ -83,7 +83,7 @@ def test_log_optimum_has_every_class():
 def test_toy_runs_are_warned_exactly(kl, method, figure):
     """Against the optimum itself, on both sides of the beta that the warning names."""
     algorithm = Algorithm(method=method, anchor="string", kl=kl, beta=0.002, baseline="none")
-    problem = toy.PROBLEMS[f"figure{figure}"]()
+    problem = problems.PROBLEMS[f"figure{figure}"]()
     cfg = ToyRun(algorithm=algorithm, toy=Toy(figure=figure))
     found = toy_run.built_in_collapse(cfg, problem)
     optimum = targets.reverse_kl if kl == "reverse" else targets.forward_kl
@@ -102,7 +102,7 @@ def test_a_toy_run_logs_its_exact_gap(tmp_path, capsys):
     """Before the first step the policy is uniform over 100 outcomes, so every distance is known."""
     algorithm = Algorithm(method="vanilla", anchor="string", beta=0.002, baseline="none")
     toy_run.run(ToyRun(steps=20, algorithm=algorithm, toy=Toy(figure=2)), tmp_path / "run")
-    problem = toy.figure2()
+    problem = problems.figure2()
     optimum = np.asarray(targets.reverse_kl(problem.ref_logp, problem.reward, 0.002), np.float64)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10]

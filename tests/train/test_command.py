@@ -21,12 +21,11 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from mara_jax import config
-from mara_jax import main as training
 from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
 from mara_jax.hf import tokenizer
 from mara_jax.policies import model, transformer
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, metrics, reference
+from mara_jax.train import loop, metrics, preflight, reference
 from mara_jax.train import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -299,12 +298,12 @@ def test_overrides_are_checked_against_the_config_that_was_loaded(monkeypatch, t
 def test_a_run_that_no_memory_holds_is_one_line():
     with (
         pytest.raises(ValueError, match=r"^out of memory \(RESOURCE_EXHAUSTED: Out of memory allocating"),
-        training.too_large(),
+        preflight.too_large(),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nand more")
-    with pytest.raises(ValueError, match=r"lower rollout\.group_size"), training.too_large():
+    with pytest.raises(ValueError, match=r"lower rollout\.group_size"), preflight.too_large():
         np.empty(2**55)
-    with pytest.raises(jax.errors.JaxRuntimeError), training.too_large():
+    with pytest.raises(jax.errors.JaxRuntimeError), preflight.too_large():
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
 
 
@@ -316,7 +315,7 @@ def test_mara_refuses_a_threshold_that_invalid_completions_reach(threshold, meth
     with (
         contextlib.nullcontext() if good else pytest.raises(ValueError, match=r"threshold=0.0 is not above the reward")
     ):
-        training.check_threshold(run)
+        preflight.check_threshold(run)
 
 
 @pytest.mark.parametrize(

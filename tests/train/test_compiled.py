@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from mara_jax.lab import phases
+from mara_jax.bench import phases
 from mara_jax.policies import transformer
 from mara_jax.sampling import head
 from mara_jax.train import step

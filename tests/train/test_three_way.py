@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from mara_jax.eval import diversity, report
+from mara_jax.core import diversity
+from mara_jax.train import report
 
 ROOT = pathlib.Path(__file__).parents[2]
 METHODS = {

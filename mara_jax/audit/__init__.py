@@ -1,0 +1,1 @@
+"""What a configuration, or a setting that other frameworks ship, really optimises."""

@@ -1,0 +1,217 @@
+"""Says what a configuration, or a setting that other frameworks ship, really optimises; nothing is trained.
+
+python -m mara_jax.audit --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
+python -m mara_jax.audit --as=NAME [--level=sequence|token] [--config=...]
+
+--as      a setting by name; the configuration, if given, then gives method, beta, threshold and baseline
+--level   log-ratios of whole strings or of tokens, for the estimators among the names
+--group   strings a group, 1 to 4; 2 by default
+--json    print one JSON object and nothing else
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mara_jax import cli, config
+from mara_jax.audit import published, verdict
+from mara_jax.audit.verdict import REACHED
+from mara_jax.train import preflight
+
+EXAMPLE = "python -m mara_jax.audit --config=configs/onetwo.py:nano, or --as=grpo"
+_ROWS = {
+    "reverse_sequence": "reverse KL of whole strings",
+    "forward_sequence": "forward KL of whole strings",
+    "reverse_token": "reverse KL token by token",
+    "forward_token": "forward KL token by token",
+}
+_FORMS = {
+    "reverse": "reverse KL",
+    "forward": "forward KL",
+    "reverse_mara_string": "reverse KL, MARA over strings",
+    "forward_mara_string": "forward KL, MARA over strings",
+    "reverse_mara_answer": "reverse KL, MARA over answers",
+    "forward_mara_answer": "forward KL, MARA over answers",
+    "crossed": "the other KL beside this reward",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Parses flags, audits, prints; returns the exit status."""
+    if "--help" in argv[1:]:
+        print(f"{__doc__}\nnames: {', '.join(published.NAMES)}")
+        return 0
+    try:
+        asked = parse(argv)
+        record = audited(asked)
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if asked.json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        show(record, Console(highlight=False))
+    return 0
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command.
+
+    Raises:
+      ValueError: an unknown flag or field, a wrong value, or nothing to audit.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
+    )
+    flags.DEFINE_string("as", None, "A setting by name instead of the configuration's.", flag_values=values)
+    flags.DEFINE_enum("level", None, ["sequence", "token"], "Log-ratios of --as.", flag_values=values)
+    flags.DEFINE_integer("group", 2, "Strings a group.", lower_bound=1, upper_bound=4, flag_values=values)
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
+    cli.read_flags(values, argv)
+    if values["config"].value is None and values["as"].value is None:
+        raise ValueError(f"nothing to audit: give --config=FILE.py or --as=NAME, as in {EXAMPLE}")
+    if values["level"].value and not values["as"].value:
+        raise ValueError("--level goes with --as=NAME; of a configuration set --config.algorithm.level")
+    return values
+
+
+def audited(asked: flags.FlagValues) -> dict[str, Any]:
+    """The record of what was asked for.
+
+    Raises:
+      ValueError: a config that means nothing, or a setting that is not known.
+    """
+    name, level = asked["as"].value, asked["level"].value
+    run: config.Run | None = None
+    if asked["config"].value is not None:
+        run = config.build(asked["config"].value)
+    one_token, refused, ignored = isinstance(run, config.ToyRun), "", ()
+    if name is not None:
+        base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
+        setting = published.setting(name, base, level)
+    else:
+        assert run is not None
+        setting = published.configured(config_flags.get_config_filename(asked["config"]), run.algorithm)
+        refused, ignored = refusal(run), _ignored(run)
+    group = int(asked["group"].value or 0)
+    return verdict.audited(setting, one_token=one_token, group=group, refused=refused, ignored=ignored)
+
+
+def refusal(run: config.Run) -> str:
+    """Why training refuses the run, or nothing."""
+    try:
+        config.check(run)
+        if isinstance(run, config.LanguageRun):
+            preflight.check_threshold(run)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _ignored(run: config.Run) -> tuple[str, ...]:
+    """Settings that make samples come from another distribution than the policy, which no audit here follows."""
+    if isinstance(run, config.ToyRun):
+        return ()
+    names = [name for name in ("temperature", "top_p") if getattr(run.rollout, name) != 1]
+    return tuple(f"rollout.{name}={getattr(run.rollout, name):g}" for name in names)
+
+
+def show(record: dict[str, Any], console: Console) -> None:
+    """Prints a record for people: the sentence, short tables, and how it was computed."""
+    algorithm, counted = record["algorithm"], record["enumerated"]
+    method = "vanilla" if algorithm["method"] == "vanilla" else f"MARA over {algorithm['anchor']}s ({algorithm['kl']})"
+    console.print(f"[bold]{escape(record['name'])}[/bold]: {record['form']}")
+    console.print(f"{method}, beta {algorithm['beta']:g}, threshold {algorithm['threshold']:g}")
+    console.print(f"\n[bold]Verdict: {escape(record['verdict'])}.[/bold]\n")
+    if rule := record["rule"]:
+        console.print(f"At {rule['level']} level, as here: {rule['sentence']}.")
+        if rule["other_sentence"] != rule["sentence"]:
+            console.print(f"At {rule['other_level']} level: {rule['other_sentence']}.")
+        console.print()
+    if record["refused"]:
+        console.print(f"Training refuses this configuration: {escape(record['refused'])}.\n")
+    if record["ignored"]:
+        console.print(f"Not audited: {', '.join(record['ignored'])}; samples are taken from the policy as it is.\n")
+    tables = [_gradients(record), _endings(record), _outcomes(record["five_outcomes"])]
+    tables += [_stale(record["stale"])] if record["stale"] else []
+    tables += [_anchors(record["anchor_in_group"])] if record["anchor_in_group"] else []
+    for table in tables:
+        # A table's own title is broken at the table's width; a line of its own is not.
+        console.print(table.title)
+        table.title = None
+        console.print(table)
+    console.print(
+        f"\nComputed from all {counted['strings']} strings of a small policy, at {counted['policies']} policies, "
+        f"over every group of {counted['group']}, in float64."
+    )
+
+
+def _gradients(record: dict[str, Any]) -> Table:
+    title = "Expected gradient against the exact one: cosine, and how far off (three policies)"
+    table = Table(title=title, title_justify="left", box=None)
+    for header in ("", "", "KL alone", "off by", "E\\[R] - beta KL", "off by"):
+        table.add_column(header, no_wrap=True)
+    for name, words in _ROWS.items():
+        cells = []
+        for part in ("kl", "objective"):
+            found = record["gradients"][part][name]
+            cells += ["-" if found["cosine"] is None else f"{found['cosine']:.4f}", verdict.percent(found)]
+        table.add_row("", words, *cells)
+    return table
+
+
+def _endings(record: dict[str, Any]) -> Table:
+    end = record["stationary"]
+    note = {"settled": "", "runs_away": " (it has no end; where it was left)", "unsettled": " (not settled)"}
+    title = f"\nTotal variation between where it ends{note[end['kind']]} and the optimum of"
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    for name, distance in end["total_variation"].items():
+        table.add_row("", _FORMS[name], f"{distance:.4f}", "<-" if distance < REACHED else "")
+    return table
+
+
+def _outcomes(five: dict[str, Any]) -> Table:
+    table = Table(title="\nOn five outcomes of one token it ends at", title_justify="left", box=None, show_header=False)
+    table.add_row("", "reward", *(f"{r:g}" for r in five["reward"]))
+    for name, words in (("reference", "reference"), ("vanilla", "without MARA"), ("mara", "with MARA over strings")):
+        kind = five.get(f"{name}_kind", "settled")
+        note = "" if kind == "settled" else f" ({kind.replace('_', ' ')})"
+        table.add_row("", words + note, *(f"{p:.4f}" for p in five[name]))
+    return table
+
+
+def _stale(rows: list[dict[str, Any]]) -> Table:
+    """Gradients on strings that the present policy did not draw."""
+    title = "\nExpected gradient of E\\[R] - beta KL on strings drawn elsewhere, against the present policy's"
+    table = Table(title=title, title_justify="left", box=None)
+    for header in ("", "what lies between", "nats", "effective strings", "cosine", "off by"):
+        table.add_column(header, no_wrap=True)
+    words = {"updates": "earlier updates", "sampler": "the sampler's own numbers"}
+    for row in rows:
+        cells = f"{row['nats']:.2g}", f"{row['effective_share']:.0%}", f"{row['cosine']:.4f}", verdict.percent(row)
+        table.add_row("", words[row["between"]], *cells)
+    return table
+
+
+def _anchors(rows: list[dict[str, Any]]) -> Table:
+    """What is lost by Algorithm 1's anchor, which is the best of the group and not of all good strings."""
+    table = Table(title="\nMARA's anchor taken from the group", title_justify="left", box=None, show_header=False)
+    for row in rows:
+        gradient, distance = f"{row['gradient_error']:.1%}", f"{row['total_variation']:.4f}"
+        table.add_row("", f"of {row['group']}: gradient off by", gradient, "ends away by", distance)
+    return table
+
+
+if __name__ == "__main__":
+    # Tiny sums in float64: an accelerator would be slower, not every one has float64, and compiling takes longest.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
+    sys.exit(main(sys.argv))

@@ -1,0 +1,318 @@
+"""Where every objective and every rival ends on one small problem; run this file to print docs/rivals.md's table.
+
+Five outcomes, reference .60 .30 .05 .04 .01, rewards 1 1 1 0 0, beta .1. With MARA, rewards (and, for losses of
+the forward KL, references) are those of `augment.mara` anchored over the whole good set.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax.audit import closed_forms, one_token, stationary
+from mara_jax.core import advantages, augment, kl, objectives, rival_rewards, rivals, targets
+
+REF_LOGP = np.log([0.60, 0.30, 0.05, 0.04, 0.01])
+REWARD = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+BETA, THRESHOLD, ETA = 0.1, 0.8, 0.1
+OUTCOMES = len(REWARD)
+UNIFORM_LOGP = np.full(OUTCOMES, -np.log(OUTCOMES))
+
+# (reference, reward) -> log-probabilities, or None where the closed form does not cover those rewards
+Optimum = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+
+
+class Row(NamedTuple):
+    """One objective: its loss, the samples in a group, and what is known of its end.
+
+    `optimum` is the closed form, if there is one; `direction` the augmentation that belongs to it, None where
+    MARA has no place (no reference, or no penalty to balance it); `sampler_logp` what draws the samples, the
+    policy itself if None.
+    """
+
+    name: str
+    loss: one_token.Loss
+    group: int
+    optimum: Optimum | None = None
+    direction: targets.Direction | None = "reverse"
+    sampler_logp: np.ndarray | None = None
+
+
+class Ending(NamedTuple):
+    """Where one objective ended: the point, and total variations from it.
+
+    `to_closed_form` is None where no closed form is known; the others are to the optimum of the vanilla
+    reverse-KL objective, to that of MARA, and to equal shares of the good outcomes.
+    """
+
+    name: str
+    method: str
+    point: stationary.Point
+    to_closed_form: float | None
+    to_vanilla: float
+    to_mara: float
+    to_uniform: float
+
+
+def rows() -> list[Row]:
+    """Every objective of `core.objectives` and every rival, in the order of the table.
+
+    Returns:
+        The rows; on one token the levels "sequence" and "token" of `objectives.placed` are the same.
+    """
+    return _our_rows() + _placed_rows() + _group_rows() + _reward_rows() + _likelihood_rows() + _squared_rows()
+
+
+def _reverse(ref_logp, reward):
+    return np.asarray(targets.reverse_kl(ref_logp, reward, BETA))
+
+
+def _forward(beta):
+    return lambda ref_logp, reward: np.asarray(targets.forward_kl(ref_logp, reward, beta))
+
+
+def _best(ref_logp, reward):
+    return closed_forms.restricted(REF_LOGP, reward == reward.max())
+
+
+def _our_rows():
+    def reverse(beta, advantage):
+        return one_token.policy_loss(objectives.reverse_kl, beta=beta, advantage=advantage)
+
+    none, mean, loo = advantages.none, advantages.mean, advantages.leave_one_out
+    ratio = one_token.policy_loss(objectives.forward_kl_ratio, beta=BETA, advantage=loo)
+    samples = one_token.forward_samples_loss
+    return [
+        Row("reverse_kl, no baseline, N=1", reverse(BETA, none), 1, _reverse),
+        Row("reverse_kl, group mean, N=3", reverse(BETA, mean), 3, _reverse),
+        Row("reverse_kl, leave-one-out (RLOO), N=2", reverse(BETA, loo), 2, _reverse),
+        Row("reverse_kl, group std, N=4", reverse(BETA, advantages.group_normalised), 4, _reverse),
+        Row("RLOO without a penalty (beta 0), N=2", reverse(0.0, loo), 2, _best, None),
+        Row("forward_kl_samples, no baseline, N=1", samples(BETA, none), 1, _forward(BETA), "forward"),
+        Row("forward_kl_samples, group mean, N=4", samples(BETA, mean), 4, _forward(BETA * 4 / 3), "forward"),
+        Row("forward_kl_ratio, leave-one-out, N=2", ratio, 2, _forward(BETA), "forward"),
+    ]
+
+
+def _placed_rows():
+    known = {"reverse": _reverse, "forward": _forward(BETA), "none": _best}
+    uses: tuple[tuple[kl.Estimator, kl.Placement], ...] = (
+        ("k1", "reward"), ("k2", "reward"), ("k3", "reward"),
+        ("k1", "loss"), ("k2", "loss"), ("k3", "loss"), ("k1_ratio", "loss"),
+    )  # fmt: skip
+    made = []
+    for estimator, place in uses:
+        loss = one_token.placed_loss(estimator, place, "sequence", BETA)
+        optimum = known.get(kl.effective(estimator, place, "sequence").name)
+        made.append(Row(f"{estimator} in the {place}, N=1", loss, 1, optimum))
+    return made
+
+
+def _grpo_end(group):
+    def optimum(ref_logp, reward):
+        binary = set(np.unique(reward)) <= {0.0, 1.0}
+        return closed_forms.grpo_optimum(ref_logp, reward == 1, BETA, group) if binary else None
+
+    return optimum
+
+
+def _group_rows():
+    loss = one_token.grpo_loss
+    return [
+        Row("GRPO, N=2", loss(rivals.grpo, BETA), 2, _grpo_end(2)),
+        Row("GRPO, N=4", loss(rivals.grpo, BETA), 4, _grpo_end(4)),
+        Row("Dr. GRPO with k3, N=2", loss(rivals.dr_grpo, BETA), 2, _forward(BETA * 2)),
+        Row("Dr. GRPO with k3, N=4", loss(rivals.dr_grpo, BETA), 4, _forward(BETA * 4 / 3)),
+        Row("Dr. GRPO as published (beta 0), N=4", loss(rivals.dr_grpo, 0.0), 4, _best, None),
+    ]
+
+
+def _copies(beta, worth, paired):
+    return lambda ref_logp, reward: closed_forms.copies_optimum(ref_logp, reward, beta, 4, worth, paired)
+
+
+def _entropy(beta):
+    return lambda ref_logp, reward: np.asarray(rival_rewards.entropy_bonus_optimum(ref_logp, reward, beta, ETA))
+
+
+def _reward_rows():
+    def diversity(copies):
+        return max((3 - copies) / 3, 0.1)
+
+    def scaling(copies):
+        return 4 / (copies + 1)
+
+    none, loo = advantages.none, advantages.leave_one_out
+    unlikely, darling, ips = one_token.unlikeliness, one_token.darling, one_token.inverse_probability
+    bonus, rloo, grpo = one_token.entropy(ETA), one_token.transformed_loss, one_token.grpo_loss
+    return [
+        Row("unlikeliness in RLOO, N=4", rloo(unlikely, loo, BETA), 4),
+        Row("unlikeliness in GRPO, N=4", grpo(rivals.grpo, BETA, unlikely), 4),
+        Row("DARLING, no baseline, N=4", rloo(darling, none, BETA), 4, _copies(BETA, diversity, False)),
+        Row("DARLING in RLOO, N=4", rloo(darling, loo, BETA), 4, _copies(BETA, diversity, True)),
+        Row("DARLING in GRPO, N=4", grpo(rivals.grpo, BETA, darling), 4),
+        Row("IPS, no baseline, beta 0, N=4", rloo(ips, none, 0.0), 4, _copies(0.0, scaling, False), None),
+        Row("IPS in RLOO, beta 0, N=4", rloo(ips, loo, 0.0), 4, _copies(0.0, scaling, True), None),
+        Row("IPS in RLOO, N=4", rloo(ips, loo, BETA), 4, _copies(BETA, scaling, True)),
+        Row("IPS in GRPO, N=4", grpo(rivals.grpo, BETA, ips), 4),
+        Row("entropy bonus .1 in RLOO, N=2", rloo(bonus, loo, BETA), 2, _entropy(BETA)),
+        Row("entropy bonus .1, beta 0, N=2", rloo(bonus, loo, 0.0), 2, _entropy(0.0), None),
+    ]
+
+
+def _likelihood_rows():
+    raft = one_token.likelihood_loss(rivals.raft, threshold=THRESHOLD)
+    best = one_token.likelihood_loss(rivals.best_of_n)
+    toward = one_token.policy_loss(rivals.forward_kl_to_target, beta=BETA)
+
+    def best_of_four(ref_logp, reward):
+        return closed_forms.best_of_n(ref_logp, reward == 1, 4)
+
+    return [
+        Row("RAFT, one round from the reference, N=2", raft, 2, _best, None, REF_LOGP),
+        Row("best of N, one round from the reference, N=4", best, 4, best_of_four, None, REF_LOGP),
+        Row("RAFT on its own samples, N=2", raft, 2, _best, None),
+        Row("forward KL toward G (Eq. 7), N=2", toward, 2, _reverse),
+        Row("forward KL toward G (Eq. 7), N=4", toward, 4, _reverse),
+    ]
+
+
+def _squared_rows():
+    def true_log_z(logp_a, index_g, ref_logp_a, reward_a):
+        log_z = jax.nn.logsumexp(ref_logp_a + reward_a / BETA)
+        balance = one_token.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=log_z)
+        return balance(logp_a, index_g, ref_logp_a, reward_a)
+
+    def reinvent_end(ref_logp, reward):
+        return closed_forms.reinvent_elsewhere(ref_logp, reward, BETA, UNIFORM_LOGP)
+
+    any_log_z = one_token.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=3.0)
+    variance = one_token.policy_loss(rivals.vargrad, beta=BETA)
+    reinvent = one_token.policy_loss(rivals.reinvent, sigma=1 / BETA)
+    return [
+        Row("trajectory balance, log Z = 3, N=1", any_log_z, 1, _reverse),
+        Row("VarGrad, N=2", variance, 2, _reverse),
+        Row("REINVENT, N=1", reinvent, 1, _reverse),
+        Row("trajectory balance, true log Z, uniform samples", true_log_z, 1, _reverse, sampler_logp=UNIFORM_LOGP),
+        Row("VarGrad, uniform samples, N=2", variance, 2, _reverse, sampler_logp=UNIFORM_LOGP),
+        Row("REINVENT, uniform samples", reinvent, 1, reinvent_end, sampler_logp=UNIFORM_LOGP),
+    ]
+
+
+def augmented(direction: targets.Direction) -> tuple[np.ndarray, np.ndarray]:
+    """The problem's reference and rewards as MARA gives them, anchored over the whole good set.
+
+    Args:
+        direction: the KL that the augmentation is for.
+
+    Returns:
+        Reference log-probabilities (nats) and rewards.
+    """
+    one = jnp.asarray(REWARD)[None], jnp.asarray(REF_LOGP)[None]
+    reward, ref = augment.mara(*one, beta=BETA, threshold=THRESHOLD, direction=direction)
+    return np.asarray(ref[0]), np.asarray(reward[0])
+
+
+def field_of(row: Row) -> stationary.Field:
+    """The expected gradient of an objective, as a function of (logits, reference, rewards).
+
+    Args:
+        row: the objective.
+
+    Returns:
+        The field; one object serves both methods, so that it is compiled once.
+    """
+    return stationary.expected_field(row.loss, OUTCOMES, row.group, row.sampler_logp)
+
+
+def ending(row: Row, method: str, field: stationary.Field | None = None) -> Ending:
+    """Run one objective to where it rests, from the reference.
+
+    Args:
+        row: the objective.
+        method: "vanilla", or "mara" for the augmented problem.
+        field: of the row, where it is there already.
+
+    Returns:
+        The point and its distances (total variation).
+
+    Raises:
+        ValueError: for "mara" where it has no place, or another word.
+    """
+    if method not in ("vanilla", "mara") or (method == "mara" and row.direction is None):
+        raise ValueError(f"{row.name} with {method!r}: use 'vanilla'" + " or 'mara'" * (row.direction is not None))
+    with jax.enable_x64(True):
+        ref, reward = REF_LOGP, REWARD
+        if method == "mara" and row.direction is not None:
+            ref, reward = augmented(row.direction)
+        field = field or field_of(row)
+        point = stationary.find(field, REF_LOGP, ref, reward, metric_logp=row.sampler_logp)
+        closed = row.optimum(ref, reward) if row.optimum is not None else None
+        vanilla, mara = _reverse(REF_LOGP, REWARD), targets.mara(REF_LOGP, REWARD, BETA, THRESHOLD)
+    good = REWARD >= THRESHOLD
+    uniform = closed_forms.restricted(UNIFORM_LOGP, good)
+    distances = [_distance(point.logp_a, other) for other in (vanilla, mara, uniform)]
+    return Ending(row.name, method, point, None if closed is None else _distance(point.logp_a, closed), *distances)
+
+
+def endings() -> list[Ending]:
+    """Every row, without and (where it has a place) with MARA; about a minute of CPU.
+
+    Returns:
+        The endings in the order of the table.
+    """
+    table = []
+    for row in rows():
+        field = field_of(row)
+        methods = ("vanilla",) if row.direction is None else ("vanilla", "mara")
+        table += [ending(row, method, field) for method in methods]
+    return table
+
+
+def _distance(logp, other):
+    return float(np.abs(np.exp(logp) - np.exp(np.asarray(other))).sum() / 2)
+
+
+def rests(point: stationary.Point) -> str:
+    """In a word, what kind of rest a point is.
+
+    Args:
+        point: as `stationary.find` returns it.
+
+    Returns:
+        "yes" for an attractor; "anywhere" for one of a continuum; "at a jump" where the field changes sign
+        without a root; "runs away" where an outcome's log-probability falls without end and pulls.
+    """
+    if point.converged:
+        return "anywhere" if point.growth > -1e-7 else "yes"
+    return "runs away" if np.exp(point.logp_a).min() < 1e-9 else "at a jump"
+
+
+def markdown(table: list[Ending]) -> str:
+    """The endings as a table.
+
+    Args:
+        table: as `endings` returns them.
+
+    Returns:
+        Markdown, one line an ending.
+    """
+    head = "objective", "with", "ends at", "off its closed form", "TV vanilla", "TV MARA", "TV uniform", "rests"
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for e in table:
+        shares = " ".join(f"{x:.3f}" for x in np.exp(e.point.logp_a))
+        off = "-" if e.to_closed_form is None else f"{e.to_closed_form:.0e}"
+        distances = (f"{x:.3f}" for x in (e.to_vanilla, e.to_mara, e.to_uniform))
+        lines.append("| " + " | ".join((e.name, e.method, shares, off, *distances, rests(e.point))) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table of every objective, with and without MARA."""
+    print(markdown(endings()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""An audit as one record of numbers and words: what a setting optimises, where it ends, in one sentence."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mara_jax import config
+from mara_jax.audit import gradients, problems, staleness
+from mara_jax.audit.published import Setting
+from mara_jax.core import diversity, kl
+
+REACHED = 1e-3  # total variation below which a stationary point is a closed form
+BALANCED = 1e-2  # and below which good strings or answers count as equal
+
+_KL_WORDS = {
+    ("reverse", "sequence"): "reverse KL at sequence level",
+    ("forward", "sequence"): "forward KL at sequence level",
+    ("reverse", "token"): "reverse KL at token level, which is each token's own share of it only",
+    ("forward", "token"): "forward KL at token level, which on strings is neither the reverse nor the forward KL",
+    ("reverse_minus_forward", "sequence"): "reverse minus forward KL at sequence level",
+    ("reverse_minus_forward", "token"): "reverse minus forward KL at token level",
+    ("reverse_minus_forward", "mixed"): "reverse KL at sequence level minus forward KL at token level",
+}
+
+OPTIMUM_WORDS = {
+    "reverse": "ref(y) exp(R(y)/beta), normalised",
+    "forward": "beta ref(y) / (Lambda - R(y))",
+    "reverse_mara_string": "every good string equally likely",
+    "forward_mara_string": "every good string equally likely",
+    "reverse_mara_answer": "every answer equally likely, the strings of one in proportion to ref(y) exp(R(y)/beta)",
+    "forward_mara_answer": "every answer equally likely, the strings of one in the reference's proportions",
+    "crossed": "good strings unequal, as their rewards are augmented for the other KL",
+}
+
+
+def audited(
+    setting: Setting,
+    *,
+    one_token: bool = False,
+    group: int = gradients.GROUP,
+    refused: str = "",
+    ignored: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Everything an audit finds, as numbers and words that can be written as JSON.
+
+    Args:
+        setting: what is audited.
+        one_token: on five outcomes of one token instead of fifteen strings.
+        group: strings a group, 1 to 4.
+        refused: why training refuses the setting, if it does.
+        ignored: settings of the run that bear on the objective and are left out of the audit.
+
+    Returns:
+        The record: see docs/audit.md.
+
+    Raises:
+        ValueError: a group too small for the baseline, or a beta of 0 that a formula divides by.
+    """
+    with jax.enable_x64(True):
+        problem = problems.five() if one_token else problems.strings()
+        found = gradients.gradients(setting, problem, group)
+        whole = problems.anchors(problem, setting.algorithm)
+        end = gradients.stationary(setting, problem, group, whole)
+        record = {
+            "name": setting.name,
+            "verdict": "",
+            "form": setting.form,
+            "rule": _rule(setting.algorithm),
+            "refused": refused or None,
+            "algorithm": dataclasses.asdict(setting.algorithm),
+            "enumerated": {
+                "strings": len(problem.reward),
+                "good": int(np.sum(problem.reward >= setting.algorithm.threshold)),
+                "policies": len(problem.params),
+                "group": group,
+            },
+            "problem": _listed(problem),
+            "ignored": list(ignored),
+            **_identified(setting, found),
+            "gradients": {
+                part: {name: gradients.compare(found["found"][part], want) for name, want in found[part].items()}
+                for part in ("kl", "objective")
+            },
+            "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
+            "stale": staleness.rows(setting, problem, group),
+            "anchor_in_group": _anchor_bias(setting, problem, group, end),
+            "five_outcomes": _five(setting, group, end if one_token else None),
+        }
+    record["optimum"] = optimum(record)
+    record["verdict"] = sentence(record)
+    return record
+
+
+def _listed(problem: problems.Problem) -> dict[str, list[Any]]:
+    """What a closed form needs, string by string, in the order of the probabilities; answer None for no answer."""
+    lengths = problem.strings.mask.sum(axis=1)
+    return {
+        "tokens": [row[:length].tolist() for row, length in zip(problem.strings.tokens, lengths, strict=True)],
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        "answer": [None if answer < 0 else int(answer) for answer in problem.answer],
+    }
+
+
+def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
+    """The row of `core.kl.effective` that the estimator, its place and its level stand in, and the other level's."""
+    pair = config.ESTIMATORS.get(algorithm.estimator)
+    if pair is None:
+        return None
+    other = "token" if algorithm.level == "sequence" else "sequence"
+    return {
+        "level": algorithm.level,
+        "sentence": kl.effective(*pair, algorithm.level).sentence,
+        "other_level": other,
+        "other_sentence": kl.effective(*pair, other).sentence,
+    }
+
+
+def _identified(setting: Setting, found) -> dict[str, Any]:
+    """Which KL, how strong, whether the reward's gradient is that of E[R], and whether the whole is one objective."""
+    got = found["found"]
+    whole = {name: gradients.factor_of(got["objective"], want) for name, want in found["objective"].items()}
+    matched = [name for name in gradients.KLS if whole[name] is not None]
+    return {
+        "kl": gradients.identify(got["kl"], found["unit"], setting.algorithm.beta),
+        "reward_factor": gradients.factor_of(got["objective"] - got["kl"], found["reward"]["reward"]),
+        "objective": {"name": matched[0], "factor": whole[matched[0]]} if matched else None,
+    }
+
+
+def _ended(end: gradients.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
+    distances = {name: diversity.total_variation(end.probability, form) for name, form in forms.items()}
+    return {
+        "kind": end.kind,
+        "gradient": end.residual,
+        "nearest": min(distances, key=lambda name: distances[name]),
+        "total_variation": distances,
+        "probability": end.probability.tolist(),
+    }
+
+
+def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: gradients.Point) -> list[dict[str, Any]]:
+    """What it costs to take MARA's anchor from groups of each size instead of from all good strings."""
+    whole = problems.anchors(problem, setting.algorithm)
+    if whole == problems.FROM_GROUP:
+        return []
+    sizes = gradients.SIZES if problem.strings.tokens.shape[1] > 1 else gradients.SIZES_OF_OUTCOMES
+    if setting.algorithm.estimator == "reference_samples":
+        sizes = sizes[:1]  # the reference's groups stand beside the policy's: larger ones are too many together
+    elif setting.algorithm.baseline == "group_normalised":
+        sizes = (group,)  # the end without the bias depends on the group as well
+    rows = []
+    for size in sizes:
+        there = gradients.stationary(setting, problem, size, problems.FROM_GROUP)
+        wanted, got = (gradients.at_policies(setting, problem, size, anchor) for anchor in (whole, problems.FROM_GROUP))
+        distance = diversity.total_variation(there.probability, end.probability)
+        error = gradients.compare(got, wanted)["relative_error"]
+        rows.append({"group": size, "gradient_error": error, "total_variation": distance})
+    return rows
+
+
+def _five(setting: Setting, group: int, end: gradients.Point | None) -> dict[str, Any]:
+    """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own."""
+    problem = problems.five()
+    ends = {}
+    for method in ("vanilla", "mara"):
+        algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
+        tried = setting._replace(algorithm=algorithm)
+        known = end if tried == setting else None
+        ends[method] = known or gradients.stationary(tried, problem, group, problems.anchors(problem, algorithm))
+    return {
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        **{method: end.probability.tolist() for method, end in ends.items()},
+        **{f"{method}_kind": end.kind for method, end in ends.items()},
+    }
+
+
+def percent(comparison: dict[str, Any]) -> str:
+    """How far a gradient is off, over the policies: "exact", "25 %" or "20-40 %"."""
+    worst, least = comparison["relative_error"], comparison["smallest_error"]
+    if worst is None:
+        return "-"
+    if worst < gradients.EXACT:
+        return "exact"
+    low, high = (f"{100 * x:.1f}" if x < 0.0995 else f"{100 * x:.0f}" for x in (least, worst))
+    return f"{high} %" if low == high else f"{low}-{high} %"
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """What the setting optimises, in one sentence without its full stop.
+
+    Args:
+        record: as `audited` makes it, all but "verdict" filled in.
+
+    Returns:
+        A line.
+    """
+    parts = (_regulariser(record), _reward(record), _ending(record), _mara(record), _stale(record))
+    return "; ".join(part for part in parts if part)
+
+
+def _stale(record: dict[str, Any]) -> str:
+    """What becomes of the gradient on strings of an older policy, or of a sampler that is not the trainer."""
+    words = {"updates": "at later updates of a rollout", "sampler": "with a sampler that is not the trainer"}
+    said = []
+    for between, where in words.items():
+        rows = [row for row in record["stale"] if row["between"] == between]
+        if not rows:
+            continue
+        if max(row["relative_error"] for row in rows) < gradients.EXACT:
+            said.append(f"{where} the gradient is the present policy's, exactly")
+            continue
+        last = rows[-1]
+        said.append(f"{where} the gradient is biased, by {percent(last)} once {last['nats']:.2g} nats lie between")
+    return "; ".join(said)
+
+
+def _regulariser(record: dict[str, Any]) -> str:
+    found, beta = record["kl"], record["algorithm"]["beta"]
+    if found["name"] == "none":
+        why = "beta is 0" if beta == 0 else "the KL has no gradient in expectation"
+        return f"nothing is regularised: {why}"
+    if found["name"] == "neither":
+        # Where groups are rescaled, the KL without any reward is rescaled as it never is beside one.
+        whole = record["reward_factor"] is None
+        comparisons = record["gradients"]["objective" if whole else "kl"]
+        nearest = max(comparisons, key=lambda name: comparisons[name]["cosine"] or -1.0)
+        direction, level = nearest.split("_")
+        cosine = comparisons[nearest]["cosine"]
+        return f"neither KL, at neither level (nearest: {direction} KL at {level} level, cosine {cosine:.2f})"
+    words = _KL_WORDS[found["name"], found["level"]]
+    strength = _strength(record)
+    if strength is None:
+        return words
+    if abs(strength - 1) < gradients.EXACT:
+        factor = record["objective"]["factor"] if record["objective"] else 1.0
+        longer = "" if abs(factor - 1) < gradients.EXACT else f", in a gradient {factor:.3g} times as long"
+        return f"{words}, exactly{longer}"
+    group = record["enumerated"]["group"]
+    return f"{words}, with {strength:.3g} times the configured beta at groups of {group}"
+
+
+def _strength(record: dict[str, Any]) -> float | None:
+    """Weight of the KL against the reward, in units of the configured beta; None where the reward's is unknown."""
+    if record["objective"]:
+        return 1.0
+    factor = record["reward_factor"]
+    return None if factor is None else record["kl"]["beta"] / (record["algorithm"]["beta"] * factor)
+
+
+def _reward(record: dict[str, Any]) -> str:
+    if record["objective"] or record["reward_factor"] is not None:
+        return ""
+    return "groups or strings are rescaled one by one, so the gradient is that of no E[R] - beta KL"
+
+
+def optimum(record: dict[str, Any]) -> str | None:
+    """The closed form that is the optimum for certain, as the gradient is that of its E[R] - beta KL; else None.
+
+    Args:
+        record: "algorithm", "enumerated", "kl" and "objective" of `audited`.
+
+    Returns:
+        A name of `problems.closed_forms`.
+    """
+    found, whole, algorithm = record["kl"], record["objective"], record["algorithm"]
+    if found["name"] not in ("reverse", "forward") or found["level"] != "sequence" or not whole or whole["factor"] <= 0:
+        return None
+    # Where beta is tiny every KL may seem to fit the whole; the KL alone tells which it is, and how strong.
+    if abs(found["beta"] / (algorithm["beta"] * whole["factor"]) - 1) > gradients.EXACT:
+        return None
+    if not _is_lifted(record):
+        return found["name"]
+    # Rewards augmented for the other KL have an optimum of another form.
+    return f"{algorithm['kl']}_mara_{algorithm['anchor']}" if found["name"] == algorithm["kl"] else None
+
+
+def _ending(record: dict[str, Any]) -> str:
+    end, known = record["stationary"], record["optimum"]
+    if known:
+        return f"optimum: {OPTIMUM_WORDS[known]}{_search(end, known)}"
+    distance = end["total_variation"][end["nearest"]]
+    if end["kind"] == "runs_away":
+        return "it has no optimum: some strings are driven out ever faster"
+    if record["kl"]["name"] == "none":
+        return "the policy collapses onto the best reward" + (" as augmented" if _is_lifted(record) else "")
+    if distance < REACHED:
+        words = "optimum" if record["objective"] else "yet it ends at"
+        return f"{words}: {OPTIMUM_WORDS[_own_first(record)]}"
+    name = end["nearest"].replace("_", " ")
+    settled = "ends" if end["kind"] == "settled" else "did not settle within the search, and stands"
+    return f"it {settled} a total variation of {distance:.2g} from the nearest closed form ({name})"
+
+
+def _search(end: dict[str, Any], known: str) -> str:
+    """Where the search stands that should have come to an optimum known without it; nothing if it is there."""
+    distance = end["total_variation"][known]
+    if distance < REACHED:
+        return ""
+    stopped = {
+        "settled": "stopped short of it, where the gradient has all but vanished,",
+        "unsettled": "did not settle and stands",
+        "runs_away": "was broken off, too fast to follow,",
+    }[end["kind"]]
+    return (
+        f" (known from the gradient; the search from the reference {stopped} a total variation of {distance:.2g} away)"
+    )
+
+
+def _own_first(record: dict[str, Any]) -> str:
+    """The closed form that is reached; where several coincide, the one that the configuration asks for."""
+    distances, algorithm = record["stationary"]["total_variation"], record["algorithm"]
+    own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if _is_lifted(record) else algorithm["kl"]
+    return own if distances[own] < REACHED else record["stationary"]["nearest"]
+
+
+def _is_mara(record: dict[str, Any]) -> bool:
+    return record["algorithm"]["method"] == "mara"
+
+
+def _is_lifted(record: dict[str, Any]) -> bool:
+    """MARA finds a good string, without which it changes no reward."""
+    return _is_mara(record) and record["enumerated"]["good"] > 0
+
+
+def _mara(record: dict[str, Any]) -> str:
+    if not _is_mara(record):
+        return ""
+    if not _is_lifted(record):
+        threshold, most = record["algorithm"]["threshold"], max(record["problem"]["reward"])
+        reached = f"no string reaches the threshold of {threshold:g} (rewards here are at most {most:g})"
+        return f"{reached}: MARA changes nothing"
+    balanced = [distance for name, distance in record["stationary"]["total_variation"].items() if "mara" in name]
+    if "_mara_" in (record["optimum"] or "") or min(balanced) < BALANCED:
+        return ""
+    return "MARA's balance is lost"

@@ -1,0 +1,1 @@
+"""How fast a training step is on this machine."""

@@ -1,0 +1,1 @@
+"""Finished runs: final tables, figures, comparisons."""

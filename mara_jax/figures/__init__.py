@@ -1,0 +1,1 @@
+"""The didactic figures of the papers."""

@@ -1,0 +1,155 @@
+"""A mesh for a run, from arithmetic alone: of all that the model allows, the fastest that has room."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mara_jax import config
+from mara_jax.plan import work
+from mara_jax.plan.chips import Chip
+from mara_jax.plan.programs import Sizes
+from mara_jax.policies import attention, lora
+from mara_jax.policies import params as table
+from mara_jax.policies.params import Architecture
+
+# Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
+# them in each layer at each token.
+LATENCY = 5e-6
+
+
+class Candidate(NamedTuple):
+    """A mesh, the bytes that a device is estimated to need with it, and the seconds of a step (0: peaks unknown)."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    bytes: float
+    seconds: float
+
+    @property
+    def flags(self) -> str:
+        return f"--config.mesh.data={self.data} --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor}"
+
+
+def best(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, devices: int) -> Candidate | None:
+    """The mesh to use; where none has room, the one that needs least; None where no mesh divides the run's rows."""
+    found = [estimate(run, arch, sizes, chip, *mesh) for mesh in meshes(run, arch, sizes, devices)]
+    if not found:
+        return None
+    roomy = [one for one in found if one.bytes <= chip.memory]
+    # Equal ones: rather data than fsdp, rather fsdp than tensor.
+    return min(roomy, key=lambda c: (c.seconds, c.tensor, c.fsdp)) if roomy else min(found, key=lambda c: c.bytes)
+
+
+def meshes(run: config.LanguageRun, arch: Architecture, sizes: Sizes, devices: int) -> Iterator[tuple[int, int, int]]:
+    """Every (data, fsdp, tensor) that divides the model and the rows of a step without overrides of the table."""
+    samples = sizes.group // run.optimiser.micro_batches
+    for tensor in _divisors(math.gcd(devices, math.gcd(arch.kv_heads, math.gcd(arch.mlp, arch.vocab_size)))):
+        rows = devices // tensor
+        if not any(sizes.prompts % cut == 0 and samples % (rows // cut) == 0 for cut in _divisors(rows)):
+            continue
+        for fsdp in _divisors(math.gcd(rows, arch.embed)):
+            if _rows_divide(sizes.prompts, samples, rows // fsdp, fsdp):
+                yield rows // fsdp, fsdp, tensor
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
+    """As `parallel.sharding.rows`: whole mesh axes divide the prompts, the others the samples."""
+    cuts = ((data * fsdp, 1), (data, fsdp), (1, data * fsdp))
+    return any(prompts % outer == 0 and samples % inner == 0 for outer, inner in cuts)
+
+
+def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp: int, tensor: int) -> Candidate:
+    """A mesh with the bytes and seconds that it is estimated to take."""
+    width = jnp.dtype(arch.compute_dtype).itemsize
+    count, cut = table.count(arch), data * fsdp
+    rows = sizes.prompts * sizes.group / cut
+    positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
+    # What is trained, with two moments, and the reference; gradients, and the kernels in the compute dtype.
+    trained = lora.count(arch)
+    held = (3 * 4 * trained + min(width, 4) * count) / (fsdp * tensor)
+    slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
+    rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
+    gradients = (4 * trained + width * count) / (fsdp * tensor)
+    update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
+    seconds = (
+        _seconds(arch, sizes, chip, (data, fsdp, tensor), rows, positions) if arch.compute_dtype in chip.flops else 0
+    )
+    return Candidate(data, fsdp, tensor, held + max(rollout, update), seconds)
+
+
+def _head(arch: Architecture, fsdp: int, tensor: int) -> float:
+    """Bytes of arrays of vocabulary x width in an update, as compiled programs have them.
+
+    Cut over fsdp: two gradients of the embedding, by its lookup and by the head. Else these and a copy of each, and the
+    heads of policy and reference in the compute dtype, all of them whole.
+    """
+    size, width = arch.vocab_size * arch.embed / (fsdp * tensor), jnp.dtype(arch.compute_dtype).itemsize
+    gradients = 0 if arch.lora else 2 * 4  # an adapter has none of the table's
+    return size * (gradients if fsdp > 1 else 2 * gradients + 2 * width)
+
+
+def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: float, tensor: int) -> float:
+    """Bytes that the backward pass keeps: of every layer, or of one and the inputs of all; and one layer's scores,
+    unless kernels keep them from memory."""
+    width = jnp.dtype(arch.compute_dtype).itemsize
+    part = 1 / run.optimiser.micro_batches
+    heads = arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim
+    matmuls = (2 * arch.embed + (2 * heads + 3 * arch.mlp) / tensor) * width
+    wide = 4 * positions * arch.mlp / tensor  # the gate's activation or its derivative, in float32
+    keys = 0 if attention.by_kernels(arch) else sizes.new_tokens + sizes.prompt_tokens
+    scores = rows * arch.heads / tensor * (sizes.new_tokens - 1) * keys * 4
+    kept = {"layer": 1, "elementwise": arch.layers, "none": arch.layers}[arch.remat]
+    times = 2 if arch.remat == "none" else 1  # elementwise results beside those of matmuls
+    of_layers = positions * (arch.layers * arch.embed * width + kept * times * matmuls)
+    return part * (of_layers + wide + scores * (2 + (arch.layers if arch.remat == "none" else 1)))
+
+
+def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: float, positions: float) -> float:
+    """The floor of a step: each phase by what bounds it."""
+    data, fsdp, tensor = mesh
+    devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, table.count(arch)
+    trained = lora.count(arch)
+    lengths = [[sizes.new_tokens] * sizes.group] * sizes.prompts
+    flops = work.least(arch, [sizes.prompt_tokens] * sizes.prompts, lengths)
+    peak, weights, steps = chip.flops[arch.compute_dtype], count * width / tensor, sizes.steps
+    gathered = weights * (fsdp - 1) / fsdp
+    reduced = 4 * trained / tensor * (fsdp - 1) / fsdp + 2 * 4 * trained / (fsdp * tensor) * (data - 1) / data
+    # Two sums over the tensor axis in each layer, of every position.
+    sums = 2 * arch.layers * arch.embed * width * 2 * (tensor - 1) / tensor
+    cache = (
+        2
+        * arch.layers
+        * arch.kv_heads
+        / tensor
+        * arch.head_dim
+        * width
+        * sizes.rows
+        / (data * fsdp)
+        * sizes.new_tokens
+        / 2
+    )
+    remat = 1 if arch.remat == "layer" else 0
+    waiting = 2 * arch.layers * steps * LATENCY if tensor > 1 else 0.0
+    rollout = (flops.rollout, steps * (weights + cache), gathered + sums * rows * (sizes.new_tokens - 1))
+    reference = (flops.reference, weights, gathered + sums * positions)
+    # Frozen kernels have no gradient: two thirds of the work, and remat adds the forward pass.
+    again = flops.update * ((2 if arch.lora else 3) + remat) / 3
+    update = (again, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)
+    return waiting + sum(
+        max(done / devices / peak, moved / chip.bandwidth, sent / chip.links)
+        for done, moved, sent in (rollout, reference, update)
+    )
+
+
+def with_mesh(run: config.LanguageRun, mesh: Candidate) -> config.LanguageRun:
+    """The run on another mesh."""
+    wanted = dataclasses.replace(run.mesh, data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+    return dataclasses.replace(run, mesh=wanted)

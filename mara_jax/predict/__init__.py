@@ -1,0 +1,1 @@
+"""Where the optimum of a configuration lies, before it is trained."""

@@ -1,0 +1,5 @@
+import sys
+
+from mara_jax.predict.command import main
+
+sys.exit(main(sys.argv))

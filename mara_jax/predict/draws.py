@@ -1,0 +1,200 @@
+"""Where draws of a reference come from: a file of rows, a configuration, a run's folder, or a toy problem."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mara_jax import config
+from mara_jax.predict.prediction import LARGEST, Draws, Settings
+from mara_jax.tasks import onetwo
+from mara_jax.toy import problems
+from mara_jax.train import reference
+from mara_jax.train.metrics import Display
+
+SAMPLES = "reference_samples.jsonl"  # in a run's folder: what its reference was measured on
+
+
+def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> Draws:
+    """The draws in a CSV (with a header) or JSONL file.
+
+    Args:
+      path: the file.
+      answers: names of answers that exist whether they were drawn or not.
+      prompt: the rows of other prompts are left out; a row without that field is of prompt 0. None: there is but one.
+
+    Raises:
+      ValueError: one line naming the file, the row and what is wrong with it.
+    """
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{path} is neither .csv nor .jsonl: give a file of ref_logp, reward, answer in one of these")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet's CSV begins with a mark of its own
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    lines = _csv(text, path) if path.suffix == ".csv" else text.splitlines()
+    rows = [_row(line, f"{path}, row {number}") for number, line in enumerate(lines, 1) if line]
+    if not rows:
+        raise ValueError(f"{path} holds no rows: nothing to predict from")
+    rows = _of_prompt(rows, prompt, path)
+    names = answers or tuple(sorted({name for _, _, name, _ in rows if name is not None}))
+    unknown = sorted({name for _, _, name, _ in rows if name is not None} - set(names))
+    if unknown:
+        raise ValueError(f"{path} has the answer {unknown[0]!r}, which the task lacks: it has {', '.join(names)}")
+    ref_logp = None if any(row[0] is None for row in rows) else np.array([row[0] for row in rows], np.float64)
+    answer = np.array([-1 if row[2] is None else names.index(row[2]) for row in rows])
+    return Draws(np.array([row[1] for row in rows], np.float64), answer, ref_logp, names)
+
+
+def _csv(text: str, path: pathlib.Path) -> csv.DictReader:
+    lines = csv.DictReader(text.splitlines())
+    header = lines.fieldnames
+    if header and not {"reward", "answer"} <= set(header):
+        raise ValueError(
+            f"{path}: the header {','.join(header)!r} lacks reward or answer: the first line must name the columns "
+            "ref_logp,reward,answer with commas between"
+        )
+    return lines
+
+
+def _of_prompt(rows: list, prompt: int | None, path: pathlib.Path) -> list:
+    """The rows of one prompt: a prediction is about one reference distribution, so others must not mix in."""
+    present = sorted({row[3] for row in rows})
+    named = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+    if prompt is None and len(present) > 1:
+        raise ValueError(f"{path} has rows of the prompts {named}: choose one with --prompt={present[0]}")
+    if prompt is not None and prompt not in present:
+        raise ValueError(f"--prompt={prompt}: {path} holds no rows of it, only of {named}")
+    return [row for row in rows if prompt in (None, row[3])]
+
+
+def _prompt(value: Any, where: str) -> int:
+    try:
+        number = float(0 if value in (None, "") else value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"{where}: prompt={value!r} must be a whole number from 0, or left out")
+    return int(number)
+
+
+def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
+    if isinstance(line, str):
+        try:
+            line = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError(f"{where} is not JSON") from None
+    if not isinstance(line, dict) or not {"reward", "answer"} <= line.keys():
+        raise ValueError(f"{where} lacks reward or answer: every row needs ref_logp, reward, answer")
+    numbers: list[float | None] = []
+    for name in ("ref_logp", "reward"):
+        value = line.get(name)
+        try:
+            numbers.append(None if value in (None, "") else float(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: {name}={value!r} is not a number") from None
+    ref_logp, reward = numbers
+    if reward is None or not abs(reward) <= LARGEST:
+        raise ValueError(f"{where}: reward={line['reward']!r} must be a finite number, at most {LARGEST:g} either way")
+    if ref_logp is not None and not -np.inf < ref_logp <= 1e-3:
+        raise ValueError(f"{where}: ref_logp={ref_logp} is not the log of a probability (nats, at most 0)")
+    name = line["answer"]
+    return ref_logp, reward, None if name in (None, "") else str(name), _prompt(line.get("prompt"), where)
+
+
+def settings_of(run: config.Run) -> Settings:
+    """The objective of a configuration, in the words of a prediction."""
+    algorithm = run.algorithm
+    name = "vanilla" if algorithm.method == "vanilla" else {"answer": "answers", "string": "strings"}[algorithm.anchor]
+    return Settings(name, algorithm.kl, max(algorithm.beta, reference.TINY_BETA), algorithm.threshold)
+
+
+def of_toy(run: config.ToyRun) -> Draws:
+    """Every outcome of a toy problem, with its exact probability under the reference."""
+    problem = problems.PROBLEMS[f"figure{run.toy.figure}"]()
+    outcomes = len(problem.reward)
+    return Draws(
+        problem.reward, np.arange(outcomes), problem.ref_logp, tuple(str(i) for i in range(outcomes)), exact=True
+    )
+
+
+def of_config(run: config.LanguageRun, samples: int | None = None, prompt: int = 0) -> Draws:
+    """Draws of the reference that a configuration makes, warm-up included: those that its run is measured by.
+
+    Args:
+      run: the configuration.
+      samples: how many; by default `warmup.measure_samples`.
+      prompt: index of the task's prompt.
+
+    Raises:
+      ValueError: weights, warm-up or prompt that cannot be had.
+    """
+    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
+    policy, params = reference.load_base(run, task)
+    prompts = _prompts(run, policy, task, prompt)
+    if run.warmup.steps:
+        reference.check_demonstrations(run, policy, task)
+        with Display(run.steps) as display:
+            params = reference.warm_up(run, policy, params, task, prompts, display)
+    return _drawn(run, policy, params, task, prompts, samples, prompt)
+
+
+def of_run(workdir: pathlib.Path, samples: int | None = None, prompt: int = 0) -> tuple[Draws, config.LanguageRun]:
+    """The draws that a run's reference was measured on, or `samples` new ones where more are asked for.
+
+    Args:
+      workdir: the run's folder.
+      samples: how many; by default those that the run kept.
+      prompt: index of the task's prompt.
+
+    Returns:
+      The draws, and the run's configuration.
+
+    Raises:
+      ValueError, FileNotFoundError: a folder that holds no run of a language model, or not yet its reference.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: --run names the workdir of a run that has begun")
+    try:
+        run = config.resolve(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if isinstance(run, config.ToyRun):
+        raise ValueError(f"{workdir} is a toy run, whose optimum is exact: use --config=configs/toy.py instead")
+    task, kept = onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir / SAMPLES
+    if kept.is_file():
+        draws = read_rows(kept, task.answers, prompt)
+        if samples is None or samples <= len(draws.reward):
+            cut = slice(samples)
+            assert draws.ref_logp is not None
+            draws = draws._replace(reward=draws.reward[cut], answer=draws.answer[cut], ref_logp=draws.ref_logp[cut])
+            return draws._replace(equal_strings=task.answers_have_equally_many_strings), run
+    weights = str(workdir / "reference") if run.warmup.steps else run.policy.weights
+    if run.warmup.steps and not (workdir / "reference").is_dir():
+        raise FileNotFoundError(f"{weights} does not exist: the run has not finished its warm-up")
+    policy, params = reference.load(weights, run.policy)
+    return _drawn(run, policy, params, task, _prompts(run, policy, task, prompt), samples, prompt), run
+
+
+def _prompts(run: config.LanguageRun, policy, task, prompt: int) -> list[list[int]]:
+    if prompt >= len(task.prompts):
+        raise ValueError(f"--prompt={prompt}: the task has {len(task.prompts)}, counted from 0")
+    reference.check_context(run, policy, task)
+    return reference.prompt_tokens(policy, task, run.policy.chat)
+
+
+def _drawn(run: config.LanguageRun, policy, params, task, prompts, samples: int | None, prompt: int) -> Draws:
+    count = samples or run.warmup.measure_samples
+    run = dataclasses.replace(run, warmup=dataclasses.replace(run.warmup, measure_samples=count))
+    drawn = reference.samples_to_measure(run, policy, params, task, prompts)
+    return Draws(
+        drawn.reward[prompt],
+        drawn.answer[prompt],
+        drawn.logp[prompt],
+        task.answers,
+        equal_strings=task.answers_have_equally_many_strings,
+    )

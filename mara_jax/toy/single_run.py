@@ -1,0 +1,128 @@
+"""One run of the 100-outcome problem, with its numbers and a picture, through the same core as a language model."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax.config import ToyRun, estimator_of
+from mara_jax.core import collapse, curves, kl
+from mara_jax.toy import problems, training
+from mara_jax.train import plots, report
+from mara_jax.train import workdir as workdirs
+from mara_jax.train.metrics import Display
+
+EVERY = 10  # steps between two rows of metrics.jsonl
+# The config's name of an estimator -> the field of sweep.Choices and its value there.
+ESTIMATORS = {
+    "k1_in_reward": {"reverse_estimator": "k1_in_reward"},
+    "k2_in_loss": {"reverse_estimator": "k2_in_loss"},
+    "reference_samples": {"forward_estimator": "samples"},
+    "ratio": {"forward_estimator": "ratio"},
+    "k3_in_loss": {"forward_estimator": "k3_in_loss"},
+}
+
+
+def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
+    """What is static in a run of this config, in the words of train.sweep; its course recorded each `every` steps."""
+    return training.Choices(
+        method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
+        direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
+        gradients="exact" if cfg.toy.exact else "sampled",
+        baseline=cfg.algorithm.baseline,
+        steps=cfg.steps,
+        batch=cfg.toy.batch,
+        every=every,
+        **ESTIMATORS[estimator_of(cfg.algorithm)],  # pyright: ignore[reportArgumentType]
+    )
+
+
+def built_in_collapse(cfg: ToyRun, problem: problems.Problem) -> dict[str, Any] | None:
+    """What is said of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass; None for any other."""
+    settings, outcomes = cfg.algorithm, len(problem.reward)
+    beta_b = curves.beta_grid(problem.reward, settings.beta)
+    mass_brc = collapse.objective_masses(
+        "vanilla" if settings.method == "vanilla" else "strings",
+        settings.kl,
+        problem.reward,
+        np.arange(outcomes),
+        problem.ref_logp,
+        outcomes,
+        beta_b,
+        settings.threshold,
+        key=jax.random.key(0),
+        resamples=0,
+        exact=True,
+    )
+    leader = curves.leader(curves.read(mass_brc, 0), beta_b, settings.beta)
+    if leader.share < curves.COLLAPSED:
+        return None
+    return leader._asdict() | {
+        "answer": str(leader.index),
+        "method": settings.method,
+        "seen": outcomes,
+        "prompts": 1,
+        "collapsing": 1,
+    }
+
+
+def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
+    """Trains once and writes metrics.jsonl, result.json and figure.png (and .svg) under workdir."""
+    problem = problems.PROBLEMS[f"figure{cfg.toy.figure}"]()
+    settings, choices = cfg.algorithm, choices_of(cfg)
+    workdirs.claim(workdir, cfg)
+    display = Display(cfg.steps)
+    display.note(
+        f"{problem.name}: {settings.method}, {settings.kl} KL, beta {settings.beta:g}, "
+        f"{'exact' if cfg.toy.exact else 'sampled'} gradients, {cfg.steps} steps"
+    )
+    known = built_in_collapse(cfg, problem)
+    if known:
+        display.note(report.collapse_warning(known))
+    grid = training.grid(
+        jnp.asarray(problem.ref_logp),
+        jnp.asarray(problem.reward),
+        betas=jnp.array([settings.beta]),
+        seeds=jnp.array([cfg.seed]),
+        threshold=settings.threshold,
+        learning_rate=cfg.toy.learning_rate,
+        choices=choices,
+    )
+    ended = training.Run(*(np.asarray(value)[0, 0] for value in grid))
+    rows = [
+        {
+            "step": step,
+            "reward/mean": float(ended.reward_s[step]),
+            "distance/target": float(ended.distance_s[step]),
+            "gap/kl_to_optimum": float(ended.kl_to_target_s[step]),
+            "gap/kl_from_optimum": float(ended.kl_from_target_s[step]),
+            "gap/tv_optimum": float(ended.distance_s[step]),
+            "gap/tv_uniform": float(ended.uniform_distance_s[step]),
+        }
+        for step in range(0, cfg.steps, EVERY)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {
+        "policy": np.exp(ended.logp_a).tolist(),
+        "optimum": np.exp(ended.target_logp_a).tolist(),
+        "reference": np.exp(problem.ref_logp).tolist(),
+        "reward": problem.reward.tolist(),
+        "distance_to_optimum": float(ended.distance_to_target),
+        "distance_to_uniform": float(ended.distance_to_uniform),
+        "kl_to_optimum": float(kl.reverse(ended.logp_a, ended.target_logp_a)),
+        "kl_from_optimum": float(kl.forward(ended.logp_a, ended.target_logp_a)),
+        "collapse": known,
+    }
+    workdirs.write_json(workdir / "result.json", result)
+    figure = plots.toy_figure(workdir)
+    good = problem.reward >= settings.threshold
+    mass, best = (float(np.exp(logp_a)[good].sum()) for logp_a in (ended.logp_a, ended.target_logp_a))
+    display.note(
+        f"total variation to the objective's optimum {result['distance_to_optimum']:.3f}, to uniform over the "
+        f"{int(good.sum())} good outcomes {result['distance_to_uniform']:.3f}; mass on them "
+        f"{mass:.3f} (at the optimum {best:.3f})"
+    )
+    display.note(f"figure: {figure}   numbers: {workdir / 'result.json'}")

@@ -1,0 +1,73 @@
+"""Checks of a run before anything is loaded: its mesh, its threshold, the memory that it needs at least."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+
+from mara_jax import config
+from mara_jax.parallel import mesh, sharding
+from mara_jax.tasks import onetwo
+from mara_jax.train import capacity, shape
+
+
+def layout_of(run: config.LanguageRun) -> sharding.Layout:
+    """The devices as the config arranges them.
+
+    Raises:
+      ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be.
+    """
+    wanted = dataclasses.asdict(run.mesh)
+    layout = sharding.layout(mesh.make({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
+    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
+    return layout
+
+
+def check_room(run: config.LanguageRun) -> None:
+    """Refuses a run that the devices of the layout in use cannot make: its parameters, moments and cache alone have no
+    room there, or it keeps what is for one device.
+
+    Raises:
+      ValueError: one line.
+    """
+    shape.keeps(run.rollout)
+    try:
+        arch = shape.of_run(run)
+    except (ValueError, OSError):
+        return  # a shape that only the weights tell, or weights that are refused when they are read
+    capacity.check(run, arch, *capacity.limit_here())
+
+
+@contextlib.contextmanager
+def too_large() -> Iterator[None]:
+    """Tells in one line of a run that no memory can hold; other failures of a device stay as they are."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0][:160]
+        raise ValueError(
+            f"out of memory ({reason}): lower rollout.group_size, rollout.prompts_per_step or rollout.max_new_tokens, "
+            "raise optimiser.micro_batches, or set policy.remat=layer"
+        ) from error
+
+
+def check_threshold(run: config.LanguageRun) -> None:
+    """Refuses a threshold that no completion of the run's task can reach, or that MARA would find in every one.
+
+    Raises:
+      ValueError: one line.
+    """
+    threshold, most = run.algorithm.threshold, onetwo.OneTwo.max_reward
+    if threshold > most:
+        raise ValueError(
+            f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
+            f"no completion would ever be good; use at most {most}"
+        )
+    if threshold <= 0 and run.algorithm.method == "mara":
+        raise ValueError(
+            f"algorithm.threshold={threshold} is not above the reward of an invalid completion (0): MARA would count "
+            f"those as good and spread mass over them; use more than 0 and at most {most}"
+        )

@@ -1,0 +1,428 @@
+"""What a run wrote, read back, and the tables made of it."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from mara_jax.core import diversity
+
+LAST_KL = 10  # steps whose KL is averaged and must be level
+_METRICS = ("step", "answers/counts", "samples", "valid/fraction", "kl/reverse", "length/mean")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where completions end: one row of the final table.
+
+    Attributes:
+      name: what is described.
+      shares: [a + 1] probability of each answer, then of none.
+      intervals: [a + 1] 95 % intervals of measured shares; None for a predicted row.
+      samples: completions measured; None for a predicted row.
+    """
+
+    name: str
+    shares: np.ndarray
+    intervals: list[tuple[float, float]] | None = None
+    samples: int | None = None
+
+    @property
+    def valid(self) -> float:
+        return float(self.shares[:-1].sum())
+
+    @property
+    def entropy_bits(self) -> float:
+        return diversity.entropy_bits(self.shares[:-1])
+
+    @property
+    def answer_shares(self) -> np.ndarray:
+        """[a] share of each answer among the valid completions; nan where none is valid."""
+        return diversity.shares(self.shares[:-1])
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run left in its workdir.
+
+    Attributes:
+      workdir: the folder.
+      config: config.json.
+      reference: reference.json: samples, valid, answers, counts, optimum, objective.
+      rows: metrics.jsonl, one dict a finished step.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    reference: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def answers(self) -> list[str]:
+        return self.reference["answers"]
+
+    @property
+    def counts_ta(self) -> np.ndarray:
+        """[t, a] valid answers of each step's batch."""
+        return np.array([row["answers/counts"] for row in self.rows], np.float64).reshape(-1, len(self.answers))
+
+    def series(self, key: str) -> np.ndarray:
+        """[t] one metric over the steps."""
+        return np.array([row[key] for row in self.rows], np.float64)
+
+    @property
+    def method(self) -> str:
+        """The objective in two or three words."""
+        algorithm = self.config["algorithm"]
+        words = "vanilla" if algorithm["method"] == "vanilla" else f"MARA over {algorithm['anchor']}s"
+        return words if algorithm["kl"] == "reverse" else f"{words}, forward KL"
+
+    @property
+    def measured_reference(self) -> Outcome:
+        known = self.reference
+        return _measured("reference", known["counts"], known["samples"])
+
+    @property
+    def reached(self) -> Outcome | None:
+        """The last batches' completions pooled; None before the first step."""
+        rows = self.rows[-diversity.WINDOW :]
+        if not rows:
+            return None
+        counts, samples = self.counts_ta[-diversity.WINDOW :].sum(axis=0), sum(row["samples"] for row in rows)
+        return _measured(f"this run, last {_count(len(rows), 'batch', 'batches')}", counts, samples)
+
+    def optimum(self, method: str) -> Outcome | None:
+        """The predicted optimum of "vanilla" or of the run's own method; None where it was not computed."""
+        shares = self.reference["optimum"].get(method)
+        name = "vanilla" if method == "vanilla" else self.method
+        return None if shares is None else Outcome(f"optimum: {name}", np.asarray(shares, np.float64))
+
+    @property
+    def own_optimum(self) -> Outcome | None:
+        return self.optimum(self.config["algorithm"]["method"])
+
+
+def read(workdir: str | os.PathLike) -> Record:
+    """Reads what a language-model run wrote.
+
+    Args:
+      workdir: folder with config.json, reference.json and metrics.jsonl.
+
+    Returns:
+      The record; a last line of metrics that is still being written is left out.
+
+    Raises:
+      FileNotFoundError: one of the files is missing.
+      ValueError: one of them cannot be read, or lacks a field; names file and field.
+    """
+    workdir = Path(workdir)
+    config = _json(workdir / "config.json", ("algorithm", "seed"))
+    reference = read_reference(workdir / "reference.json")
+    rows = []
+    lines = _text(workdir / "metrics.jsonl").split("\n")
+    for number, line in enumerate(lines, 1):
+        if number == len(lines):  # without its newline: empty, or cut short
+            break
+        rows.append(_parsed(line, f"{workdir / 'metrics.jsonl'}, line {number}", _METRICS))
+    return Record(workdir, config, reference, rows)
+
+
+def read_reference(path: Path) -> dict[str, Any]:
+    """reference.json as it was before it was written: null in a list of log-masses is -inf, which JSON lacks.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it cannot be read, or lacks a field; names file and field.
+    """
+    known = _json(path, ("samples", "answers", "counts", "optimum", "objective"))
+    return {key: _infinite(value) if key.startswith("log_") else value for key, value in known.items()}
+
+
+def _infinite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [-math.inf if one is None else _infinite(one) for one in value]
+    return value
+
+
+def start_summary(reference: dict[str, Any]) -> list[str]:
+    """In words: the objective, what the reference does, and where the objective leads.
+
+    Args:
+      reference: the contents of reference.json.
+
+    Returns:
+      Lines to print before training.
+    """
+    measured = _measured("reference", reference["counts"], reference["samples"])
+    low, high = diversity.interval(sum(reference["counts"]), reference["samples"])
+    interval = f"{low:.1%} to {high:.1%}"
+    mix = _mix(measured, reference["answers"])
+    lines = [
+        f"objective: {reference['objective']}",
+        f"reference: {measured.valid:.1%} of {reference['samples']} samples valid ({interval}); "
+        f"{mix}; entropy {measured.entropy_bits:.2f} bits",
+    ]
+    for name, shares in reference["optimum"].items():
+        outcome = Outcome(name, np.asarray(shares, np.float64))
+        mix = _mix(outcome, reference["answers"])
+        lines.append(f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits")
+    if not sum(reference["counts"]):
+        lines.append(
+            f"WARNING: none of {reference['samples']} samples of the reference has an answer, so there is no reward to "
+            "learn from: teach the format by warmup.steps, or choose other policy.weights"
+        )
+    if reference.get("collapse"):
+        lines.append(collapse_warning(reference["collapse"]))
+    return lines
+
+
+def collapse_warning(found: dict[str, Any]) -> str:
+    """One line for a run whose own optimum gives one answer nearly everything, with the cure.
+
+    Args:
+      found: `answer`, its `share` at the optimum with the interval `low` to `high`, `raise_above` (a beta, or None),
+        `method`, `seen` (how many answers the reference gives), `prompts` and `collapsing`.
+    """
+    where = f" under {found['collapsing']} of {found['prompts']} prompts, at worst" if found["prompts"] > 1 else ""
+    interval = "" if found["low"] == found["high"] else f" [{found['low']:.1%}, {found['high']:.1%}]"
+    cures = []
+    if found["raise_above"]:
+        cures.append(f"raise algorithm.beta above {found['raise_above']:.3g}")
+    if found["method"] == "vanilla" and found["seen"] > 1:
+        cures.append("set algorithm.method=mara")
+    cure = " or ".join(cures) or "no beta helps, for the reference itself gives hardly any other: warm it up on more"
+    return (
+        f"WARNING: the optimum of these settings is a collapse:{where} {found['share']:.1%}{interval} of the answers "
+        f'"{found["answer"]}"; {cure}'
+    )
+
+
+def final_rows(workdir: str | os.PathLike) -> list[Outcome]:
+    """Reference, vanilla's optimum, the run's own optimum (where computed), and what the run reached."""
+    record = read(workdir)
+    vanilla = record.config["algorithm"]["method"] == "vanilla"
+    rows = [record.measured_reference, record.optimum("vanilla")]
+    rows += [None if vanilla else record.own_optimum, record.reached]
+    return [row for row in rows if row is not None]
+
+
+def final_table(workdir: str | os.PathLike) -> Table:
+    """Each final row's answers, with 95 % intervals where measured, entropy, and distance to the optimum.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      A rich table; print it with `rich.print`.
+    """
+    record = read(workdir)
+    beta = f"{record.config['algorithm']['beta']:g}"
+    table = Table(
+        title=f"{record.method}, beta {beta}: where completions end",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for name in [*(f'"{answer}"' for answer in record.answers), "invalid", "bits", "TV"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in final_rows(workdir):
+        cells = [_share(row, a) for a in range(len(row.shares))]
+        table.add_row(row.name, *cells, f"{row.entropy_bits:.3f}", _number(_distance(row, record.own_optimum), ".3f"))
+    kl = record.series("kl/reverse")[-LAST_KL:]
+    if len(kl):
+        steps, trend = _count(len(kl), "step", "steps"), _number(diversity.slope(kl), "+.3f")
+        mean = _number(kl.mean(), ".2f")
+        table.caption = (
+            f"KL to the reference over the last {steps}: {mean} nats, slope {trend} a step\n"
+            "bits: entropy of the valid answers; TV: of their shares to the run's optimum"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes:
+      header: names of the columns.
+      rows: texts, one row a run, then one for each setting that several seeds share (mean ± sample deviation).
+      note: what the columns mean.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str
+
+    @property
+    def table(self) -> Table:
+        """For a terminal: `rich.print`."""
+        table = Table(box=box.SIMPLE_HEAD, padding=0, caption=self.note)
+        for i, name in enumerate(self.header):
+            table.add_column(name, justify="left" if i < 2 else "right", min_width=9 if i < 2 else None, no_wrap=i >= 2)
+        for row in self.rows:
+            table.add_row(*(cell.replace(" ± ", "\n± ") for cell in row))
+        return table
+
+    @property
+    def markdown(self) -> str:
+        """For a document."""
+        rule = ["---", "---", *["---:"] * (len(self.header) - 2)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in [self.header, rule, *self.rows]]
+        return "\n".join([*lines, "", self.note])
+
+
+# heading -> how it is printed
+_COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
+_FREE = ("seed", "steps", "show_samples", "checkpoint", "mesh", "profile")  # the seed, and train.workdir.RESUMABLE
+# How the same numbers are computed.
+_COMPUTED = {
+    "policy": ("scan_layers", "remat"),
+    "rollout": ("length_buckets",),
+    "optimiser": ("micro_batches",),
+}
+_NOTE = (
+    f"valid, bits (entropy of the valid answers): last {diversity.WINDOW} batches pooled; KL to the "
+    f"reference (nats a completion), its slope (a step), length (tokens): last {LAST_KL} steps; "
+    "TV: total variation of the valid answers' shares to the run's own optimum"
+)
+
+
+def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
+    """Compares runs: what their last batches gave, their KL and its trend, and how far the optimum is.
+
+    Valid share and entropy are pooled over the last 8 batches; KL and length are means over the last 10 steps
+    and the slope is fitted to them; the distance is the total variation of the valid answers' shares. Runs whose
+    configs differ in nothing but the seed, in what a resumed run may change or in how the same numbers are computed are
+    averaged, each seed once; so are a run that made its reference and those that start from it.
+
+    Args:
+      workdirs: folders of runs.
+
+    Returns:
+      A comparison, for a terminal or as markdown.
+
+    Raises:
+      ValueError: no workdir given, or one that holds no finished step.
+    """
+    if not workdirs:
+        raise ValueError("0 runs to compare; name at least one workdir")
+    records = [read(workdir) for workdir in workdirs]
+    named = {_weights(record) for record in records} - {""}
+    rows, groups = [], {}
+    for record in records:
+        numbers, beta = _figures(record), f"{record.config['algorithm']['beta']:g}"
+        rows.append([record.workdir.name, record.method, beta, str(record.config["seed"]), *_texts(numbers)])
+        # The same run named twice, or run twice, is one: a seed is one draw.
+        groups.setdefault(_setting(record, named), {}).setdefault(record.config["seed"], (record, numbers))
+    for group in groups.values():
+        if len(group) > 1:
+            members = [numbers for _, numbers in group.values()]
+            record = next(record for record, _ in group.values())
+            method, beta = record.method, f"{record.config['algorithm']['beta']:g}"
+            mean, deviation = np.mean(members, axis=0), np.std(members, axis=0, ddof=1)
+            spread = [
+                f"{middle} ± {_number(width, form.strip('+'))}" if width > 0 else middle
+                for middle, width, form in zip(_texts(mean), deviation, _COLUMNS.values(), strict=True)
+            ]
+            seeds = ", ".join(str(seed) for seed in sorted(group)) if len(group) <= 3 else ""
+            rows.append([f"mean of {len(members)}", method, beta, seeds, *spread])
+    return Comparison(["run", "method", "beta", "seed", *_COLUMNS], rows, _NOTE)
+
+
+def _setting(record: Record, named: set[str]) -> str:
+    """What runs that are averaged have in common: the config without the seed, what a resumption may change, and how
+    the numbers are computed.
+
+    A reference is told by where it lies: in the folder of the run that made it, if another run names that (`named`).
+    """
+    same = {name: value for name, value in record.config.items() if name not in _FREE}
+    for section, fields in _COMPUTED.items():
+        same[section] = {name: value for name, value in same.get(section, {}).items() if name not in fields}
+    made, weights = os.path.realpath(record.workdir / "reference"), _weights(record)
+    if made in named or weights in named:
+        same["policy"] |= {"weights": made if made in named else weights}
+        same.pop("warmup", None)
+    return json.dumps(same, sort_keys=True)
+
+
+def _weights(record: Record) -> str:
+    """Where a run's weights lie on this machine; "" for those that have a name."""
+    weights = record.config.get("policy", {}).get("weights", "")
+    return os.path.realpath(weights) if os.path.exists(weights) else ""
+
+
+def _figures(record: Record) -> list[float]:
+    """One run's numbers in the order of `_COLUMNS`."""
+    reached = record.reached
+    if reached is None:
+        raise ValueError(f"{record.workdir} holds no finished step; train it first")
+    kl, length = record.series("kl/reverse")[-LAST_KL:], record.series("length/mean")[-LAST_KL:]
+    distance = _distance(reached, record.own_optimum)
+    trend = diversity.slope(kl)
+    return [reached.valid, reached.entropy_bits, kl.mean(), trend, length.mean(), distance]
+
+
+def _texts(numbers: Any) -> list[str]:
+    return [_number(value, form) for value, form in zip(numbers, _COLUMNS.values(), strict=True)]
+
+
+def _measured(name: str, counts: Any, samples: int) -> Outcome:
+    counts = [*counts, samples - sum(counts)]
+    intervals = [diversity.interval(count, samples) for count in counts]
+    return Outcome(name, diversity.shares(counts, samples), intervals, samples)
+
+
+def _distance(row: Outcome, optimum: Outcome | None) -> float:
+    return math.nan if optimum is None else diversity.total_variation(row.answer_shares, optimum.answer_shares)
+
+
+def _share(row: Outcome, index: int) -> str:
+    if row.intervals is None:
+        return f"{row.shares[index]:.3f}"
+    low, high = row.intervals[index]
+    return f"{row.shares[index]:.3f}\n[dim]{low:.2f}-{high:.2f}[/dim]"
+
+
+def _mix(outcome: Outcome, answers: list[str]) -> str:
+    if not outcome.valid:
+        return "no answers"
+    mix = zip(answers, outcome.answer_shares, strict=True)
+    return ", ".join(f'"{answer}" {share:.1%}' for answer, share in mix) + " of the valid ones"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return one if number == 1 else f"{number} {many}"
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; name the workdir of a language-model run")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8; it was not written by a run") from None
+
+
+def _json(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
+    return _parsed(_text(path), str(path), fields)
+
+
+def _parsed(text: str, where: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise ValueError(f"{where} is not JSON; it was damaged, or not written by a run") from None
+    missing = [field for field in fields if not isinstance(value, dict) or field not in value]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; it was not written by a language-model run")
+    return value

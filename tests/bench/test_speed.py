@@ -1,0 +1,179 @@
+"""The work of a step's real programs against the least, and the numbers that bench reports, against hand arithmetic."""
+
+import mmap
+
+import jax
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from mara_jax import config
+from mara_jax.bench import command, phases, speed
+from mara_jax.plan import work
+from mara_jax.policies import model, transformer
+
+
+def case_of(policy: model.Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
+    prompts = phases.random_prompts(policy.architecture.vocab_size, samples // group, prompt)
+    return phases.Case("case", policy, prompts, group, new, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("tiny", (64, 64, 8, 32)),
+        ("tiny", (256, 64, 16, 32)),
+        pytest.param("small", (64, 64, 8, 32), marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_does_at_most_a_tenth_more_than_the_least(name, shape):
+    """Counted from the programs themselves; every part of the step has its own bound."""
+    policy = phases.random_policy(name)
+    for keep in ("nothing", "products"):
+        _check_work(case_of(policy, *shape, keep=keep))
+
+
+def _check_work(case: phases.Case) -> None:
+    policy = case.policy
+    params = jax.eval_shape(lambda: transformer.init(policy.architecture, jax.random.key(0)))
+    drawn, batch = phases.shapes(case, params)
+    counted, least = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
+    for name in phases.NAMES:
+        assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, (case.keep, name)
+
+
+@pytest.mark.parametrize("new", [256, 512])
+def test_long_completions_do_at_most_a_tenth_more_than_the_least(new):
+    """Where nothing is kept. With kept products the least is smaller, and at 512 tokens the update 1.109 of it."""
+    _check_work(case_of(phases.random_policy("tiny"), 64, new, 8, 8))
+
+
+def test_micro_batches_compute_each_prompt_once_for_every_part():
+    policy = phases.random_policy("tiny")
+    layers = 2 * work.layer_parameters(policy.architecture)
+    parts = [case_of(policy, 64, 64, 8, 32, optimiser=config.Optimiser(micro_batches=n)) for n in (1, 2)]
+    params = jax.eval_shape(lambda: transformer.init(policy.architecture, jax.random.key(0)))
+    one, two = (phases.counted(case, params, *phases.shapes(case, params)) for case in parts)
+    assert two.rollout == one.rollout
+    prompts = layers * 4 * 64
+    assert two.reference - one.reference == pytest.approx(prompts, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def record():
+    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
+    policy = model.Policy(arch, None, (), 0, {}, "random")
+    params = transformer.init(arch, jax.random.key(0))
+    return speed.measure(case_of(policy, 8, 6, 2, 4), params, repeats=2)
+
+
+def test_nothing_is_compiled_after_the_first_step(record):
+    assert record["compiled"]["warm_up"]["programs"] > 3
+    assert record["compiled"]["afterwards"]["programs"] == 0
+
+
+def test_an_update_with_truncated_weights_is_measured():
+    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
+    algorithm = config.Algorithm(method="mara", anchor="string", truncate=2.0)
+    case = case_of(model.Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
+    params = transformer.init(arch, jax.random.key(0))
+    assert all(len(times) == 1 for times in speed.steps(case, params, repeats=1).spent.values())
+    assert phases.counted(case, params, *phases.shapes(case, params)).update > 0
+
+
+def test_tokens_and_bytes_by_hand(record):
+    # Two prompts of 8; four completions of 6, the last token of each read by nothing.
+    assert [record["phases"][name]["tokens"] for name in phases.NAMES] == [4 * 6, 16 + 4 * 5, 16 + 4 * 5]
+    weights = 64 * 16 + 16 + (16 * 16 + 16 + 2 * (16 * 8 + 8) + 16 * 16 + 3 * 16 * 32 + 2 * 16)
+    # The five steps see 1 to 5 slots of each of 4 rows, and each prompt's 8.
+    cache = 2 * 2 * 4 * (2 * 8 + 4 * (1 + 2 + 3 + 4 + 5) / 5)
+    assert record["decode"]["steps"] == 5
+    assert record["decode"]["bytes_per_step"] == 4 * (weights + cache)
+    for row in (record["phases"][name] for name in phases.NAMES):
+        assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
+        assert row["gflops_per_s"] == pytest.approx(row["flops"] / row["seconds"] / 1e9)
+    rates = [record["machine"][name] for name in ("matmul_decode_gflops_per_s", "matmul_gflops_per_s")]
+    for name, rate in zip(("rollout", "update"), rates, strict=True):
+        row = record["phases"][name]
+        assert row["of_matmul"] == pytest.approx(row["gflops_per_s"] / rate)
+
+
+def test_the_table_fits_a_terminal(record):
+    console = Console(width=80, record=True, highlight=False)
+    command.show({"threads": 1, "load": 0.5, **record}, console)
+    text = console.export_text()
+    assert all(name in text for name in phases.NAMES)
+    assert "…" not in text
+
+
+def test_large_pages_are_advised_where_they_would_help(record, monkeypatch, tmp_path):
+    def shown(faults: int) -> str:
+        console = Console(width=200, record=True, highlight=False)
+        command.show({"threads": 1, "load": 0.5, **record, "clock": "cpu_s", "page_faults": faults}, console)
+        return console.export_text()
+
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never\n")
+    monkeypatch.setattr(command, "ON_REQUEST", setting)
+    monkeypatch.setattr(command.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "page faults" not in shown(100)
+    assert "43,931 a step, nearly all saved with GLIBC_TUNABLES=" in shown(43_931)
+    for told, given in (("glibc.malloc.hugetlb=1", "always [madvise] never"), ("", "always madvise [never]")):
+        monkeypatch.setenv("GLIBC_TUNABLES", told)
+        setting.write_text(given)
+        assert "page faults: 43,931 a step\n" in shown(43_931)
+
+
+def test_page_faults_are_those_of_the_pages_that_are_touched():
+    pages = 2_000
+    array = mmap.mmap(-1, mmap.PAGESIZE * pages)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        array.madvise(mmap.MADV_NOHUGEPAGE)
+    before = speed.page_faults()
+    for page in range(pages):
+        array[page * mmap.PAGESIZE] = 1
+    assert pages <= speed.page_faults() - before < 2 * pages
+
+
+def test_compilations_are_counted():
+    counter = speed.Compilations()
+    function = jax.jit(lambda x: x * 3 + 1)
+    with counter.counted() as found:
+        jax.block_until_ready([function(jnp.ones(size)) for size in (3, 5, 3)])
+    assert found["programs"] >= 2
+    with counter.counted() as found:
+        jax.block_until_ready(function(jnp.ones(5)))
+    assert found["programs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give either --model=NAME or --config=FILE.py"),
+        (["--model=tiny", "--config=configs/toy.py"], "give either --model=NAME or --config=FILE.py"),
+        (["--model=huge"], "huge"),
+        (["--model=tiny", "--samples=30"], "--samples=30 is no multiple of --group=8"),
+        (["--model=tiny", "--group=0"], "--group=0"),
+        (["--model=tiny", "--threads=4096"], "--threads=4096"),
+        (["--config=configs/toy.py"], "the toy has no language model"),
+        (["--config=configs/onetwo.py:nano", "--prompt=9"], "--prompt goes with --model"),
+        (["--config=configs/onetwo.py:nano", "--config.algorithm.kl=forward"], "makes two rollouts a step"),
+        (["--config=configs/onetwo.py:nano", "--config.rollout.slots=4"], "rollout.slots=4"),
+        (
+            ["--config=configs/onetwo.py:nano", "--config.optimiser.updates=2", "--config.algorithm.importance=token"],
+            "optimiser.updates=2",
+        ),
+        (["--model=tiny", "--out=pyproject.toml"], "is not a folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(flags, said, capsys, monkeypatch):
+    monkeypatch.setattr(
+        command, "use_threads", command.use_threads if "--threads=4096" in flags else lambda count: None
+    )
+    assert command.main(["bench", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mara_jax: ")
+    assert err.count("\n") == 1
+    assert said in err

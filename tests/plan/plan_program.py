@@ -1,0 +1,97 @@
+"""Plan's memory beside a real step's, on 8 simulated devices: python plan_program.py ARGUMENTS OUT, as its own process.
+
+ARGUMENTS (JSON): shape ("nano" or [layers, embed, words]), and fields of the config, mesh and sizes among them.
+
+Measured: the peak of the process during a step that compiles nothing, minus its level before, plus the bytes of the
+arrays that were there before.
+"""
+
+import gc
+import json
+import os
+import pathlib
+import re
+import sys
+
+# More devices than cores: one may wait for another longer than XLA's 40 seconds.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=900 "
+    "--xla_cpu_collective_timeout_seconds=900"
+)
+
+import jax
+import numpy as np
+
+from mara_jax import config, hf
+from mara_jax.hf import tokenizer as tokenizers
+from mara_jax.parallel import sharding
+from mara_jax.plan import chips, planning, programs
+from mara_jax.policies import model, transformer
+from mara_jax.policies import params as table
+from mara_jax.tasks import onetwo
+from mara_jax.train import loop, optim, placement, reference, shape
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    out = pathlib.Path(sys.argv[2])
+    weights = "nano" if asked["shape"] == "nano" else str(random_weights(out.parent / "weights", *asked["shape"]))
+    values = config.to_config_dict(config.LanguageRun(policy=config.Policy(weights=weights), steps=2))
+    values.update_from_flattened_dict({"warmup.steps": int(weights == "nano")} | asked["fields"])
+    run = config.resolve(values)
+    assert isinstance(run, config.LanguageRun)
+    layout = planning.layout_of(run, jax.devices())
+    with sharding.use(layout):
+        measured, prompt_tokens = train(run)
+        sizes = programs.sizes_of(run, prompt_tokens)
+        chip = chips.chip_of(chips.parse("cpu:8"))
+        found = planning.phases(run, shape.of(run.policy), sizes, chip)
+    planned = {name: phase.memory._asdict() | {"total": phase.memory.total} for name, phase in found.items()}
+    out.write_text(json.dumps({"measured": measured, "planned": planned}))
+
+
+def random_weights(out: pathlib.Path, layers: int, embed: int, words: int) -> pathlib.Path:
+    """A checkpoint of random numbers, Qwen2-shaped: heads of 64, two key heads."""
+    tokenizer = tokenizers.nano([onetwo.PROMPT], 512)
+    arch = transformer.Architecture(
+        family="qwen2", vocab_size=words, embed=embed, layers=layers, heads=embed // 64, kv_heads=2, head_dim=64,
+        mlp=4 * embed, qkv_bias=True,
+    )  # fmt: skip
+    tree = transformer.init(arch, jax.random.key(0))
+    ends = tokenizers.end_tokens(tokenizer)
+    return hf.export(model.Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)
+
+
+def train(run: config.LanguageRun) -> tuple[dict, int]:
+    """Bytes of a step, its first and its second one compiling all there is; tokens of the longest prompt."""
+    task = onetwo.OneTwo()
+    policy, ref_params = reference.load_base(run, task)
+    tx = optim.make(run.optimiser)
+    state = placement.fresh(policy.architecture, ref_params, tx)
+    prompts = reference.prompt_tokens(policy, task, run.policy.chat)
+    # No end token: every completion has its full length, as plan assumes.
+    policy = model.Policy(policy.architecture, policy.tokenizer, (), policy.pad_id, {}, policy.source)
+    setup = loop.Setup(run, task, policy, ref_params, prompts, np.log(np.array([[0.6, 0.2]], np.float32)), tx)
+    for done in range(2):
+        state, _, _ = loop.iterate(setup, state, done)
+    gc.collect()
+    # Heap that compiling freed is left as it is: given back it would be counted as the step's, which takes it again for
+    # small things that no plan speaks of (10 MB).
+    held = sum(s.data.nbytes for x in jax.live_arrays() for s in x.addressable_shards)
+    own = sum(s.data.nbytes for x in jax.tree.leaves((state, ref_params)) for s in x.addressable_shards)
+    before = status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    loop.iterate(setup, state, 2)
+    grown = status("VmHWM") - before
+    measured = {"arrays_before": held, "state_and_reference": own, "growth": grown, "total": held + grown}
+    return measured | {"parameters": table.count(policy.architecture)}, max(map(len, prompts))
+
+
+def status(name: str) -> int:
+    """Bytes that /proc tells of this process."""
+    found = re.search(rf"{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+main()
