@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from mara_jax import cli, config
+from mara_jax.core import forecast
 from mara_jax.predict import drawing, draws, prediction
 
 FLAGS = flags.FlagValues()
@@ -38,7 +39,7 @@ for _name, _help in _NUMBERS.items():
     flags.DEFINE_float(_name, None, _help, flag_values=FLAGS)
 flags.DEFINE_integer("samples", None, "Draws of the reference (default: warmup.measure_samples).", flag_values=FLAGS)
 flags.DEFINE_integer("prompt", 0, "Which of the prompts, of the task or of the rows.", flag_values=FLAGS)
-flags.DEFINE_integer("resamples", prediction.RESAMPLES, "Resamples of the bootstrap.", flag_values=FLAGS)
+flags.DEFINE_integer("resamples", forecast.RESAMPLES, "Resamples of the bootstrap.", flag_values=FLAGS)
 flags.DEFINE_boolean("json", False, "Print the numbers instead of the table.", flag_values=FLAGS)
 
 OBJECTIVE = ("method", "kl", "beta", "threshold")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mara_jax import config
+from mara_jax.core import forecast
 from mara_jax.predict.prediction import LARGEST, Draws, Settings
 from mara_jax.tasks import onetwo
 from mara_jax.toy import problems
@@ -107,9 +108,8 @@ def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
 
 def settings_of(run: config.Run) -> Settings:
     """The objective of a configuration, in the words of a prediction."""
-    algorithm = run.algorithm
-    name = "vanilla" if algorithm.method == "vanilla" else {"answer": "answers", "string": "strings"}[algorithm.anchor]
-    return Settings(name, algorithm.kl, max(algorithm.beta, reference.TINY_BETA), algorithm.threshold)
+    objective = reference.objective_of(run.algorithm)
+    return Settings(*objective._replace(beta=max(objective.beta, forecast.LEAST_BETA)))
 
 
 def of_toy(run: config.ToyRun) -> Draws:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mara_jax.core import collapse, curves
+from mara_jax.core import forecast, forecast_curves, pooled_samples
 from mara_jax.core.targets import Direction
 
-RESAMPLES = 1000
 KEPT = 8  # answers, the largest ones, among which flips are looked for
 LARGEST = 1e30  # of rewards, and of their spread over beta: beyond it float32 runs out of range on the way
 WIDE = 0.9  # length of a share's interval from which it says nothing
@@ -41,7 +40,7 @@ class Settings(NamedTuple):
     threshold: float
 
 
-def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int = forecast.RESAMPLES) -> dict[str, Any]:
     """Predicts every objective's optimum over a grid of betas, and at the configured one in particular.
 
     Args:
@@ -61,14 +60,14 @@ def predict(draws: Draws, settings: Settings, *, seed: int = 0, resamples: int =
     check(draws)
     _check_settings(draws, settings)
     resamples = 0 if draws.exact else resamples
-    beta_b = curves.beta_grid(draws.reward, settings.beta)
+    beta_b = forecast_curves.beta_grid(draws.reward, settings.beta)
     own = int(np.argmin(np.abs(beta_b - settings.beta)))
     found: dict[str, Any] = {
         "settings": settings._asdict(),
         "answers": list(draws.answers),
         "draws": reference_of(draws, settings.threshold),
         "resamples": resamples,
-        "collapsed_at": curves.COLLAPSED,
+        "collapsed_at": forecast_curves.COLLAPSED,
         "betas": beta_b.tolist(),
         "own": own,
         "objectives": {},
@@ -135,19 +134,9 @@ def _objective(name, direction, draws: Draws, threshold, beta_b, own, seed, resa
     if name == "strings" and draws.ref_logp is None:
         return None
     answers = len(draws.answers)
-    mass_brc = collapse.objective_masses(
-        name,
-        direction,
-        draws.reward,
-        draws.answer,
-        draws.ref_logp,
-        answers,
-        beta_b,
-        threshold,
-        key=jax.random.key(seed),
-        resamples=resamples,
-        exact=draws.exact,
-    )
+    samples = forecast.Samples(draws.reward, draws.answer, draws.ref_logp, draws.exact)
+    objective = forecast.Objective(name, direction, float(beta_b[own]), threshold)
+    mass_brc = forecast.class_mass(objective, samples, answers, beta_b, key=jax.random.key(seed), resamples=resamples)
     if not np.all(np.isfinite(mass_brc[:, 0])):
         raise ValueError(f"the {direction} optimum of {OBJECTIVES[name]} is beyond float32: rescale rewards and beta")
     read = _read_off(mass_brc, resamples, beta_b, own, draws.answers)
@@ -159,7 +148,7 @@ def _objective(name, direction, draws: Draws, threshold, beta_b, own, seed, resa
 
 
 def _read_off(mass_brc: np.ndarray, resamples: int, beta_b, own: int, answers) -> dict[str, Any]:
-    found = curves.read(mass_brc, resamples)
+    found = forecast_curves.read(mass_brc, resamples)
     sampled_bra = mass_brc[:, : resamples + 1, :-1]
     lists = {name: value.tolist() for name, value in found._asdict().items()}
     return {
@@ -177,7 +166,7 @@ def _leading(share_ba: np.ndarray) -> np.ndarray:
     return np.argsort(-rank_a, kind="stable")[:KEPT]
 
 
-def _flips(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
+def _flips(mass_bra, found: forecast_curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
     """Where two answers change places: the beta with its interval, and which of the two leads below it."""
     with np.errstate(divide="ignore"):
         kept_k = _leading(found.share)
@@ -187,7 +176,7 @@ def _flips(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, An
         for j in range(i):
             with np.errstate(invalid="ignore"):
                 ratio_rb = (log_brk[:, :, i] - log_brk[:, :, j]).T
-            for beta in curves.crossings(beta_b, ratio_rb[0]):
+            for beta in forecast_curves.crossings(beta_b, ratio_rb[0]):
                 share, leads = _at_crossing(beta, beta_b, mass_bra[:, 0], (kept_k[i], kept_k[j]))
                 low, high, held = _interval(beta, beta_b, ratio_rb[1:])
                 below, above = (i, j) if np.nan_to_num(ratio_rb[0])[beta_b < beta][-1] > 0 else (j, i)
@@ -218,12 +207,12 @@ def _at_crossing(beta: float, beta_b, mass_ba: np.ndarray, pair: tuple[int, int]
     return float(np.exp(met) / np.exp(log_a).sum()), bool(np.all(others_a <= met + 0.01))
 
 
-def _collapsed(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
+def _collapsed(mass_bra, found: forecast_curves.Curves, beta_b, answers) -> list[dict[str, Any]]:
     """Stretches of beta in which one answer has COLLAPSED of the completions with an answer; None: no end seen."""
-    above_b = curves.log_odds_above(found.top)
+    above_b = forecast_curves.log_odds_above(found.top)
     sampled_bra = mass_bra[:, 1:].astype(np.float64)
-    above_rb = curves.log_odds_above(sampled_bra.max(axis=-1) / np.maximum(sampled_bra.sum(axis=-1), 1e-300)).T
-    ends: list[float | None] = [*curves.crossings(beta_b, above_b)]
+    above_rb = forecast_curves.log_odds_above(sampled_bra.max(axis=-1) / np.maximum(sampled_bra.sum(axis=-1), 1e-300)).T
+    ends: list[float | None] = [*forecast_curves.crossings(beta_b, above_b)]
     inside = np.flatnonzero(above_b > 0)
     ends = ([None] if len(inside) and inside[0] == 0 else []) + ends
     ends += [None] if len(ends) % 2 else []
@@ -246,7 +235,7 @@ def _collapsed(mass_bra, found: curves.Curves, beta_b, answers) -> list[dict[str
 
 
 def _interval(beta, beta_b, value_rb):
-    return curves.crossing_interval(beta, beta_b, value_rb) if len(value_rb) else (beta, beta, 1.0)
+    return forecast_curves.crossing_interval(beta, beta_b, value_rb) if len(value_rb) else (beta, beta, 1.0)
 
 
 def string_trust(draws: Draws, threshold: float) -> dict[str, Any]:
@@ -259,7 +248,7 @@ def string_trust(draws: Draws, threshold: float) -> dict[str, Any]:
     counts = []
     for a in range(len(draws.answers)):
         good = (draws.answer == a) & (draws.reward >= threshold)
-        counts.append(collapse.effective_samples(np.where(good, -draws.ref_logp, -np.inf)))
+        counts.append(pooled_samples.effective_samples(np.where(good, -draws.ref_logp, -np.inf)))
     seen = [count for count in counts if count > 0]
     known = draws.equal_strings and bool(np.any(draws.reward >= threshold))
     useful = draws.exact or (len(seen) == len(counts) and min(seen) >= USEFUL)

@@ -1,5 +1,6 @@
 """One run of the 100-outcome problem, with its numbers and a picture, through the same core as a language model."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.config import ToyRun, estimator_of
-from mara_jax.core import collapse, curves, kl
+from mara_jax.core import forecast, kl
 from mara_jax.toy import problems, training
-from mara_jax.train import plots, report
+from mara_jax.train import plots, reference, report
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 
@@ -42,31 +43,11 @@ def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
 
 def built_in_collapse(cfg: ToyRun, problem: problems.Problem) -> dict[str, Any] | None:
     """What is said of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass; None for any other."""
-    settings, outcomes = cfg.algorithm, len(problem.reward)
-    beta_b = curves.beta_grid(problem.reward, settings.beta)
-    mass_brc = collapse.objective_masses(
-        "vanilla" if settings.method == "vanilla" else "strings",
-        settings.kl,
-        problem.reward,
-        np.arange(outcomes),
-        problem.ref_logp,
-        outcomes,
-        beta_b,
-        settings.threshold,
-        key=jax.random.key(0),
-        resamples=0,
-        exact=True,
-    )
-    leader = curves.leader(curves.read(mass_brc, 0), beta_b, settings.beta)
-    if leader.share < curves.COLLAPSED:
-        return None
-    return leader._asdict() | {
-        "answer": str(leader.index),
-        "method": settings.method,
-        "seen": outcomes,
-        "prompts": 1,
-        "collapsing": 1,
-    }
+    count = len(problem.reward)
+    outcomes = forecast.Samples(problem.reward, np.arange(count), problem.ref_logp, exact=True)
+    objective = reference.objective_of(dataclasses.replace(cfg.algorithm, anchor="string"))
+    task = forecast.Task(tuple(str(outcome) for outcome in range(count)))
+    return forecast.built_in_collapse(objective, [outcomes], task, key=jax.random.key(0), resamples=0)
 
 
 def run(cfg: ToyRun, workdir: pathlib.Path) -> None:

@@ -151,7 +151,6 @@ def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[
         display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
         samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
         known = reference.measure(cfg, samples, task)
-        known["objective"] = reference.describe(cfg)
         hosts.first(lambda: metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers)))
         hosts.first(lambda: workdirs.write_json(path, known))
         known = hosts.first(lambda: _known(path))

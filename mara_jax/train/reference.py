@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import hf
-from mara_jax.config import LanguageRun, Policy
-from mara_jax.core import augment, collapse, curves, targets
+from mara_jax.config import Algorithm, LanguageRun, Policy
+from mara_jax.core import augment, forecast
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import model, transformer
@@ -25,7 +25,6 @@ STREAMS = {
     name: number
     for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))
 }
-RESAMPLES = 1000  # of the samples that measure the reference, for the interval of a predicted collapse
 
 
 def stream(seed: int, name: str) -> jax.Array:
@@ -81,6 +80,10 @@ class Samples:
     def counts(self, answers: int) -> list[int]:
         """How many completions gave each answer."""
         return [int(np.sum(self.answer == a)) for a in range(answers)]
+
+    def by_prompt(self) -> list[forecast.Samples]:
+        """The samples of each prompt, as core.forecast takes them."""
+        return [forecast.Samples(*arrays) for arrays in zip(self.reward, self.answer, self.logp, strict=True)]
 
 
 def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
@@ -237,9 +240,13 @@ def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
     counts = samples.counts(len(task.answers))
     reward_pn, answer_pn = jnp.asarray(samples.reward), jnp.asarray(samples.answer)
     algorithm, answers = run.algorithm, len(task.answers)
-    beta = max(algorithm.beta, TINY_BETA)
+    beta = max(algorithm.beta, forecast.LEAST_BETA)
     log_mass_pa = augment.answer_log_mass(reward_pn, answer_pn, answers, beta, algorithm.threshold, algorithm.kl)
     total = samples.answer.size
+    objective, samples_p = objective_of(algorithm), samples.by_prompt()
+    answered = forecast.Task(task.answers, getattr(task, "answers_have_equally_many_strings", False))
+    log_optimum_c = forecast.class_log_mass(objective, samples_p, answered)
+    key = stream(run.seed, "bootstrap")
     return {
         "samples": total,
         "valid": samples.valid,
@@ -247,139 +254,23 @@ def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
         "counts": counts,
         "interval": [[float(end) for end in augment.wilson_interval(jnp.float32(n), total)] for n in counts],
         "log_mass": _json_numbers(np.asarray(log_mass_pa, np.float64).tolist()),
-        "optimum": optima(run, task, samples),
-        "log_optimum": _json_numbers(log_optimum(run, task, samples)),
-        "collapse": built_in_collapse(run, task, samples),
+        "objective": forecast.describe(objective),
+        "optimum": forecast.optima(objective, samples_p, answered),
+        "log_optimum": None if log_optimum_c is None else _json_numbers(log_optimum_c.tolist()),
+        "collapse": forecast.built_in_collapse(objective, samples_p, answered, key=key),
         "text": [group[:8] for group in samples.text],
     }
 
 
 def _json_numbers(value: Any) -> Any:
-    """The same with None for -inf, which JSON cannot write; eval.report.read_reference reads it back."""
+    """The same with None for -inf, which JSON cannot write; train.report.read_reference reads it back."""
     if isinstance(value, list):
         return [_json_numbers(one) for one in value]
     return None if value == -np.inf else value
 
 
-TINY_BETA = 1e-6  # stands for 0, where the optimum is the limit: the best answers, in the reference's ratio
-
-
-def optima(run: LanguageRun, task: Task, samples: Samples) -> dict[str, list[float]]:
-    """Where vanilla, and the run's own objective, would end: the share of each answer, then of no answer.
-
-    The reference's samples stand for the reference: one outcome a sample, each of equal mass, so graded
-    rewards are kept; the optimum of the paper's Eq. 3, 6 and 13 on them is exact for these samples.
-    For MARA over strings the optimum is spread over all good strings, of which samples show a vanishing part;
-    it is given where the task knows that its answers have equally many.
-    """
-    algorithm = run.algorithm
-    beta = max(algorithm.beta, TINY_BETA)
-    reward_pn = jnp.asarray(samples.reward)
-    ref_logp_pn = jnp.full(reward_pn.shape, -np.log(reward_pn.shape[1]))
-    vanilla = targets.reverse_kl if algorithm.kl == "reverse" else targets.forward_kl
-    rows = {"vanilla": _answer_shares(vanilla(ref_logp_pn, reward_pn, beta), samples, task)}
-    if algorithm.method == "mara" and algorithm.anchor == "answer":
-        logp_pn = jax.vmap(
-            lambda ref_logp, reward, answer: targets.mara_answers(
-                ref_logp, reward, answer, beta, algorithm.threshold, direction=algorithm.kl
-            )
-        )(ref_logp_pn, reward_pn, jnp.asarray(samples.answer))
-        rows["mara"] = _answer_shares(logp_pn, samples, task)
-    elif algorithm.method == "mara" and getattr(task, "answers_have_equally_many_strings", False):
-        rows["mara"] = [1 / len(task.answers)] * len(task.answers) + [0.0]
-    return rows
-
-
-def _answer_shares(logp_pn, samples: Samples, task: Task) -> list[float]:
-    mass_pn = np.exp(np.asarray(logp_pn, np.float64))
-    shares = [float(np.mean(np.sum(mass_pn * (samples.answer == a), axis=1))) for a in range(len(task.answers))]
-    return [*shares, max(0.0, 1.0 - sum(shares))]
-
-
-def objective_of(run: LanguageRun) -> collapse.Objective:
-    """The run's objective in the words of core.collapse."""
-    names: dict[str, collapse.Objective] = {"answer": "answers", "string": "strings"}
-    return "vanilla" if run.algorithm.method == "vanilla" else names[run.algorithm.anchor]
-
-
-def log_optimum(run: LanguageRun, task: Task, samples: Samples) -> list[float] | None:
-    """Log-mass (nats) of each answer, then of none, at the run's own optimum; None where samples cannot tell.
-
-    As `optima`, but with the digits that a probability of e^-1000 loses, and with half a sample for each answer
-    that none of them gave, so that no class has mass zero. MARA over strings is known where the task knows that
-    its answers have equally many: none then has at most its vanilla mass, which is given.
-    """
-    algorithm, name, answers = run.algorithm, objective_of(run), len(task.answers)
-    if name == "strings" and not getattr(task, "answers_have_equally_many_strings", False):
-        return None
-    of = collapse.objective_log_masses(
-        "answers" if name == "answers" else "vanilla",
-        algorithm.kl,
-        samples.reward,
-        samples.answer,
-        answers,
-        max(algorithm.beta, TINY_BETA),
-        algorithm.threshold,
-    )
-    if name == "strings":
-        of = np.append(np.full(answers, np.log(-np.expm1(min(of[-1], -1e-12)) / answers)), of[-1])
-    return of.tolist()
-
-
-def built_in_collapse(run: LanguageRun, task: Task, samples: Samples) -> dict[str, Any] | None:
-    """What is said of a run whose own optimum is a collapse; None for any other.
-
-    The rule: under some prompt at least two answers are possible, and the optimum of the run's objective on the
-    reference's samples gives one of them COLLAPSED (95 %) of the mass of all completions with an answer.
-
-    Returns:
-      The worst prompt's `answer`, its `share` with the bootstrap interval `low` and `high`, `raise_above`: the beta
-      above which the share is less (None where no beta helps), `seen`: how many answers the reference gave, and
-      `prompts`, `collapsing`: counts.
-    """
-    algorithm, name, answers = run.algorithm, objective_of(run), len(task.answers)
-    if answers < 2 or (name == "strings" and getattr(task, "answers_have_equally_many_strings", False)):
-        return None
-    beta, found = max(algorithm.beta, TINY_BETA), []
-    for reward_n, answer_n, logp_n in zip(samples.reward, samples.answer, samples.logp, strict=True):
-        if not np.any(answer_n >= 0):
-            continue
-        beta_b = curves.beta_grid(reward_n, beta)
-        key = stream(run.seed, "bootstrap")
-        mass_brc = collapse.objective_masses(
-            name, algorithm.kl, reward_n, answer_n, logp_n, answers, beta_b, algorithm.threshold,
-            key=key, resamples=RESAMPLES,
-        )  # fmt: skip
-        leader = curves.leader(curves.read(mass_brc, RESAMPLES), beta_b, beta)
-        seen = len(np.unique(answer_n[answer_n >= 0]))
-        found.append(leader._asdict() | {"answer": task.answers[leader.index], "seen": seen})
-    collapsing = [one for one in found if one["share"] >= curves.COLLAPSED]
-    if not collapsing:
-        return None
-    worst = max(collapsing, key=lambda one: one["share"])
-    return worst | {"method": algorithm.method, "prompts": len(found), "collapsing": len(collapsing)}
-
-
-def describe(run: LanguageRun) -> str:
-    """In words, what the run optimises and what its optimum is."""
-    algorithm = run.algorithm
-    divergence = "KL(pi || ref)" if algorithm.kl == "reverse" else "KL(ref || pi)"
-    text = f"maximise E[R] - {algorithm.beta:g} {divergence} over whole completions"
-    if algorithm.beta == 0:
-        return "maximise E[R] without a KL: every policy on best-rewarded completions is an optimum"
-    if algorithm.method == "vanilla":
-        shape = (
-            f"ref(y) exp(R(y) / {algorithm.beta:g})"
-            if algorithm.kl == "reverse"
-            else f"{algorithm.beta:g} ref(y) / (Lambda - R(y))"
-        )
-        return f"{text}; its optimum is proportional to {shape}: equal rewards keep the reference's own ratio"
-    good = f"R >= {algorithm.threshold:g}"
-    if algorithm.anchor == "string":
-        return (
-            f"{text}, R augmented by MARA over strings: at its optimum every completion with {good} is equally likely"
-        )
-    return (
-        f"{text}, R augmented by MARA over answers: at its optimum every answer reached with {good} is equally "
-        "likely, and completions of one answer keep the reference's ratio"
-    )
+def objective_of(algorithm: Algorithm) -> forecast.Objective:
+    """The objective of a configuration, as core.forecast takes it."""
+    methods: dict[str, forecast.Method] = {"answer": "answers", "string": "strings"}
+    method = "vanilla" if algorithm.method == "vanilla" else methods[algorithm.anchor]
+    return forecast.Objective(method, algorithm.kl, algorithm.beta, algorithm.threshold)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from mara_jax.core import augment, collapse, curves, targets
+from mara_jax.core import augment, forecast, forecast_curves, targets
 from mara_jax.policies import model, transformer
 from mara_jax.predict import drawing, draws, prediction
 from mara_jax.sampling import logprobs, rollout
@@ -129,11 +129,10 @@ def test_95_percent_intervals_hold_the_exact_optimum(world, name, direction):
     inside = np.zeros((SETS, 3))
     errors = []
     for i in range(SETS):
-        mass = collapse.objective_masses(
-            name, direction, np.where(answers[i] >= 0, 1.0, 0.0), answers[i], ref_logp[i], 2, np.array([beta]), 0.8,
-            key=jax.random.key(i), resamples=400,
-        )  # fmt: skip
-        read = curves.read(mass, 400)
+        samples = forecast.Samples(np.where(answers[i] >= 0, 1.0, 0.0), answers[i], ref_logp[i])
+        objective = forecast.Objective(name, direction, beta, 0.8)
+        mass = forecast.class_mass(objective, samples, 2, np.array([beta]), key=jax.random.key(i), resamples=400)
+        read = forecast_curves.read(mass, 400)
         want = exact_masses(world, name, direction, beta, answers[i])
         inside[i] = (read.mass_low[0] - 1e-6 <= want) & (want <= read.mass_high[0] + 1e-6)
         errors.append(read.mass[0] - want)

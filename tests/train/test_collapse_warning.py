@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from mara_jax.config import Algorithm, LanguageRun, Toy, ToyRun
-from mara_jax.core import targets
+from mara_jax.core import forecast, targets
 from mara_jax.tasks import onetwo
 from mara_jax.toy import problems
 from mara_jax.toy import single_run as toy_run
 from mara_jax.train import reference, report
 
 TASK = onetwo.OneTwo()
+ANSWERS = forecast.Task(TASK.answers, TASK.answers_have_equally_many_strings)
 
 
 def samples(ones: int, twos: int, none: int, reward: float = 1.0) -> reference.Samples:
@@ -27,40 +28,50 @@ def run(beta: float = 0.1, **algorithm) -> LanguageRun:
     return LanguageRun(algorithm=Algorithm(**{"method": "vanilla", "beta": beta, "threshold": 0.5} | algorithm))
 
 
+def collapse(run: LanguageRun, drawn: reference.Samples):
+    objective, key = reference.objective_of(run.algorithm), reference.stream(run.seed, "bootstrap")
+    return forecast.built_in_collapse(objective, drawn.by_prompt(), ANSWERS, key=key)
+
+
+def log_optimum(run: LanguageRun, drawn: reference.Samples):
+    return forecast.class_log_mass(reference.objective_of(run.algorithm), drawn.by_prompt(), ANSWERS)
+
+
 def test_equal_rewards_keep_the_reference_s_ratio_at_every_beta():
     for kl in ("reverse", "forward"):
-        found = reference.built_in_collapse(run(kl=kl), TASK, samples(192, 8, 56))
+        found = collapse(run(kl=kl), samples(192, 8, 56))
         assert found and found["answer"] == "1" and found["share"] == pytest.approx(0.96, abs=1e-4)
         assert found["low"] < 0.95 < 0.96 < found["high"] and found["raise_above"] is None and found["seen"] == 2
-    assert reference.built_in_collapse(run(), TASK, samples(188, 12, 56)) is None  # .94
+    assert collapse(run(), samples(188, 12, 56)) is None  # .94
 
 
 def test_the_cure_is_the_beta_where_the_share_is_95_percent():
     """Ratio 2 : 1 = (40 / 160) exp(.1 / beta) reaches 19 at beta = .1 / log 76."""
-    found = reference.built_in_collapse(run(0.02), TASK, samples(160, 40, 56, reward=0.9))
+    found = collapse(run(0.02), samples(160, 40, 56, reward=0.9))
     assert found and found["answer"] == "2" and found["raise_above"] == pytest.approx(0.1 / np.log(76), rel=1e-3)
     assert found["share"] == pytest.approx(1 / (1 + 4 * np.exp(-5)), abs=1e-4)
-    assert reference.built_in_collapse(run(0.024), TASK, samples(160, 40, 56, reward=0.9)) is None
+    assert collapse(run(0.024), samples(160, 40, 56, reward=0.9)) is None
 
 
 def test_mara_does_not_collapse_unless_the_reference_has_one_answer_alone():
-    assert reference.built_in_collapse(run(method="mara"), TASK, samples(196, 4, 56)) is None
-    assert reference.built_in_collapse(run(method="mara", anchor="string"), TASK, samples(196, 4, 56)) is None
-    found = reference.built_in_collapse(run(method="mara"), TASK, samples(200, 0, 56))
+    assert collapse(run(method="mara"), samples(196, 4, 56)) is None
+    assert collapse(run(method="mara", anchor="string"), samples(196, 4, 56)) is None
+    found = collapse(run(method="mara"), samples(200, 0, 56))
     assert found and found["share"] == 1 and found["seen"] == 1 and found["low"] < 0.95
 
 
 def test_nothing_valid_is_no_collapse():
-    assert reference.built_in_collapse(run(), TASK, samples(0, 0, 20)) is None
+    assert collapse(run(), samples(0, 0, 20)) is None
 
 
 def test_minus_infinity_is_null_in_the_file_and_itself_when_read(tmp_path, monkeypatch):
     # What is dear and not at issue is left out.
-    for name, value in (("built_in_collapse", None), ("optima", {}), ("log_optimum", [-0.5, -2.0, -np.inf])):
-        monkeypatch.setattr(reference, name, lambda *_, value=value: value)
+    log_mass_c = np.array([-0.5, -2.0, -np.inf])
+    for name, value in (("built_in_collapse", None), ("optima", {}), ("class_log_mass", log_mass_c)):
+        monkeypatch.setattr(reference.forecast, name, lambda *_, value=value, **__: value)
     monkeypatch.setattr(reference.augment, "wilson_interval", lambda *_: (0.0, 1.0))
     monkeypatch.setattr(reference.augment, "answer_log_mass", lambda *_: np.array([[-1.5, -np.inf]]))
-    known = reference.measure(run(), samples(5, 0, 15), TASK) | {"objective": ""}
+    known = reference.measure(run(), samples(5, 0, 15), TASK)
     path = tmp_path / "reference.json"
     path.write_text(json.dumps(known, allow_nan=False))
     read = report.read_reference(path)
@@ -70,10 +81,10 @@ def test_minus_infinity_is_null_in_the_file_and_itself_when_read(tmp_path, monke
 
 
 def test_log_optimum_has_every_class():
-    vanilla = reference.log_optimum(run(1e-3), TASK, samples(30, 10, 20))
+    vanilla = log_optimum(run(1e-3), samples(30, 10, 20))
     assert vanilla == pytest.approx([np.log(0.75), np.log(0.25), np.log(0.5) - 1000], rel=1e-5)
-    assert np.all(np.isfinite(reference.log_optimum(run(), TASK, samples(20, 0, 0))))
-    strings = reference.log_optimum(run(method="mara", anchor="string"), TASK, samples(30, 10, 20))
+    assert np.all(np.isfinite(log_optimum(run(), samples(20, 0, 0))))
+    strings = log_optimum(run(method="mara", anchor="string"), samples(30, 10, 20))
     assert strings[:2] == pytest.approx([np.log(0.5)] * 2, abs=1e-4)
     assert strings[2] == pytest.approx(np.log(0.5) - 10, 1e-4)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.core import augment, collapse, curves, targets
+from mara_jax.core import augment, forecast, forecast_curves, pooled_samples, targets
 from mara_jax.toy import problems
 
 # Ten draws: rewards and answers of three kinds of string, and one without an answer.
@@ -22,10 +22,9 @@ def class_masses(logp_n, answer_n, answers):
 
 
 def masses(name, direction, resamples=0, reward=REWARD, answer=ANSWER, answers=3, **kwargs):
-    return collapse.objective_masses(
-        name, direction, reward, answer, kwargs.pop("ref_logp", REF), answers, kwargs.pop("betas", BETAS), 0.8,
-        key=jax.random.key(kwargs.pop("seed", 0)), resamples=resamples, **kwargs,
-    )  # fmt: skip
+    samples = forecast.Samples(reward, answer, kwargs.pop("ref_logp", REF), kwargs.pop("exact", False))
+    objective, beta_b = forecast.Objective(name, direction, 0.1, 0.8), kwargs.pop("betas", BETAS)
+    return forecast.class_mass(objective, samples, answers, beta_b, key=jax.random.key(0), resamples=resamples)
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
@@ -84,7 +83,7 @@ def test_enumerated_outcomes_give_the_target_itself(name, direction):
 
 def test_fast_forward_optimum_equals_the_bisected_one():
     rng = np.random.default_rng(0)
-    optimum = jax.jit(collapse._optimum, static_argnums=3)
+    optimum = jax.jit(pooled_samples._optimum, static_argnums=3)
     reward = {0: rng.random, 1: lambda n: np.round(rng.random(n)), 2: np.zeros}
     with jax.enable_x64(True):
         for trial in range(60):
@@ -96,30 +95,30 @@ def test_fast_forward_optimum_equals_the_bisected_one():
 
 
 def test_log_mass_is_that_of_training():
-    groups = collapse.pool(REWARD, ANSWER, 4)
-    weight = collapse.log_weights(np.full(10, -np.log(10)), groups, jax.random.key(0), 0)[0]
+    groups = pooled_samples.pool(REWARD, ANSWER, 4)
+    weight = pooled_samples.log_weights(np.full(10, -np.log(10)), groups, jax.random.key(0), 0)[0]
     for direction in ("reverse", "forward"):
         want = augment.answer_log_mass(REWARD[None], ANSWER[None], 4, 0.3, 0.8, direction)[0]
-        got = collapse.log_mass(weight, groups.reward, groups.answer, 4, 0.3, 0.8, direction)
+        got = pooled_samples.answer_log_mass(weight, groups.reward, groups.answer, 4, 0.3, 0.8, direction)
         assert np.allclose(got, want, atol=1e-6) and got[3] == -np.inf
 
 
 def test_log_masses_keep_what_probabilities_cannot():
-    groups = collapse.pool(REWARD, ANSWER, 3)
-    weight = collapse.log_weights(np.full(10, -np.log(10)), groups, jax.random.key(0), 0)[0]
-    got = collapse.log_masses(weight, groups.reward, groups.answer, 3, 1e-3, "reverse")
+    groups = pooled_samples.pool(REWARD, ANSWER, 3)
+    weight = pooled_samples.log_weights(np.full(10, -np.log(10)), groups, jax.random.key(0), 0)[0]
+    got = pooled_samples.optimum_log_mass(weight, groups.reward, groups.answer, 3, 1e-3, "reverse")
     assert got[3] == pytest.approx(np.log(2 / 5) - 1000, rel=1e-6)  # two without answer, five of reward 1
 
 
 def test_resamples_are_multinomial_and_rows_stay_as_they_are():
-    groups = collapse.pool(REWARD, ANSWER, 3)
+    groups = pooled_samples.pool(REWARD, ANSWER, 3)
     log_weight = np.full(10, -np.log(10))
-    rows = np.exp(collapse.log_weights(log_weight, groups, jax.random.key(1), 4000))
+    rows = np.exp(pooled_samples.log_weights(log_weight, groups, jax.random.key(1), 4000))
     share = np.bincount(groups.index) / 10
     assert np.allclose(rows[0], share, atol=1e-6) and np.allclose(rows.sum(axis=1), 1, atol=1e-5)
     assert np.allclose(rows[1:].mean(axis=0), share, atol=0.01)
     assert np.allclose(np.cov(rows[1:].T), (np.diag(share) - np.outer(share, share)) / 10, atol=2e-3)
-    fewer = np.exp(collapse.log_weights(log_weight, groups, jax.random.key(1), 100))
+    fewer = np.exp(pooled_samples.log_weights(log_weight, groups, jax.random.key(1), 100))
     assert np.array_equal(fewer, rows[:101])
 
 
@@ -127,7 +126,7 @@ def test_an_answer_never_drawn_gets_what_the_draws_allow():
     """Two answers, one never seen in 100 draws: Wilson's upper end, 3.7 %, is the most it may have (z^2/(n+z^2))."""
     reward, answer = np.ones(100), np.zeros(100, int)
     mass = masses("vanilla", "reverse", 200, reward=reward, answer=answer, answers=2, ref_logp=None)
-    read = curves.read(mass, 200)
+    read = forecast_curves.read(mass, 200)
     most = 1.959964**2 / (100 + 1.959964**2)
     assert read.share[1].tolist() == [1.0, 0.0]
     assert read.share_high[1, 1] == pytest.approx(most / (1 + most), rel=1e-4)
@@ -136,7 +135,7 @@ def test_an_answer_never_drawn_gets_what_the_draws_allow():
 
 def test_readings_of_hand_made_masses():
     mass = np.array([[[0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [0.8, 0.0, 0.2]]])
-    read = curves.read(mass, 2)
+    read = forecast_curves.read(mass, 2)
     assert np.allclose(read.share[0], [0.75, 0.25]) and np.isclose(read.top[0], 0.75)
     assert read.number[0] == pytest.approx(4 / 3**0.75)  # exp of the entropy of (3/4, 1/4)
     assert read.number_low[0] == pytest.approx(1.025) and read.number_high[0] == pytest.approx(1.975)
@@ -148,13 +147,13 @@ def test_readings_of_hand_made_masses():
 def test_crossings_find_the_paper_s_flips():
     """Figure 2: reverse at .25 / 1.9 = .1316 (Eq. 11), forward near .65; rewards of both peaks at the outcomes' own."""
     problem = problems.figure2()
-    betas = curves.beta_grid(problem.reward, 0.1)
+    betas = forecast_curves.beta_grid(problem.reward, 0.1)
     for direction, want in (("reverse", None), ("forward", 0.65)):
         mass = masses(
             "vanilla", direction, reward=problem.reward, answer=np.arange(100), answers=100, ref_logp=problem.ref_logp,
             betas=betas, exact=True,
         )[:, 0]  # fmt: skip
-        found = curves.crossings(betas, np.log(mass[:, 79]) - np.log(np.maximum(mass[:, 20], 1e-30)))
+        found = forecast_curves.crossings(betas, np.log(mass[:, 79]) - np.log(np.maximum(mass[:, 20], 1e-30)))
         if want is None:
             want = float(
                 targets.tie_beta(problem.ref_logp[20], problem.reward[20], problem.ref_logp[79], problem.reward[79])
@@ -165,26 +164,26 @@ def test_crossings_find_the_paper_s_flips():
 
 def test_crossings_ignore_rounding_and_start_where_the_sign_does():
     betas = np.array([0.1, 0.2, 0.5, 1.0])
-    assert curves.crossings(betas, np.array([1e-6, -1e-6, 1e-6, -1e-6])) == []
-    assert curves.crossings(betas, np.array([1.0, 0.0, 0.0, 0.5])) == []
+    assert forecast_curves.crossings(betas, np.array([1e-6, -1e-6, 1e-6, -1e-6])) == []
+    assert forecast_curves.crossings(betas, np.array([1.0, 0.0, 0.0, 0.5])) == []
     # Linear in 1 / beta: 3 - x crosses 0 at 1 / beta = 3.
-    assert curves.crossings(betas, 3.0 - 1 / betas) == pytest.approx([1 / 3])
-    assert curves.crossings(betas, np.array([-np.inf, -1.0, 1.0, 2.0])) == pytest.approx([1 / 3.5])
+    assert forecast_curves.crossings(betas, 3.0 - 1 / betas) == pytest.approx([1 / 3])
+    assert forecast_curves.crossings(betas, np.array([-np.inf, -1.0, 1.0, 2.0])) == pytest.approx([1 / 3.5])
 
 
 def test_interval_of_a_crossing():
     betas = np.array([0.1, 0.2, 0.5, 1.0])
     rows = np.array([level - 1 / betas for level in np.linspace(2, 4, 41)] + [np.ones(4)] * 41)
-    low, high, held = curves.crossing_interval(1 / 3, betas, rows)
+    low, high, held = forecast_curves.crossing_interval(1 / 3, betas, rows)
     assert held == 0.5 and low == pytest.approx(0.253, abs=2e-3) and high == pytest.approx(0.488, abs=2e-3)
-    assert curves.crossing_interval(1 / 3, betas, np.ones((5, 4))) == (None, None, 0.0)
+    assert forecast_curves.crossing_interval(1 / 3, betas, np.ones((5, 4))) == (None, None, 0.0)
 
 
 def test_effective_samples():
-    assert collapse.effective_samples(np.zeros(7)) == pytest.approx(7)
-    assert collapse.effective_samples(np.array([700.0, 0, -np.inf])) == pytest.approx(1)
-    assert collapse.effective_samples(np.log([3.0, 1.0])) == pytest.approx(1.6)
-    assert collapse.effective_samples(np.array([-np.inf])) == 0
+    assert pooled_samples.effective_samples(np.zeros(7)) == pytest.approx(7)
+    assert pooled_samples.effective_samples(np.array([700.0, 0, -np.inf])) == pytest.approx(1)
+    assert pooled_samples.effective_samples(np.log([3.0, 1.0])) == pytest.approx(1.6)
+    assert pooled_samples.effective_samples(np.array([-np.inf])) == 0
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
@@ -192,10 +191,10 @@ def test_many_rewards_are_filled_up_without_a_trace(direction):
     """Forty draws of forty rewards, one answer of three unseen, one draw in four without an answer."""
     rng = np.random.default_rng(0)
     reward, answer = rng.random(40), np.where(rng.random(40) < 0.25, -1, rng.integers(0, 2, 40))
-    groups = collapse.pool(reward, answer, 3)
+    groups = pooled_samples.pool(reward, answer, 3)
     assert len(groups.reward) == 41 and groups.unseen == (40,)
     reward[5:30] = 0.5  # fewer groups, the same shape
-    groups = collapse.pool(reward, answer, 3)
+    groups = pooled_samples.pool(reward, answer, 3)
     assert len(groups.reward) == 41 and len(np.unique(groups.index)) < 20
     optimum = targets.reverse_kl if direction == "reverse" else targets.forward_kl
     want = class_masses(optimum(np.full(40, -np.log(40)), reward, 0.2), answer, 3)
@@ -203,5 +202,6 @@ def test_many_rewards_are_filled_up_without_a_trace(direction):
     assert np.allclose(got[0, 0], want, atol=2e-6)
     weighed = np.append(np.full(40, -np.log(40)), np.log(0.5 / 40))
     logp = optimum(weighed, np.append(reward, reward.max()), 0.2)
-    logs = collapse.objective_log_masses("vanilla", direction, reward[None], answer[None], 3, 0.2, 0.8)
+    objective = forecast.Objective("vanilla", direction, 0.2, 0.8)
+    logs = forecast.class_log_mass(objective, [forecast.Samples(reward, answer)], forecast.Task(("a", "b", "c")))
     assert np.allclose(np.exp(logs), class_masses(logp, np.append(answer, 2), 3), atol=2e-6)

@@ -34,7 +34,7 @@ def read(mass_brc: Float[np.ndarray, "b r c"], resamples: int) -> Curves:
     """What the masses say: row 0, with 2.5 % and 97.5 % quantiles of the resamples, widened to the rows after them.
 
     Args:
-        mass_brc: as from `core.collapse.masses`.
+        mass_brc: as from `core.forecast.class_mass`.
         resamples: how many of the rows are resamples.
 
     Returns:
@@ -83,7 +83,7 @@ def beta_grid(reward_n: np.ndarray, beta: float, count: int = 61) -> np.ndarray:
     """Betas from a thousandth to ten times the spread of the rewards (1 if they are equal), evenly in log.
 
     Args:
-        reward_n: reward of each draw.
+        reward_n: reward of each sample.
         beta: one that the grid holds too, and goes beyond on both sides.
         count: how many besides it.
 
@@ -108,7 +108,7 @@ def crossing_interval(
     """How surely a crossing is known: where the resamples' curves cross, nearest to it.
 
     Args:
-        beta: the crossing of the draws as they are.
+        beta: the crossing of the samples as they are.
         beta_b: betas in ascending order.
         value_rb: the curve of each resample.
 
