@@ -5,6 +5,7 @@ import sys
 
 from rich.console import Console
 
+from mara_jax.evaluate import comparison
 from mara_jax.train import plots, report
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
                 console.print(report.final_table(run))
                 console.print(f"figure: {plots.final_figure(run)}")
         else:
-            compared = report.compare(asked.runs)
+            compared = comparison.compare(asked.runs)
             console.print(compared.markdown if asked.markdown else compared.table)
     except (ValueError, OSError) as error:
         print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mara_jax.core import diversity
+from mara_jax.evaluate import comparison
 from mara_jax.train import report
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def runs(tmp_path_factory) -> dict[str, report.Record]:
     same = [f"--config.policy.weights={folder / 'answers' / 'reference'}", "--config.warmup.steps=0"]
     for name in ("strings", "vanilla"):
         found[name] = train(folder / name, *METHODS[name], *same)
-    print(report.compare([run.workdir for run in found.values()]).markdown)
+    print(comparison.compare([run.workdir for run in found.values()]).markdown)
     return found
 
 
