@@ -31,24 +31,24 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, flags.Error) as error:
         return cli.refused(error)
     try:
-        hosts.first(lambda: workdir_of_run.check(workdir, run))
+        hosts.on_process_zero(lambda: workdir_of_run.check(workdir, run))
         train(run, workdir)
-    except hosts.Elsewhere:
+    except hosts.RemoteError:
         return 2  # the process that refused says why
     except (ValueError, OSError) as error:
         status = cli.refused(error)
-        if hosts.several() and not isinstance(error, hosts.Agreed):
-            hosts.abandon(status)
+        if hosts.several_processes() and not isinstance(error, hosts.SharedError):
+            hosts.exit_at_once(status)
         return status
     except KeyboardInterrupt:
-        if hosts.writes():
+        if hosts.is_process_zero():
             print("mara_jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return hosts.abandon(130) if hosts.several() else 130
+        return hosts.exit_at_once(130) if hosts.several_processes() else 130
     except Exception:
-        if not hosts.several():
+        if not hosts.several_processes():
             raise
         traceback.print_exc()
-        hosts.abandon(1)
+        hosts.exit_at_once(1)
     return 0
 
 
@@ -59,7 +59,7 @@ def join(run: config.Run) -> None:
       ValueError: they do not find each other, or the run is none of several processes.
     """
     if isinstance(run, config.LanguageRun):
-        mesh.initialise(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
+        mesh.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
     elif any(flag.value is not None for flag in (_ADDRESS, _PROCESSES, _PROCESS)):
         raise ValueError("the toy runs in one process: leave out --coordinator_address, --num_processes, --process_id")
 
@@ -97,8 +97,8 @@ def train(run: config.Run, workdir: pathlib.Path) -> None:
     from mara_jax.train import loop, preflight
 
     preflight.check_threshold(run)
-    with sharding.use(hosts.everywhere(lambda: preflight.layout_of(run))), preflight.too_large():
-        hosts.everywhere(lambda: preflight.check_room(run))
+    with sharding.use(hosts.raise_on_all_processes(lambda: preflight.layout_of(run))), preflight.too_large():
+        hosts.raise_on_all_processes(lambda: preflight.check_room(run))
         loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
 
 

@@ -54,7 +54,7 @@ def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str =
     with whole_or_not_at_all(out) as building:
         write_json(building / _CONFIG, config)
         write_safetensors(building / _WEIGHTS, rows, adapter)
-    hosts.wait("export")
+    hosts.barrier("export")
     return out
 
 

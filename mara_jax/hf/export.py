@@ -159,11 +159,11 @@ def whole_or_not_at_all(out: Path) -> Iterator[Path]:
 
 def gathered_elsewhere(rows: Iterable[tuple[Row, str]], params: Any) -> bool:
     """Whether another process writes; then this one has done its part of it, tensor by tensor."""
-    if hosts.writes():
+    if hosts.is_process_zero():
         return False
     for row, _ in rows:
         hosts.gather(table.read(params, row))
-    hosts.wait("export")
+    hosts.barrier("export")
     return True
 
 
@@ -204,5 +204,5 @@ def export(
         _write_weights(building, rows, params, max_shard_bytes)
         if policy.tokenizer is not None:
             policy.tokenizer.save_pretrained(building)
-    hosts.wait("export")
+    hosts.barrier("export")
     return out

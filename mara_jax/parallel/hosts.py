@@ -1,6 +1,6 @@
-"""What several processes agree on: who writes, what one of them read, whether all of them succeeded.
+"""Several processes: which one writes, errors that all of them raise, and global arrays from host arrays.
 
-Every process runs the same program, so each of these functions is called by all of them, in the same order.
+Every process runs the same program, so all of them call each of these functions, in the same order.
 """
 
 import json
@@ -16,26 +16,26 @@ from jax.experimental import multihost_utils
 
 from mara_jax.parallel import sharding
 
-REFUSALS = (ValueError, OSError)  # what is told in one line
+USER_ERRORS = (ValueError, OSError)  # reported in one line, without a traceback
 
 
-class Agreed(ValueError):
-    """A refusal that every process knows of, so that all of them end in order; its first process tells why."""
+class SharedError(ValueError):
+    """An error that every process raises, so that all of them end in order; one process reports it."""
 
 
-class Elsewhere(Agreed):
-    """Another process refused, and tells why."""
+class RemoteError(SharedError):
+    """The error of another process, which reports it."""
 
 
-def several() -> bool:
+def several_processes() -> bool:
     """Whether the run has more than one process."""
     # Asking jax for the count starts its backends, before which a lone process may still choose its devices.
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def writes() -> bool:
-    """Whether this process writes logs and files: the first one does."""
-    return not several() or jax.process_index() == 0
+def is_process_zero() -> bool:
+    """Whether this process is the one that writes logs and files."""
+    return not several_processes() or jax.process_index() == 0
 
 
 def gather(array: Any) -> np.ndarray:
@@ -45,8 +45,8 @@ def gather(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def own(array: Any) -> np.ndarray:
-    """An array on the host, with zeros where other processes hold it; nothing is sent."""
+def local_values(array: Any) -> np.ndarray:
+    """An array on the host, with zeros where other processes hold it; no collective."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     host = np.zeros(array.shape, array.dtype)
@@ -55,7 +55,7 @@ def own(array: Any) -> np.ndarray:
     return host
 
 
-def owned(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:
+def local_mask_of(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:
     """Which entries of an array this process holds: bool, of `shape`."""
     mask = np.zeros(shape, bool)
     for index in sharding.addressable_devices_indices_map(shape).values():
@@ -63,93 +63,95 @@ def owned(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray
     return mask
 
 
-def mine(array: Any) -> np.ndarray:
+def local_mask(array: Any) -> np.ndarray:
     """Which entries of an array this process holds: bool, of its shape."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.ones(array.shape, bool)
-    return owned(array.sharding, array.shape)
+    return local_mask_of(array.sharding, array.shape)
 
 
-def place(array: Any, where: jax.sharding.Sharding) -> jax.Array:
-    """An array of all processes from one on each host, of which only the part that `owned` names is read."""
+def global_array(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The global array from an array on each host, of which only the entries in `local_mask_of` are read."""
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def whole(array: Any) -> Any:
-    """A host array, equal on all processes, on every device of the layout in use."""
+def replicate(array: Any) -> Any:
+    """A host array, equal on all processes, replicated on every device of the layout in use."""
     layout = sharding.current()
-    return jnp.asarray(array) if layout is None else place(array, sharding.replicated(layout))
+    return jnp.asarray(array) if layout is None else global_array(array, sharding.replicated(layout))
 
 
-def rows(array: Any, axis: int = 0) -> Any:
-    """A host array whose `axis` counts rows, or streams of them, on the devices of its rows, in the layout in use."""
+def shard_rows(array: Any, axis: int = 0) -> Any:
+    """A host array whose `axis` counts rows or packed sequences, sharded along it in the layout in use."""
     layout = sharding.current()
-    return jnp.asarray(array) if layout is None else place(array, sharding.named(layout, (*(None,) * axis, "rows")))
+    if layout is None:
+        return jnp.asarray(array)
+    return global_array(array, sharding.named_sharding(layout, (*(None,) * axis, "rows")))
 
 
-def prompts(array_p: Any, samples: int) -> Any:
-    """A host array [p, ...] on the devices that hold the rows of these prompts, `samples` each, in the layout in use.
+def shard_prompts(array_p: Any, samples: int) -> Any:
+    """A host array [p, ...] on the devices that hold these prompts' rows (`samples` each) in the layout in use.
 
-    Each process needs to know the entries of its own prompts alone.
+    Each process needs the entries of its own prompts alone.
     """
     layout = sharding.current()
     if layout is None:
         return jnp.asarray(array_p)
-    return place(array_p, sharding.rows_named(layout, len(array_p), samples)[0])
+    return global_array(array_p, sharding.row_shardings(layout, len(array_p), samples)[0])
 
 
-def groups(array_pg: Any) -> Any:
-    """A host array [p, g, ...] on the devices that hold these rows in the layout in use; as `prompts`."""
+def shard_groups(array_pg: Any) -> Any:
+    """A host array [p, g, ...] on the devices that hold these rows in the layout in use; as `shard_prompts`."""
     layout = sharding.current()
     if layout is None:
         return jnp.asarray(array_pg)
-    return place(array_pg, sharding.rows_named(layout, *array_pg.shape[:2])[1])
+    return global_array(array_pg, sharding.row_shardings(layout, *array_pg.shape[:2])[1])
 
 
-def first(function: Callable[[], Any]) -> Any:
-    """What `function`, called by process 0 alone, returns (JSON), on every process.
+def on_process_zero(function: Callable[[], Any]) -> Any:
+    """Calls `function` on process 0 alone and returns its result (JSON) on every process.
 
     Raises:
-      Agreed: it refused there; every process then raises.
+      SharedError: it raised there; every process then raises.
     """
-    if not several():
+    if not several_processes():
         return function()
     value, error = None, None
-    if writes():
+    if is_process_zero():
         value, error = _caught(function)
-    said = _broadcast(json.dumps([error is not None, value]) if writes() else "")
-    refused, value = json.loads(said)
+    message = _broadcast(json.dumps([error is not None, value]) if is_process_zero() else "")
+    failed, value = json.loads(message)
     if error is not None:
-        raise Agreed(str(error)) from error
-    if refused:
-        raise Elsewhere("process 0 refused")
+        raise SharedError(str(error)) from error
+    if failed:
+        raise RemoteError("process 0 failed")
     return value
 
 
-def everywhere(function: Callable[[], Any]) -> Any:
-    """What `function` returns, unless it refuses on any process: then every process raises.
+def raise_on_all_processes(function: Callable[[], Any]) -> Any:
+    """Calls `function` on every process and returns its result; if it raises on any of them, all of them raise.
 
     Raises:
-      Agreed: with the error of the first process that refused; its other processes raise `Elsewhere`.
+      SharedError: with its own error on the first process that failed; the others raise `RemoteError`.
     """
-    if not several():
+    if not several_processes():
         return function()
     value, error = _caught(function)
-    refused = np.asarray(multihost_utils.process_allgather(np.int32(error is not None)))
-    if not refused.any():
+    failed = np.asarray(multihost_utils.process_allgather(np.int32(error is not None)))
+    if not failed.any():
         return value
-    # One of those that refused tells it: many processes often meet one and the same obstacle.
-    teller = int(np.argmax(refused))
-    if teller == jax.process_index():
-        raise Agreed(str(error)) from error
-    raise Elsewhere(f"process {teller} refused") from error
+    # One of those that failed reports it: many processes often meet one and the same obstacle.
+    reporter = int(np.argmax(failed))
+    if reporter == jax.process_index():
+        raise SharedError(str(error)) from error
+    raise RemoteError(f"process {reporter} failed") from error
 
 
 def _caught(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return function(), None
-    except REFUSALS as error:
+    except USER_ERRORS as error:
         return None, error
 
 
@@ -157,21 +159,21 @@ def _broadcast(text: str) -> str:
     """Process 0's text on every process."""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text.encode()))))
     array = np.zeros(size, np.uint8)
-    if writes():
+    if is_process_zero():
         array[:] = np.frombuffer(text.encode(), np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(array)).tobytes().decode()
 
 
-def wait(name: str) -> None:
-    """Goes on once every process is here, so that one may read what another wrote before."""
-    if several():
+def barrier(name: str) -> None:
+    """Waits until every process is here, so that one may read what another wrote before."""
+    if several_processes():
         multihost_utils.sync_global_devices(name)
 
 
-def abandon(status: int) -> NoReturn:
-    """Ends this process at once, after an error that the others do not know of: they then end as well.
+def exit_at_once(status: int) -> NoReturn:
+    """Ends this process at once, after an error that the others have not raised: they then end as well.
 
-    A usual exit would wait for the others, which wait for this one in the middle of a computation.
+    A normal exit would wait for the others, which wait for this one in the middle of a computation.
     """
     sys.stdout.flush()
     sys.stderr.flush()

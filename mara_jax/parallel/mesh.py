@@ -10,10 +10,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")  # outermost first: the devices of a tensor axis are neighbours
-REST = -1  # the size that stands for "the devices that the other axes leave"
+REMAINING = -1  # the size that stands for "the devices that the other axes leave"
 
 
-def sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
+def resolve_sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     """The size of each mesh axis, with -1 resolved.
 
     Args:
@@ -23,19 +23,19 @@ def sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     Raises:
       ValueError: the sizes do not multiply to `devices`.
     """
-    said = " x ".join(f"mesh.{axis}={wanted[axis]}" for axis in AXES)
-    open_axes = [axis for axis in AXES if wanted[axis] == REST]
-    if len(open_axes) > 1 or any(size < 1 and size != REST for size in wanted.values()):
-        raise ValueError(f"{said}: each size is at least 1, and one of them may be -1 for the devices that are left")
-    fixed = math.prod(size for size in wanted.values() if size != REST)
+    product = " x ".join(f"mesh.{axis}={wanted[axis]}" for axis in AXES)
+    open_axes = [axis for axis in AXES if wanted[axis] == REMAINING]
+    if len(open_axes) > 1 or any(size < 1 and size != REMAINING for size in wanted.values()):
+        raise ValueError(f"{product}: each size is at least 1, and one of them may be -1 for the devices that are left")
+    fixed = math.prod(size for size in wanted.values() if size != REMAINING)
     if not open_axes and fixed != devices:
-        raise ValueError(f"{said} makes {fixed} devices, there are {devices}: let one of the sizes be -1")
+        raise ValueError(f"{product} makes {fixed} devices, there are {devices}: let one of the sizes be -1")
     if devices % fixed:
-        raise ValueError(f"{said}: {fixed} does not divide the {devices} devices; choose sizes whose product does")
-    return {axis: devices // fixed if wanted[axis] == REST else wanted[axis] for axis in AXES}
+        raise ValueError(f"{product}: {fixed} does not divide the {devices} devices; choose sizes whose product does")
+    return {axis: devices // fixed if wanted[axis] == REMAINING else wanted[axis] for axis in AXES}
 
 
-def make(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of the given sizes over all devices of all processes, or over `devices`.
 
     Its axes are Auto: the compiler places what nothing constrains.
@@ -44,13 +44,13 @@ def make(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mes
       ValueError: the sizes do not multiply to the number of devices, or do not suit several slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = sizes(wanted, len(devices))
-    placed = _placed(tuple(shape[axis] for axis in AXES), devices)
+    shape = resolve_sizes(wanted, len(devices))
+    placed = _device_array(tuple(shape[axis] for axis in AXES), devices)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _placed(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
-    """The devices as an array of this shape, neighbours where they talk most.
+def _device_array(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
+    """The devices as an array of this shape, neighbours along the axes that communicate most.
 
     jax.make_mesh would refuse GPUs of several hosts, several TPU slices, and most shapes on a v6e or v5p slice, such as
     4 x 2 x 2 on 4 x 4 chips.
@@ -58,22 +58,22 @@ def _placed(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
     Raises:
       ValueError: several TPU slices, which a slow network joins, and neither data nor fsdp that they divide.
     """
-    slices = len({getattr(one, "slice_index", 0) for one in devices}) if devices[0].platform == "tpu" else 1
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, fsdp, _ = shape
     across = (math.gcd(data, slices), math.gcd(fsdp, slices // math.gcd(data, slices)), 1)
     if math.prod(across) != slices:
-        said = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-        raise ValueError(f"{said} on {slices} slices: let mesh.data times mesh.fsdp be a multiple of {slices}")
-    within = [size // cut for size, cut in zip(shape, across, strict=True)]
+        product = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+        raise ValueError(f"{product} on {slices} slices: let mesh.data times mesh.fsdp be a multiple of {slices}")
+    within = [size // factor for size, factor in zip(shape, across, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
-def initialise(address: str | None, processes: int | None, process: int | None) -> None:
+def join_processes(address: str | None, processes: int | None, process: int | None) -> None:
     """Joins the processes of one run; does nothing where there is only one. Before any computation.
 
-    TPU pods, SLURM steps of several tasks and Open MPI are found by themselves; elsewhere all three arguments say it.
+    jax finds the processes of TPU pods, SLURM steps of several tasks and Open MPI; elsewhere give all three arguments.
 
     Args:
       address: HOST:PORT of process 0, reachable by all.
@@ -83,13 +83,13 @@ def initialise(address: str | None, processes: int | None, process: int | None) 
     Raises:
       ValueError: some but not all are given, they contradict each other, or the processes do not find each other.
     """
-    found = cluster(os.environ, address, processes, process)
-    if found is None:
+    arguments = distributed_arguments(os.environ, address, processes, process)
+    if arguments is None:
         return
     try:
-        jax.distributed.initialize(**found)
+        jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
-        if not found and "coordinator_address should be defined" in str(error):
+        if not arguments and "coordinator_address should be defined" in str(error):
             return  # one TPU host, apart from any pod
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -98,36 +98,36 @@ def initialise(address: str | None, processes: int | None, process: int | None) 
         ) from error
 
 
-def cluster(
+def distributed_arguments(
     environment: Mapping[str, str], address: str | None, processes: int | None, process: int | None
 ) -> dict[str, Any] | None:
     """Arguments for jax.distributed.initialize: those given, {} where jax finds them itself, None for one process.
 
     Raises:
-      ValueError: as `initialise`.
+      ValueError: as `join_processes`.
     """
-    given = {"coordinator_address": address, "num_processes": processes, "process_id": process}
+    arguments = {"coordinator_address": address, "num_processes": processes, "process_id": process}
     if processes is None and process is None and int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         if "OMPI_MCA_orte_hnp_uri" in environment:
             return {}
         # From version 5 on, Open MPI tells a process its number, but not where process 0 is.
-        given["num_processes"] = int(environment["OMPI_COMM_WORLD_SIZE"])
-        given["process_id"] = int(environment["OMPI_COMM_WORLD_RANK"])
-    elif all(value is None for value in given.values()):
+        arguments["num_processes"] = int(environment["OMPI_COMM_WORLD_SIZE"])
+        arguments["process_id"] = int(environment["OMPI_COMM_WORLD_RANK"])
+    elif all(value is None for value in arguments.values()):
         # The number of tasks in the step, not in the job: a batch script itself is a step of one.
         slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         # jax sets it where it sees TPU chips and libtpu.
         tpu = "tpu" in (jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
         return {} if slurm or tpu else None
-    missing = [name for name, value in given.items() if value is None]
+    missing = [name for name, value in arguments.items() if value is None]
     if missing:
         raise ValueError(
             f"--{missing[0]} is missing: several processes need --coordinator_address=HOST:PORT (of process 0), "
             "--num_processes=N and --process_id=I"
         )
-    _check(given["coordinator_address"], given["num_processes"], given["process_id"])
+    _check(arguments["coordinator_address"], arguments["num_processes"], arguments["process_id"])
     # Otherwise jax would ask any cluster it thinks it sees for what was not given.
-    return given | {"cluster_detection_method": "deactivate"}
+    return arguments | {"cluster_detection_method": "deactivate"}
 
 
 def _check(address: Any, processes: Any, process: Any) -> None:

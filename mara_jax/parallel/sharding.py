@@ -15,7 +15,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Logical axis -> mesh axes. One array never uses a mesh axis twice: activations leave "embed" whole (None), because
+# Logical axis -> mesh axes. One array never uses a mesh axis twice: activations do not shard "embed" (None), because
 # their rows already use fsdp.
 TABLE: dict[str, tuple[str, ...]] = {
     "rows": ("data", "fsdp"),  # prompts x samples, or the streams they are packed into
@@ -27,14 +27,14 @@ TABLE: dict[str, tuple[str, ...]] = {
     "layers": (),
 }
 
-# Pairs that one activation has: [rows, time, heads] and so on.
-TOGETHER = (("rows", "heads"), ("rows", "kv_heads"), ("rows", "mlp"), ("rows", "vocab"))
+# Pairs of axes that one activation has, such as [rows, time, heads]: they must lie on different mesh axes.
+ACTIVATION_AXES = (("rows", "heads"), ("rows", "kv_heads"), ("rows", "mlp"), ("rows", "vocab"))
 
-# The last two axes of the kernels whose outputs are the residual stream, see `at_rest`.
-BY_INPUTS = (("heads", "embed"), ("mlp", "embed"))
+# The last two axes of the kernels whose outputs are the residual stream, see `param_sharding`.
+OUTPUT_KERNELS = (("heads", "embed"), ("mlp", "embed"))
 
-# Path of an array in a nested dict -> its shape and logical axes.
-Leaves = Mapping[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]
+# Path of a parameter in the nested dict -> its shape and logical axes.
+ParamAxes = Mapping[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,23 @@ def layout(mesh: Mesh, overrides: str = "") -> Layout:
                 "by + (or none)"
             )
         rows[logical] = axes
-    found = Layout(mesh, tuple(sorted(rows.items())))
-    for pair in TOGETHER:
-        spec(found, pair, "an activation")
-    return found
+    chosen = Layout(mesh, tuple(sorted(rows.items())))
+    for pair in ACTIVATION_AXES:
+        partition_spec(chosen, pair, "an activation")
+    return chosen
 
 
 def _words(names: Any) -> str:
     return ", ".join(names)
 
 
-def ways(layout: Layout, logical: str) -> int:
-    """Into how many parts an axis is cut."""
-    return math.prod(layout.mesh.shape[axis] for axis in dict(layout.table)[logical])
+def shard_count(logical: str, layout: Layout | None = None) -> int:
+    """How many shards a logical axis has in `layout`, or in the layout in use; 1 where there is none."""
+    layout = current() if layout is None else layout
+    return 1 if layout is None else math.prod(layout.mesh.shape[axis] for axis in dict(layout.table)[logical])
 
 
-def spec(layout: Layout, axes: Sequence[str | None], what: str = "an array") -> PartitionSpec:
+def partition_spec(layout: Layout, axes: Sequence[str | None], what: str = "an array") -> PartitionSpec:
     """Where each axis of an array goes.
 
     Args:
@@ -98,35 +99,37 @@ def spec(layout: Layout, axes: Sequence[str | None], what: str = "an array") -> 
     for logical in axes:
         if logical is not None and logical not in table:
             raise ValueError(f"{what} has the logical axis {logical!r}, which the table lacks: it has {_words(table)}")
-        found = tuple(a for a in table[logical] if layout.mesh.shape[a] > 1) if logical is not None else ()
-        for axis in found:
+        mesh_axes = tuple(a for a in table[logical] if layout.mesh.shape[a] > 1) if logical is not None else ()
+        for axis in mesh_axes:
             if axis in taken:
                 raise ValueError(
                     f"{what} would have both {taken[axis]!r} and {logical!r} on mesh axis {axis!r} "
                     f"(size {layout.mesh.shape[axis]}): send one elsewhere with mesh.overrides={logical}:none"
                 )
             taken[axis] = logical
-        entries.append(found[0] if len(found) == 1 else found or None)
+        entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
     return PartitionSpec(*entries)
 
 
-def named(layout: Layout, axes: Sequence[str | None], shape: Sequence[int] | None = None, what: str = "an array"):
+def named_sharding(
+    layout: Layout, axes: Sequence[str | None], shape: Sequence[int] | None = None, what: str = "an array"
+):
     """The NamedSharding of an array.
 
     Args:
-      axes, what: as `spec`.
+      axes, what: as `partition_spec`.
       shape: where given, each size must divide.
 
     Raises:
-      ValueError: as `spec`, or a size that its mesh axes do not divide.
+      ValueError: as `partition_spec`, or a size that its mesh axes do not divide.
     """
     for size, logical in zip(shape or (), axes, strict=bool(shape)):
         if logical is not None:
-            check(layout, {logical: size}, what)
-    return NamedSharding(layout.mesh, spec(layout, axes, what))
+            check_divisible(layout, {logical: size}, what)
+    return NamedSharding(layout.mesh, partition_spec(layout, axes, what))
 
 
-def check(layout: Layout, counts: Mapping[str, int], what: str = "the model") -> None:
+def check_divisible(layout: Layout, counts: Mapping[str, int], what: str = "the model") -> None:
     """Refuses sizes that the mesh does not divide.
 
     Args:
@@ -137,21 +140,20 @@ def check(layout: Layout, counts: Mapping[str, int], what: str = "the model") ->
     """
     table = dict(layout.table)
     for logical, count in counts.items():
-        parts = ways(layout, logical)
-        if count % parts:
-            cut = " x ".join(f"mesh.{axis}={layout.mesh.shape[axis]}" for axis in table[logical])
+        if count % shard_count(logical, layout):
+            sizes = " x ".join(f"mesh.{axis}={layout.mesh.shape[axis]}" for axis in table[logical])
             raise ValueError(
-                f"{what} has {count} on its axis {logical!r}, which {cut} does not divide: "
+                f"{what} has {count} on its axis {logical!r}, which {sizes} does not divide: "
                 f"choose sizes that do, or keep that axis whole with mesh.overrides={logical}:none"
             )
 
 
 def replicated(layout: Layout) -> NamedSharding:
-    """Everything on every device."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(layout.mesh, PartitionSpec())
 
 
-def params(layout: Layout, leaves: Leaves) -> dict[str, Any]:
+def param_shardings(layout: Layout, leaves: ParamAxes) -> dict[str, Any]:
     """The sharding of every parameter, as a nested dict.
 
     Raises:
@@ -162,75 +164,80 @@ def params(layout: Layout, leaves: Leaves) -> dict[str, Any]:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = at_rest(layout, axes, shape, "/".join(path))
+        node[path[-1]] = param_sharding(layout, axes, shape, "/".join(path))
     return tree
 
 
-def at_rest(layout: Layout, axes: Sequence[str | None], shape: Sequence[int], what: str = "an array") -> NamedSharding:
-    """Where a parameter lies between its uses: as the table says, but a kernel back to "embed" is cut by its inputs.
+def param_sharding(
+    layout: Layout, axes: Sequence[str | None], shape: Sequence[int], what: str = "an array"
+) -> NamedSharding:
+    """The sharding of a parameter between its uses: as the table says, but output kernels are sharded by their inputs.
 
-    What would cut the outputs of such a kernel cuts its inputs further, where their number divides. XLA for GPUs
-    gathers along an array's first axis alone; of a kernel cut along its last one it keeps a turned copy, in float32
-    and of all layers at once.
+    The mesh axes that would shard the outputs ("embed") of such a kernel shard its inputs further, where their number
+    divides. XLA for GPUs all-gathers along an array's first axis alone; of a kernel sharded along its last axis it
+    keeps a transposed copy, in float32 and of all layers at once.
 
-    Args and errors as of `named`.
+    Args and errors as of `named_sharding`.
     """
-    found = named(layout, axes, shape, what)
-    if tuple(axes[-2:]) not in BY_INPUTS:
-        return found
-    *rest, inputs, outputs = (entry if isinstance(entry, tuple) else (entry,) * bool(entry) for entry in found.spec)
-    cut = (*inputs, *outputs)
-    if not outputs or shape[-2] % math.prod(layout.mesh.shape[axis] for axis in cut):
-        return found
-    entries = (entry[0] if len(entry) == 1 else entry or None for entry in (*rest, cut, ()))
+    by_table = named_sharding(layout, axes, shape, what)
+    if tuple(axes[-2:]) not in OUTPUT_KERNELS:
+        return by_table
+    *leading, inputs, outputs = (
+        entry if isinstance(entry, tuple) else (entry,) * bool(entry) for entry in by_table.spec
+    )
+    joined = (*inputs, *outputs)
+    if not outputs or shape[-2] % math.prod(layout.mesh.shape[axis] for axis in joined):
+        return by_table
+    entries = (entry[0] if len(entry) == 1 else entry or None for entry in (*leading, joined, ()))
     return NamedSharding(layout.mesh, PartitionSpec(*entries))
 
 
-def opt_state(layout: Layout, tx: optax.GradientTransformation, shapes: Any, param_shardings: Any) -> Any:
-    """The sharding of every array of an optimiser's state: a parameter's moments lie as it does.
+def opt_state_shardings(layout: Layout, tx: optax.GradientTransformation, shapes: Any, shardings: Any) -> Any:
+    """The sharding of every array of an optimiser's state: a parameter's moments have the parameter's own.
 
     Args:
-      shapes: the state, or its shapes; param_shardings: from `params`.
+      shapes: the state, or its shapes.
+      shardings: of the parameters, from `param_shardings`.
     """
     return optax.tree_map_params(
         tx,
         lambda _, sharding: sharding,
         shapes,
-        param_shardings,
+        shardings,
         transform_non_params=lambda _: replicated(layout),
     )
 
 
-def rows(layout: Layout, prompts: int, samples: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def row_axes(layout: Layout, prompts: int, samples: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The mesh axes of the prompts, and those of the samples in a group, in arrays [p, g, ...].
 
     Whole groups go to a device as far as the number of prompts allows; else the outer mesh axes divide the prompts
-    and the inner ones the groups, so that the rows p x g, counted in that order, are cut into equal runs. Nothing
-    depends on it but where a row is computed: what is reduced over a group is reduced over the whole of it.
+    and the inner ones the groups, so that the rows p x g, counted in that order, are cut into equal shards. It decides
+    where a row is computed and nothing else: what is reduced over a group is reduced over the whole of it.
 
     Raises:
       ValueError: neither divides.
     """
     axes = tuple(a for a in dict(layout.table)["rows"] if layout.mesh.shape[a] > 1)
-    for cut in range(len(axes), -1, -1):
-        outer, inner = (math.prod(layout.mesh.shape[a] for a in part) for part in (axes[:cut], axes[cut:]))
+    for split in range(len(axes), -1, -1):
+        outer, inner = (math.prod(layout.mesh.shape[a] for a in part) for part in (axes[:split], axes[split:]))
         if prompts % outer == 0 and samples % inner == 0:
-            return axes[:cut], axes[cut:]
-    need = math.prod(layout.mesh.shape[a] for a in axes)
+            return axes[:split], axes[split:]
+    shards = math.prod(layout.mesh.shape[a] for a in axes)
     raise ValueError(
         f"{prompts} prompts (rollout.prompts_per_step) x {samples} samples (rollout.group_size, in each of "
-        f"optimiser.micro_batches) cannot be cut into {need} equal parts "
-        f"({' x '.join(f'mesh.{a}={layout.mesh.shape[a]}' for a in axes)}): make either a multiple of {need}"
+        f"optimiser.micro_batches) cannot be cut into {shards} equal parts "
+        f"({' x '.join(f'mesh.{a}={layout.mesh.shape[a]}' for a in axes)}): make either a multiple of {shards}"
     )
 
 
-def rows_named(layout: Layout, prompts: int, samples: int) -> tuple[NamedSharding, NamedSharding]:
+def row_shardings(layout: Layout, prompts: int, samples: int) -> tuple[NamedSharding, NamedSharding]:
     """The shardings of arrays [p, ...] and [p, g, ...]; whole on every device where the rows do not divide.
 
-    Training refuses such rows (see `rows`); what is only measured may have any number of them.
+    Training refuses numbers of rows that do not divide (see `row_axes`); measurements may have any.
     """
     try:
-        outer, inner = rows(layout, prompts, samples)
+        outer, inner = row_axes(layout, prompts, samples)
     except ValueError:
         outer, inner = (), ()
     return NamedSharding(layout.mesh, PartitionSpec(outer or None)), NamedSharding(
@@ -243,7 +250,7 @@ _IN_USE = jax.make_user_context(None)
 
 @contextmanager
 def use(layout: Layout | None) -> Iterator[None]:
-    """Inside, arrays are placed and constrained by `layout`; by nothing without one, or with this machine's one device.
+    """Places and constrains arrays by `layout` inside; does nothing without one, or with this machine's one device.
 
     A device of another kind than this machine's is one that programs are only compiled for.
     """
@@ -274,18 +281,12 @@ def one_device() -> bool:
     return layout is None or layout.mesh.size == 1
 
 
-def parts(logical: str) -> int:
-    """Into how many parts the layout in use cuts an axis."""
-    layout = current()
-    return 1 if layout is None else ways(layout, logical)
-
-
 def constrain_groups(array_pg: jax.Array) -> jax.Array:
-    """Under jit: keeps an array [p, g, ...] where `rows_named` says."""
+    """Under jit: keeps an array [p, g, ...] where `row_shardings` says."""
     layout = current()
     if layout is None:
         return array_pg
-    return jax.lax.with_sharding_constraint(array_pg, rows_named(layout, *array_pg.shape[:2])[1])
+    return jax.lax.with_sharding_constraint(array_pg, row_shardings(layout, *array_pg.shape[:2])[1])
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
@@ -297,52 +298,58 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     layout = current()
     if layout is None:
         return array
-    fits = [a if a is None or size % ways(layout, a) == 0 else None for a, size in zip(axes, array.shape, strict=False)]
-    return jax.lax.with_sharding_constraint(array, NamedSharding(layout.mesh, spec(layout, fits, "an activation")))
+    fits = [
+        a if a is None or size % shard_count(a, layout) == 0 else None
+        for a, size in zip(axes, array.shape, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(
+        array, NamedSharding(layout.mesh, partition_spec(layout, fits, "an activation"))
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Under jit: a kernel as matmuls take it, whole along "embed"; its gradient goes at once to where it rests.
+def gather_kernel(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Under jit: a kernel all-gathered along "embed", as FSDP does before a matmul; its gradient is sharded again.
 
     Args:
       axes: the kernel's logical axes.
     """
-    return _whole(kernel, axes)
+    return _without_fsdp(kernel, axes)
 
 
-def _whole(kernel, axes):
+def _without_fsdp(kernel, axes):
     return constrain(kernel, *(None if axis == "embed" else axis for axis in axes))
 
 
-def _gathered_fwd(kernel, axes):
-    return _whole(kernel, axes), None  # by its primitives, so that remat can choose
+def _gather_kernel_fwd(kernel, axes):
+    return _without_fsdp(kernel, axes), None  # by its primitives, so that remat can choose
 
 
-def _gathered_bwd(axes, _, g):
+def _gather_kernel_bwd(axes, _, g):
     layout = current()
-    return (g if layout is None else jax.lax.with_sharding_constraint(g, at_rest(layout, axes, g.shape)),)
+    return (g if layout is None else jax.lax.with_sharding_constraint(g, param_sharding(layout, axes, g.shape)),)
 
 
-gathered.defvjp(_gathered_fwd, _gathered_bwd)
+gather_kernel.defvjp(_gather_kernel_fwd, _gather_kernel_bwd)
 
 
-def lookup(table_vd: jax.Array, ids_bt: jax.Array, dtype: Any) -> jax.Array:
-    """Under jit: rows of a table ("vocab", "embed"), as activations [b, t, d] of a dtype, cut by "rows".
+def embedding_lookup(table_vd: jax.Array, ids_bt: jax.Array, dtype: Any) -> jax.Array:
+    """Under jit: rows of a table ("vocab", "embed"), as activations [b, t, d] of a dtype, sharded by "rows".
 
-    Where the table is cut along its channels it stays so: every device looks up its channels of the rows of all that
-    share the table, and these are exchanged. Neither the table nor its gradient is ever whole on a device.
+    A table that is sharded along "embed" is not all-gathered: each device looks up its own channels for the tokens of
+    all devices that share the table, and the activations are exchanged. Neither the table nor its gradient is ever
+    whole on a device.
     """
     layout = current()
     if layout is None:
         return table_vd[ids_bt].astype(dtype)
     channels = dict(layout.table)["embed"]
     outer = tuple(axis for axis in dict(layout.table)["rows"] if axis not in channels)
-    cut = [tuple(axis for axis in axes if layout.mesh.shape[axis] > 1) for axes in (outer, channels)]
+    sharded = [tuple(axis for axis in axes if layout.mesh.shape[axis] > 1) for axes in (outer, channels)]
     sizes = (ids_bt.shape[0], table_vd.shape[1])
     outer, channels = (
         axes if size % math.prod(layout.mesh.shape[axis] for axis in axes) == 0 else ()
-        for axes, size in zip(cut, sizes, strict=True)
+        for axes, size in zip(sharded, sizes, strict=True)
     )
 
     def place(array: jax.Array, *axes: tuple[str, ...]) -> jax.Array:

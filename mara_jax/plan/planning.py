@@ -61,8 +61,8 @@ def layout_of(run: config.LanguageRun, devices: list[Any]) -> sharding.Layout:
       ValueError: sizes that do not fit the devices or the rows of a batch.
     """
     wanted = {axis: getattr(run.mesh, axis) for axis in mesh.AXES}
-    layout = sharding.layout(mesh.make(wanted, devices), run.mesh.overrides)
-    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
+    layout = sharding.layout(mesh.make_mesh(wanted, devices), run.mesh.overrides)
+    sharding.row_axes(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
     return layout
 
 
@@ -175,16 +175,16 @@ def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:
     reference's pass reads kernels once, an update twice; an update then reads and writes what is trained and moments.
     """
     width = jnp.dtype(arch.compute_dtype).itemsize
-    count, trained, tensor = table.count(arch), lora.count(arch), sharding.parts("mlp")
+    count, trained, tensor = table.count(arch), lora.count(arch), sharding.shard_count("mlp")
     kernels = count * width / tensor
     if name == "reference":
         return kernels
     if name == "update":
-        return 2 * kernels + 6 * 4 * trained / (tensor * sharding.parts("embed"))
+        return 2 * kernels + 6 * 4 * trained / (tensor * sharding.shard_count("embed"))
     steps = sizes.steps
-    slot = 2 * arch.layers * arch.kv_heads * arch.head_dim * width / sharding.parts("kv_heads")
-    rows = sizes.rows / sharding.parts("rows")
-    prompts = sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, sharding.parts("rows"))
+    slot = 2 * arch.layers * arch.kv_heads * arch.head_dim * width / sharding.shard_count("kv_heads")
+    rows = sizes.rows / sharding.shard_count("rows")
+    prompts = sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, sharding.shard_count("rows"))
     return (steps + 1) * kernels + steps * slot * (prompts + rows * sizes.new_tokens / 2)
 
 
@@ -262,7 +262,7 @@ def plan(
     arch = shape.of_run(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = programs.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
-    with sharding.use(sharding.layout(mesh.make({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
+    with sharding.use(sharding.layout(mesh.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
         advice = suggest.best(run, arch, sizes, chip, len(devices))
     if suggested and advice is not None:
         run = suggest.with_mesh(run, advice)
@@ -342,7 +342,7 @@ def _least_groups(run: config.LanguageRun, layout: sharding.Layout) -> int:
     samples = run.rollout.group_size // run.optimiser.micro_batches
     for groups in range(1, layout.mesh.size + 1):
         try:
-            sharding.rows(layout, groups, samples)
+            sharding.row_axes(layout, groups, samples)
             return groups
         except ValueError:
             continue

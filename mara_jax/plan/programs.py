@@ -158,24 +158,24 @@ def _hidden(referred: Program, sizes: Sizes, parts: int) -> logprobs.Hidden:
     if layout is None:
         return shapes
     lead = (None,) if parts > 1 else ()
-    prompts, _ = sharding.rows_named(layout, sizes.prompts, sizes.group // parts)
+    prompts, _ = sharding.row_shardings(layout, sizes.prompts, sizes.group // parts)
     last_place = jax.NamedSharding(layout.mesh, jax.P(*lead, *prompts.spec))
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
-        logprobs.Hidden(last_place, sharding.named(layout, (*lead, "rows"))),  # pyright: ignore[reportArgumentType]
+        logprobs.Hidden(last_place, sharding.named_sharding(layout, (*lead, "rows"))),  # pyright: ignore[reportArgumentType]
     )
 
 
 def _packing(run: config.LanguageRun, sizes: Sizes) -> Packing | None:
     if not run.rollout.length_buckets or sizes.new_tokens == 1:
         return None
-    parts, streams, width = run.optimiser.micro_batches, sharding.parts("rows"), sizes.new_tokens - 1
+    parts, streams, width = run.optimiser.micro_batches, sharding.shard_count("rows"), sizes.new_tokens - 1
     rows = sizes.prompts * sizes.group // parts
     lead = (parts,) if parts > 1 else ()
     shapes = ((*lead, rows, width), (*lead, streams, rows // streams * width))
     layout = sharding.current()
-    where = None if layout is None else sharding.named(layout, (*(None,) * len(lead), "rows"))
+    where = None if layout is None else sharding.named_sharding(layout, (*(None,) * len(lead), "rows"))
     slot, place = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for shape in shapes)
     return Packing(slot, place)  # pyright: ignore[reportArgumentType]
 
@@ -192,7 +192,7 @@ def _of_groups(sizes: Sizes, dtype: Any, *rest: int) -> Any:
 
 def _placed(shape: tuple[int, ...], dtype: Any, which: int, sizes: Sizes) -> Any:
     layout = sharding.current()
-    where = None if layout is None else sharding.rows_named(layout, sizes.prompts, sizes.group)[which]
+    where = None if layout is None else sharding.row_shardings(layout, sizes.prompts, sizes.group)[which]
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 

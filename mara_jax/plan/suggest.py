@@ -61,7 +61,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
-    """As `parallel.sharding.rows`: whole mesh axes divide the prompts, the others the samples."""
+    """As `parallel.sharding.row_axes`: whole mesh axes divide the prompts, the others the samples."""
     cuts = ((data * fsdp, 1), (data, fsdp), (1, data * fsdp))
     return any(prompts % outer == 0 and samples % inner == 0 for outer, inner in cuts)
 

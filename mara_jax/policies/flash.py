@@ -56,12 +56,12 @@ def attend(
 
 def _specs(layout: sharding.Layout, q_bkmth, own, counts_b, prefix):
     """Rows over their mesh axes; kv heads over theirs or, where they stay whole, the query heads of each."""
-    (b, k, m), of = q_bkmth.shape[:3], functools.partial(sharding.spec, layout)
-    kv = "kv_heads" if k % sharding.ways(layout, "kv_heads") == 0 else None
-    whole = kv is None or sharding.ways(layout, "kv_heads") == 1
-    heads = "heads" if whole and m % sharding.ways(layout, "heads") == 0 else None
+    (b, k, m), of = q_bkmth.shape[:3], functools.partial(sharding.partition_spec, layout)
+    kv = "kv_heads" if k % sharding.shard_count("kv_heads", layout) == 0 else None
+    whole = kv is None or sharding.shard_count("kv_heads", layout) == 1
+    heads = "heads" if whole and m % sharding.shard_count("heads", layout) == 0 else None
     p = b if prefix is None else prefix[0].shape[0]
-    groups, samples = (sharding_of.spec for sharding_of in sharding.rows_named(layout, p, b // p))
+    groups, samples = (sharding_of.spec for sharding_of in sharding.row_shardings(layout, p, b // p))
     rows, (by_kv, by_head) = tuple(axis for axes in samples for axis in _names(axes)) or None, tuple(of((kv, heads)))
     mine = P(rows, by_kv)
     shared = None if prefix is None else (*(P(*groups, by_kv),) * 2, P(*groups))

@@ -48,8 +48,8 @@ def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ..
 
 def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
     """Where a layout puts each array that is trained, as a nested dict; errors as of `params.shardings`."""
-    sharding.check(layout, table.axis_sizes(arch))
-    return sharding.params(layout, leaf_shapes(arch))
+    sharding.check_divisible(layout, table.axis_sizes(arch))
+    return sharding.param_shardings(layout, leaf_shapes(arch))
 
 
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:

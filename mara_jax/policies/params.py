@@ -234,8 +234,8 @@ def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
 
     errors: ValueError for two axes of an array on one mesh axis, and for sizes that the mesh does not divide.
     """
-    sharding.check(layout, axis_sizes(arch))
-    return sharding.params(layout, leaf_shapes(arch))
+    sharding.check_divisible(layout, axis_sizes(arch))
+    return sharding.param_shardings(layout, leaf_shapes(arch))
 
 
 def count(arch: Architecture) -> int:

@@ -75,7 +75,7 @@ class Linear(nn.Module):
             kernel = self.get_variable("params", TURNED)
         else:
             kernel = self.param("kernel", zeros, (inputs, self.features)).astype(dtype)
-            kernel = sharding.gathered(kernel, self.axes)
+            kernel = sharding.gather_kernel(kernel, self.axes)
         names = (lora.A, lora.B) if self.has_variable("params", lora.A) else ()
         adapter = [self.get_variable("params", name).astype(dtype) for name in names]
         bias = self.param("bias", zeros, (self.features,)).astype(dtype) if self.bias else None
@@ -165,7 +165,7 @@ class Layer(nn.Module):
         b, t, n, h = q_btnh.shape
         k, m = k_btkh.shape[2], n // k_btkh.shape[2]
         # Where kv heads stay whole, the query heads of each are cut instead.
-        whole = sharding.parts("kv_heads") == 1 and m % sharding.parts("heads") == 0
+        whole = sharding.shard_count("kv_heads") == 1 and m % sharding.shard_count("heads") == 0
         axes = ("rows", None, "heads") if whole else ("rows", "kv_heads")
         q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, m * t, h), *axes)
         return q_bkxh, *(sharding.constrain(x.transpose(0, 2, 1, 3), "rows", "kv_heads") for x in (k_btkh, v_btkh))
@@ -232,7 +232,7 @@ class Embedding(nn.Module):
         table_vd = self.param("embedding", nn.initializers.zeros, (arch.vocab_size, arch.embed))
         if whole:
             return sharding.constrain(table_vd[tokens_bt].astype(arch.compute_dtype), "rows")
-        return sharding.lookup(table_vd, tokens_bt, arch.compute_dtype)
+        return sharding.embedding_lookup(table_vd, tokens_bt, arch.compute_dtype)
 
 
 def _kernels_output(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:
@@ -264,7 +264,7 @@ class Decoder(nn.Module):
         x = jax.tree.map(lambda ids_bt: embed(ids_bt, cache is not None), tokens)
         rope = jax.tree.map(partial(rotary.angles, arch), positions)
         block: Any = Layer
-        if arch.remat == "none" and sharding.parts("embed") > 1:
+        if arch.remat == "none" and sharding.shard_count("embed") > 1:
             block = nn.remat(Layer, prevent_cse=not arch.scan_layers, policy=_but_gathered)
         elif arch.remat != "none":
             keep = partial(_kernels_output, arch) if arch.remat == "elementwise" else None

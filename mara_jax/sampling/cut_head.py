@@ -47,8 +47,8 @@ def blocks(positions: int, vocab: int) -> int:
 
     args: positions: of one stream; vocab: words.
     """
-    parts = sharding.parts("vocab")
-    if sharding.parts("embed") == 1 or vocab % parts:
+    parts = sharding.shard_count("vocab")
+    if sharding.shard_count("embed") == 1 or vocab % parts:
         return 0
     words = vocab // parts
     wanted = words / min(words, max(WIDTH, MAX_LOGITS // positions))
@@ -68,7 +68,7 @@ def stats(count: int, rows_vd: jax.Array, hidden_rnd: jax.Array, tokens_rn: jax.
 
 def _cut(count: int, rows_vd):
     """[v, d] as [count, t, w, d]: a block has its share of each of the t parts, which stay where they are."""
-    parts = sharding.parts("vocab")
+    parts = sharding.shard_count("vocab")
     cut = rows_vd.reshape(parts, count, -1, rows_vd.shape[1]).swapaxes(0, 1)
     return sharding.constrain(cut, None, "vocab", None, "embed")
 

@@ -60,7 +60,7 @@ def token_stats(
     ref = (
         None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
     )
-    blocks = cut_head.blocks(-(-tokens_rn.size // sharding.parts("rows")), arch.vocab_size)
+    blocks = cut_head.blocks(-(-tokens_rn.size // sharding.shard_count("rows")), arch.vocab_size)
     if blocks:
         of_blocks: Any = cut_head.stats(blocks, rows_vd, hidden_rnd, tokens_rn, ref)
         return Stats(*of_blocks)

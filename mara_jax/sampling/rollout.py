@@ -125,10 +125,12 @@ def sample(
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
     shaping = _shaping(len(prompts), temperature, top_k, top_p)
     prompts_ps, prompt_lengths_p, ids_p, first_p = (
-        hosts.prompts(array_p, group_size) for array_p in (tokens_ps, lengths_p, ids_p, first_p)
+        hosts.shard_prompts(array_p, group_size) for array_p in (tokens_ps, lengths_p, ids_p, first_p)
     )
-    temperature_p = hosts.prompts(shaping.temperature, group_size)
-    top_k_p, top_p_p = (None if x is None else hosts.prompts(x, group_size) for x in (shaping.top_k, shaping.top_p))
+    temperature_p = hosts.shard_prompts(shaping.temperature, group_size)
+    top_k_p, top_p_p = (
+        None if x is None else hosts.shard_prompts(x, group_size) for x in (shaping.top_k, shaping.top_p)
+    )
     drawn = generate(
         policy.architecture,
         params,
@@ -190,7 +192,7 @@ def decode_text(policy: model.Policy, tokens_pgt, lengths_pg, finished_pg) -> li
     """
     if policy.tokenizer is None:
         return [["" for _ in range(lengths_pg.shape[1])] for _ in range(lengths_pg.shape[0])]
-    tokens, ends = hosts.own(tokens_pgt), hosts.own(lengths_pg) - hosts.own(finished_pg)
+    tokens, ends = hosts.local_values(tokens_pgt), hosts.local_values(lengths_pg) - hosts.local_values(finished_pg)
     rows = [
         ids[:end].tolist()
         for group, stops in zip(tokens, ends, strict=True)
@@ -203,7 +205,7 @@ def decode_text(policy: model.Policy, tokens_pgt, lengths_pg, finished_pg) -> li
 
 def whole_text(policy: model.Policy, drawn: Rollout) -> list[list[str]]:
     """The text of all rows, on every process."""
-    if not hosts.several():
+    if not hosts.several_processes():
         return drawn.text
     return decode_text(policy, *(hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished)))
 

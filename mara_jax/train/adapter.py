@@ -82,7 +82,7 @@ def export(cfg: LanguageRun, policy: model.Policy, adapter: Any, workdir: pathli
     if policy.architecture.lora is None:
         return None
     out = workdir / NAME
-    hosts.first(lambda: shutil.rmtree(out, ignore_errors=True))
+    hosts.on_process_zero(lambda: shutil.rmtree(out, ignore_errors=True))
     return hf.export_adapter(policy, adapter, out, base=base(cfg, workdir), dtype="float32")
 
 

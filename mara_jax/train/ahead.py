@@ -18,12 +18,12 @@ from mara_jax.train.state import Batch
 
 def place(packing: Packing | None, parts: int) -> Packing | None:
     """A packing made on the host, on the devices of its rows."""
-    return jax.tree.map(lambda array: hosts.rows(array, axis=int(parts > 1)), packing)
+    return jax.tree.map(lambda array: hosts.shard_rows(array, axis=int(parts > 1)), packing)
 
 
 def packings(shape_pg: tuple[int, int], width: int, buckets: int, parts: int) -> list[Packing | None]:
     """One packing of every size that completions of shape [p, g], at most `width` tokens each, can be given."""
-    shards = sharding.parts("rows")
+    shards = sharding.shard_count("rows")
     p, g = shape_pg
     rows = p * g // (parts * shards)  # of a stream
     if not buckets or width == 1:

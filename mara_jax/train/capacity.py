@@ -52,7 +52,7 @@ def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
     rows = min(run.rollout.slots or rows, rows)  # decoded at once
     cut = 1
     for logical, count in (("rows", rows), ("kv_heads", arch.kv_heads)):
-        parts = sharding.parts(logical)
+        parts = sharding.shard_count(logical)
         cut *= parts if count % parts == 0 else 1
     slots = rows * arch.kv_heads * run.rollout.max_new_tokens // cut
     return 2 * arch.layers * slots * arch.head_dim * jnp.dtype(arch.compute_dtype).itemsize

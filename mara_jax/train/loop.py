@@ -50,8 +50,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/,
     adapter/ (where one is trained) and figures.
     """
-    hosts.first(lambda: checkpoint.check(workdir, cfg.steps))
-    with metrics.Display(cfg.steps, None if hosts.writes() else io.StringIO()) as display:
+    hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
+    with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         policy, ref_params = _reference(cfg, task, workdir, display)
         prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
         known = _measured(cfg, policy, ref_params, task, prompts, workdir, display)
@@ -59,12 +59,12 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         display.note(adapter.describe(policy))
         tx = optim.make(cfg.optimiser)
         checkpoints = Checkpoints(workdir, cfg.checkpoint)
-        resumed = hosts.first(checkpoints.latest) is not None
+        resumed = hosts.on_process_zero(checkpoints.latest) is not None
         start = None if resumed else ref_params
         ref_params = placement.reference(policy.architecture, ref_params)
         state = _initial(cfg, policy, start, ref_params, tx, checkpoints, display)
         del start
-        log = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.writes())
+        log = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
         log_mass_pa = np.asarray(known["log_mass"], np.float32)
         setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx)
         counts = collections.deque((_classes(row) for row in log.rows), maxlen=POOLED)
@@ -91,7 +91,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         checkpoints.close()
         log.close()
         written = adapter.export(cfg, policy, state.params, workdir)
-    if not hosts.writes():
+    if not hosts.is_process_zero():
         return
     figure = plots.final_figure(workdir)
     display.console.print(report.final_table(workdir))
@@ -121,7 +121,7 @@ def _classes(row: dict[str, Any]) -> list[int]:
 def _reference(cfg, task, workdir, display) -> tuple[model.Policy, Any]:
     """The reference policy: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
-    resumed = cfg.warmup.steps and hosts.first(saved.is_dir)
+    resumed = cfg.warmup.steps and hosts.on_process_zero(saved.is_dir)
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
 
     def read() -> tuple[model.Policy, Any]:
@@ -132,9 +132,9 @@ def _reference(cfg, task, workdir, display) -> tuple[model.Policy, Any]:
             reference.check_demonstrations(cfg, policy, task)
         return policy, params
 
-    policy, params = hosts.everywhere(read)
+    policy, params = hosts.raise_on_all_processes(read)
     # Only now is anything written: bad weights leave no folder behind.
-    hosts.first(lambda: workdirs.claim(workdir, cfg))
+    hosts.on_process_zero(lambda: workdirs.claim(workdir, cfg))
     if resumed or not cfg.warmup.steps:
         return policy, params
     prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
@@ -146,14 +146,16 @@ def _reference(cfg, task, workdir, display) -> tuple[model.Policy, Any]:
 
 def _measured(cfg, policy, ref_params, task, prompts, workdir, display) -> dict[str, Any]:
     path = workdir / "reference.json"
-    known = hosts.first(lambda: _known(path) if path.exists() else None)
+    known = hosts.on_process_zero(lambda: _known(path) if path.exists() else None)
     if known is None:
         display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
         samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
         known = reference.measure(cfg, samples, task)
-        hosts.first(lambda: metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers)))
-        hosts.first(lambda: workdirs.write_json(path, known))
-        known = hosts.first(lambda: _known(path))
+        hosts.on_process_zero(
+            lambda: metrics.write_rows(workdir / SAMPLES, reference.sample_rows(samples, task.answers))
+        )
+        hosts.on_process_zero(lambda: workdirs.write_json(path, known))
+        known = hosts.on_process_zero(lambda: _known(path))
     for line in report.start_summary(known):
         display.note(line)
     return known
@@ -176,7 +178,7 @@ def _initial(cfg, policy, start, ref_params, tx, checkpoints: Checkpoints, displ
     if start is not None:
         # Weights that the reference does not keep are the policy's own: a copy would stand beside all else.
         return placement.fresh(arch, adapter.start(cfg, policy, start), tx, copy=start is ref_params)
-    state = hosts.everywhere(lambda: checkpoints.restore(placement.abstract(arch, tx)))
+    state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, tx)))
     display.note(f"resuming after step {int(state.step)}")
     return state
 
@@ -245,7 +247,7 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
     lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
     packing = logprobs.packed(
-        lengths_pg, width, sizes.length_buckets, shards=sharding.parts("rows"), parts=parts, kept=drawn.kept
+        lengths_pg, width, sizes.length_buckets, shards=sharding.shard_count("rows"), parts=parts, kept=drawn.kept
     )
     packing = ahead_of_time.place(packing, parts)
     # Dispatched first, so that the device works while the host judges texts.
@@ -256,9 +258,9 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         prompt_lengths=drawn.prompt_lengths,
         tokens=drawn.tokens,
         lengths=drawn.lengths,
-        reward=hosts.groups(scored.reward),
-        answer=hosts.groups(scored.answer),
-        log_mass=hosts.prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
+        reward=hosts.shard_groups(scored.reward),
+        answer=hosts.shard_groups(scored.answer),
+        log_mass=hosts.shard_prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
         ref_hidden=ref_hidden,
         packing=packing,
         kept=drawn.kept,

@@ -17,7 +17,7 @@ def shardings(layout: sharding.Layout, arch: Architecture, tx: optax.GradientTra
     """The sharding of every array of a state."""
     params = lora.shardings(arch, layout)
     shapes = abstract_params(arch)
-    opt_state = sharding.opt_state(layout, tx, jax.eval_shape(tx.init, shapes), params)
+    opt_state = sharding.opt_state_shardings(layout, tx, jax.eval_shape(tx.init, shapes), params)
     return State(sharding.replicated(layout), params, opt_state)  # pyright: ignore[reportArgumentType]
 
 
@@ -85,7 +85,7 @@ def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation, cop
     if layout is not None:
         params = jax.device_put(params, lora.shardings(arch, layout))
         make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
-    return State(hosts.whole(jnp.int32(0)), params, make(params))
+    return State(hosts.replicate(jnp.int32(0)), params, make(params))
 
 
 def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation) -> State:

@@ -19,8 +19,8 @@ def layout_of(run: config.LanguageRun) -> sharding.Layout:
       ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be.
     """
     wanted = dataclasses.asdict(run.mesh)
-    layout = sharding.layout(mesh.make({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
-    sharding.rows(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
+    layout = sharding.layout(mesh.make_mesh({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
+    sharding.row_axes(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
     return layout
 
 

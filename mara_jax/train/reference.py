@@ -88,13 +88,13 @@ class Samples:
 
 def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
     """The task's verdict on the rows of a rollout that this process holds; reward and answer as [p, g], 0 elsewhere."""
-    shape, mine_b = drawn.lengths.shape, hosts.mine(drawn.lengths).ravel()
+    shape, mine_b = drawn.lengths.shape, hosts.local_mask(drawn.lengths).ravel()
     texts = [text for group in drawn.text for text in group]
-    flat = hosts.everywhere(
+    flat = hosts.raise_on_all_processes(
         lambda: task.score(
             np.repeat(prompt_ids, shape[1])[mine_b].tolist(),
             [text for text, mine in zip(texts, mine_b, strict=True) if mine],
-            hosts.own(drawn.finished).ravel()[mine_b].tolist(),
+            hosts.local_values(drawn.finished).ravel()[mine_b].tolist(),
         )
     )
     reward_b, answer_b = np.zeros(mine_b.size, np.float32), np.zeros(mine_b.size, np.int32)
@@ -118,7 +118,7 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
             first_sample=first,
         )
         scored = score(task, np.arange(len(prompts)), drawn)
-        parts.append(Score(*(hosts.gather(hosts.groups(verdict)) for verdict in scored)))
+        parts.append(Score(*(hosts.gather(hosts.shard_groups(verdict)) for verdict in scored)))
         logps.append(np.sum(np.asarray(hosts.gather(drawn.logp), np.float64), axis=-1))
         for group, more in zip(texts, rollout.whole_text(policy, drawn), strict=True):
             group.extend(more)

@@ -45,10 +45,10 @@ def placed(prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg) -> tuple[
     """A batch of demonstrations on the devices of the layout in use."""
     samples = lengths_pg.shape[1]
     return (
-        hosts.prompts(prompt_tokens_ps, samples),
-        hosts.prompts(prompt_lengths_p, samples),
-        hosts.groups(tokens_pgt),
-        hosts.groups(lengths_pg),
+        hosts.shard_prompts(prompt_tokens_ps, samples),
+        hosts.shard_prompts(prompt_lengths_p, samples),
+        hosts.shard_groups(tokens_pgt),
+        hosts.shard_groups(lengths_pg),
     )
 
 

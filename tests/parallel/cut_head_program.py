@@ -39,10 +39,10 @@ def results(stats, lookup) -> dict:
 plain = results(lambda *args: head._stats(1, 1, *args), lambda rows: rows[tokens])
 found = {}
 for sizes, blocks in (((1, 8, 1), 12), ((2, 2, 2), 4)):
-    with sharding.use(sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))):
+    with sharding.use(sharding.layout(mesh.make_mesh(dict(zip(mesh.AXES, sizes, strict=True))))):
         cut = results(
             lambda *args, blocks=blocks: cut_head.stats(blocks, *args),
-            lambda rows: sharding.lookup(rows, tokens, rows.dtype),
+            lambda rows: sharding.embedding_lookup(rows, tokens, rows.dtype),
         )
     found["x".join(map(str, sizes))] = {name: float(jnp.max(jnp.abs(cut[name] - plain[name]))) for name in plain}
 print(json.dumps(found))

@@ -53,7 +53,7 @@ def nudged(params, seed: int):
 
 def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda *_: None, nudge=None) -> dict:
     """The run's losses, tokens and log-probs at each step, and what its state weighs."""
-    layout = None if sizes is None else sharding.layout(mesh.make(dict(zip(mesh.AXES, sizes, strict=True))))
+    layout = None if sizes is None else sharding.layout(mesh.make_mesh(dict(zip(mesh.AXES, sizes, strict=True))))
     drawn, sample = [], rollout.sample
     with sharding.use(layout):
         task = onetwo.OneTwo()

@@ -28,8 +28,8 @@ assert transformers.PreTrainedTokenizerFast  # imported on demand, too
 def process(asked: dict, sizes: list[int] | None, out: pathlib.Path, address: str | None, number: int, index: int):
     """In a fork: one of `number` processes of a job."""
     if number > 1:
-        mesh.initialise(address, number, index)
-    log = metrics.Log(out / "metrics.jsonl", 0, keeps=hosts.writes())
+        mesh.join_processes(address, number, index)
+    log = metrics.Log(out / "metrics.jsonl", 0, keeps=hosts.is_process_zero())
     found = layouts_program.train(
         layouts_program.run_of(asked),
         sizes,
@@ -54,7 +54,7 @@ def forked(index: int, out: pathlib.Path, *rest) -> int:
         process(*rest, index)
     except BaseException:
         traceback.print_exc()
-        hosts.abandon(1)
+        hosts.exit_at_once(1)
     sys.exit(0)
 
 

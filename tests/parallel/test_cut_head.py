@@ -36,7 +36,7 @@ def test_blocks_and_lookup_are_the_plain_ones_in_float64():
     ],
 )
 def test_number_of_blocks(monkeypatch, positions, vocab, parts, blocks):
-    monkeypatch.setattr(sharding, "parts", lambda logical: {"vocab": parts, "embed": 16}[logical])
+    monkeypatch.setattr(sharding, "shard_count", lambda logical: {"vocab": parts, "embed": 16}[logical])
     assert cut_head.blocks(positions, vocab) == blocks
 
 

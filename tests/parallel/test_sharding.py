@@ -25,8 +25,8 @@ def layout(data: int, fsdp: int, tensor: int, overrides: str = "") -> sharding.L
 
 
 def test_sizes_of_a_mesh():
-    assert mesh.sizes({"data": -1, "fsdp": 2, "tensor": 2}, 8) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert mesh.sizes({"data": 1, "fsdp": -1, "tensor": 1}, 8) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert mesh.resolve_sizes({"data": -1, "fsdp": 2, "tensor": 2}, 8) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.resolve_sizes({"data": 1, "fsdp": -1, "tensor": 1}, 8) == {"data": 1, "fsdp": 8, "tensor": 1}
     for wanted, told in (
         ((3, 1, 1), "makes 3 devices, there are 8"),
         ((-1, 3, 1), "3 does not divide the 8 devices"),
@@ -34,7 +34,7 @@ def test_sizes_of_a_mesh():
         ((0, 1, 1), "each size is at least 1"),
     ):
         with pytest.raises(ValueError, match=told):
-            mesh.sizes(dict(zip(mesh.AXES, wanted, strict=True)), 8)
+            mesh.resolve_sizes(dict(zip(mesh.AXES, wanted, strict=True)), 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def test_a_mesh_may_split_the_axes_of_a_slice(kind, slice_of, wanted):
     """Every chip has one place, and those of a tensor axis are neighbours."""
     coords = itertools.product(*map(range, slice_of))
     chips = [Chip(number, at, kind) for number, at in enumerate(coords)]  # pyright: ignore[reportArgumentType]
-    made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), chips)
+    made = mesh.make_mesh(dict(zip(mesh.AXES, wanted, strict=True)), chips)
     assert dict(made.shape) == dict(zip(mesh.AXES, wanted, strict=True))
     assert {chip.id for chip in made.devices.flat} == set(range(len(chips)))
     for pair in made.devices.reshape(-1, 2):
@@ -70,36 +70,36 @@ def test_slices_lie_along_the_outermost_axes():
     coords = list(itertools.product(range(2), range(2), [0]))
     chips: Any = [Chip(4 * n + i, at, "TPU v5 lite", slice_index=n) for n in range(2) for i, at in enumerate(coords)]
     for wanted in ((2, 2, 2), (1, 8, 1), (1, 4, 2), (8, 1, 1)):
-        made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), chips)
+        made = mesh.make_mesh(dict(zip(mesh.AXES, wanted, strict=True)), chips)
         assert made.devices.shape == wanted
         assert [chip.slice_index for chip in made.devices.flat] == [0] * 4 + [1] * 4
     three: Any = [Chip(4 * n + i, at, "TPU v5 lite", slice_index=n) for n in range(3) for i, at in enumerate(coords)]
     with pytest.raises(ValueError, match="on 3 slices: let mesh"):
-        mesh.make({"data": 4, "fsdp": 1, "tensor": 3}, three)
+        mesh.make_mesh({"data": 4, "fsdp": 1, "tensor": 3}, three)
 
 
 def test_gpus_of_several_hosts_make_one_mesh():
     """Each host is a slice of its own there; the devices of a tensor axis share one."""
     gpus: Any = [Chip(i, (0, 0, 0), "NVIDIA H100", "gpu", process_index=i // 8, slice_index=i // 8) for i in range(16)]
     for wanted in ((2, 4, 2), (1, 16, 1)):
-        made = mesh.make(dict(zip(mesh.AXES, wanted, strict=True)), gpus)
+        made = mesh.make_mesh(dict(zip(mesh.AXES, wanted, strict=True)), gpus)
         assert [gpu.id for gpu in made.devices.flat] == list(range(16))
 
 
 def test_a_kernel_is_cut_over_fsdp_and_tensor():
     two = layout(2, 2, 2)
-    assert sharding.spec(two, ("embed", "heads")) == PartitionSpec("fsdp", "tensor")
-    assert sharding.spec(two, ("rows", None, "heads")) == PartitionSpec(("data", "fsdp"), None, "tensor")
-    assert sharding.spec(layout(8, 1, 1), ("embed", "heads")) == PartitionSpec(
+    assert sharding.partition_spec(two, ("embed", "heads")) == PartitionSpec("fsdp", "tensor")
+    assert sharding.partition_spec(two, ("rows", None, "heads")) == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert sharding.partition_spec(layout(8, 1, 1), ("embed", "heads")) == PartitionSpec(
         None, None
     )  # axes of size 1 are left out
     moved = layout(2, 2, 2, "embed:data+fsdp, kv_heads:none")
-    assert sharding.spec(moved, ("embed", "kv_heads")) == PartitionSpec(("data", "fsdp"), None)
+    assert sharding.partition_spec(moved, ("embed", "kv_heads")) == PartitionSpec(("data", "fsdp"), None)
 
 
 def test_every_parameter_has_its_place_and_so_have_its_moments():
     two, leaves = layout(2, 2, 2), params.leaf_shapes(ARCH)
-    placed = sharding.params(two, leaves)
+    placed = sharding.param_shardings(two, leaves)
     assert placed["layers_1"]["q"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
     assert placed["layers_0"]["q"]["bias"].spec == PartitionSpec("tensor")
     assert placed["embed"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
@@ -109,7 +109,7 @@ def test_every_parameter_has_its_place_and_so_have_its_moments():
     assert held == (params.count(ARCH) - norms - biases) / 4 + (norms + biases) / 2
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     shapes = jax.eval_shape(lambda: transformer.init(ARCH, jax.random.key(0)))
-    state = sharding.opt_state(two, tx, jax.eval_shape(tx.init, shapes), placed)
+    state = sharding.opt_state_shardings(two, tx, jax.eval_shape(tx.init, shapes), placed)
     adam = state[1][0]
     assert adam.mu == placed and adam.nu == placed
     assert adam.count.spec == PartitionSpec()
@@ -129,11 +129,11 @@ def test_every_parameter_has_its_place_and_so_have_its_moments():
 )
 def test_a_kernel_back_to_the_residual_stream_is_cut_by_its_inputs(sizes, overrides, expected):
     found = layout(*sizes, overrides)
-    assert sharding.at_rest(found, ("mlp", "embed"), (48, 32)).spec == PartitionSpec(*expected)
-    stacked = sharding.at_rest(found, ("layers", "mlp", "embed"), (2, 48, 32))
+    assert sharding.param_sharding(found, ("mlp", "embed"), (48, 32)).spec == PartitionSpec(*expected)
+    stacked = sharding.param_sharding(found, ("layers", "mlp", "embed"), (2, 48, 32))
     assert stacked.spec == PartitionSpec(None, *expected)
     for axes in (("embed", "mlp"), ("vocab", "embed"), ("layers", "embed")):  # all others as the table says
-        assert sharding.at_rest(found, axes, (64, 64)).spec == sharding.spec(found, axes)
+        assert sharding.param_sharding(found, axes, (64, 64)).spec == sharding.partition_spec(found, axes)
 
 
 def _shapes_of_scans(jaxpr):
@@ -184,14 +184,14 @@ def test_overrides_that_cannot_be(overrides, told):
 
 def test_collisions_and_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="gate would have both 'embed' and 'mlp' on mesh axis 'tensor'"):
-        sharding.spec(layout(2, 2, 2, "embed:tensor"), ("embed", "mlp"), "gate")
+        sharding.partition_spec(layout(2, 2, 2, "embed:tensor"), ("embed", "mlp"), "gate")
     with pytest.raises(ValueError, match=r"has 2 .*'kv_heads', which mesh.tensor=4 .*=kv_heads:none"):
-        sharding.check(layout(1, 2, 4), params.axis_sizes(ARCH))
-    sharding.check(layout(1, 2, 4, "kv_heads:none"), params.axis_sizes(ARCH))
+        sharding.check_divisible(layout(1, 2, 4), params.axis_sizes(ARCH))
+    sharding.check_divisible(layout(1, 2, 4, "kv_heads:none"), params.axis_sizes(ARCH))
     with pytest.raises(ValueError, match=r"embed/embedding has 32 .*mesh.fsdp=3"):
-        sharding.params(layout(1, 3, 1), params.leaf_shapes(ARCH))
+        sharding.param_shardings(layout(1, 3, 1), params.leaf_shapes(ARCH))
     with pytest.raises(ValueError, match="lacks: it has"):
-        sharding.spec(layout(1, 1, 1), ("head",))
+        sharding.partition_spec(layout(1, 1, 1), ("head",))
 
 
 @pytest.mark.parametrize(
@@ -204,13 +204,13 @@ def test_collisions_and_sizes_that_do_not_divide_are_refused():
     ],
 )
 def test_rows_are_cut_into_equal_runs(prompts, samples, expected):
-    assert sharding.rows(layout(2, 2, 2), prompts, samples) == expected
+    assert sharding.row_axes(layout(2, 2, 2), prompts, samples) == expected
 
 
 def test_rows_that_do_not_divide_are_refused_in_training_and_whole_elsewhere():
     with pytest.raises(ValueError, match=r"1 prompts .* x 6 samples .* cut into 4 .*multiple of 4"):
-        sharding.rows(layout(2, 2, 2), 1, 6)
-    assert [s.is_fully_replicated for s in sharding.rows_named(layout(2, 2, 2), 1, 6)] == [True, True]
+        sharding.row_axes(layout(2, 2, 2), 1, 6)
+    assert [s.is_fully_replicated for s in sharding.row_shardings(layout(2, 2, 2), 1, 6)] == [True, True]
 
 
 def test_without_a_layout_nothing_is_constrained():
@@ -239,7 +239,7 @@ def test_processes_are_found_or_named(environment, given, expected):
     if isinstance(expected, tuple):
         names = ("coordinator_address", "num_processes", "process_id")
         expected = dict(zip(names, expected, strict=True)) | {"cluster_detection_method": "deactivate"}
-    assert mesh.cluster(environment, *given) == expected
+    assert mesh.distributed_arguments(environment, *given) == expected
 
 
 @pytest.mark.parametrize(
@@ -254,4 +254,4 @@ def test_processes_are_found_or_named(environment, given, expected):
 )
 def test_flags_of_processes_that_cannot_be(environment, given, told):
     with pytest.raises(ValueError, match=told):
-        mesh.cluster(environment, *given)
+        mesh.distributed_arguments(environment, *given)

@@ -44,11 +44,11 @@ found = {"chain": exchanged(chain, placed((1024, 64), "rows"), placed((5, 64, 64
 
 ARCH = Architecture("qwen2", vocab_size=512, embed=64, layers=1, heads=2, kv_heads=1, head_dim=32, mlp=64)
 head.MAX_LOGITS = dict.fromkeys(head.MAX_LOGITS, 512 * 8)
-layout = sharding.layout(meshes.make({"data": 1, "fsdp": 8, "tensor": 1}))
+layout = sharding.layout(meshes.make_mesh({"data": 1, "fsdp": 8, "tensor": 1}))
 
 
 def named(shape, dtype, *axes):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(layout, axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named_sharding(layout, axes))
 
 
 with sharding.use(layout):

@@ -299,7 +299,7 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
         assert found.bytes < chips.CHIPS[kind].memory
     for data, fsdp, tensor in suggest.meshes(run, arch, sizes, 16):
         assert 2 % tensor == 0  # key heads
-        sharding.rows(layout(data, fsdp, tensor), 16, 16)
+        sharding.row_axes(layout(data, fsdp, tensor), 16, 16)
     assert suggest.best(run, arch, sizes._replace(prompts=1, group=3), chips.CHIPS["v5e"], 16) is None
 
 
