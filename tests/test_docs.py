@@ -1,0 +1,321 @@
+"""What README.md and docs/ print: commands parse and run, Python blocks give the numbers beside them, names exist."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import documented
+import pytest
+
+from mara_jax import config
+from mara_jax.config import schema
+
+ROOT = documented.ROOT
+COMMANDS = documented.in_blocks()
+PACKAGE = [command for command in COMMANDS if command.target.startswith("mara_jax")]
+NO_PARSER = {"mara_jax", "mara_jax.audit.endings"}  # they take no arguments
+
+# What cannot run here, by a part of the command: why, and what stands for it.
+NOT_RUN = {
+    "main --config=configs/onetwo.py --": "needs the weights of Qwen2.5-3B",
+    "--topology=v5e": "needs XLA's TPU compiler, which the extra `plan` installs",
+    "--model=qwen2.5-3b": "needs a GPU with 63 GiB",
+    "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
+    "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
+    "make run": "sets up an environment; what it starts is run below as `make -n` prints it",
+    "make test": "is this suite",
+}
+# Flags that make a command small, by a part of the command; of a name's several values the last one counts.
+SMALLER = {
+    "main --config=configs/toy.py --": ["--config.steps=20"],
+    "main --config=configs/toy.py:sweep": [
+        "--config.steps=2", "--config.sweep.betas=(.03,.1)", "--config.sweep.seeds=1",
+    ],
+    "main --config=configs/onetwo.py": [
+        "--config.steps=4", "--config.rollout.group_size=2", "--config.rollout.max_new_tokens=8",
+        "--config.rollout.length_buckets=1", "--config.warmup.measure_samples=4",
+    ],
+    "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
+    "predict --r": ["--resamples=100"],
+    "bench": ["--repeats=1"],
+    "bench --config": ["--config.rollout.group_size=2", "--config.rollout.max_new_tokens=8"],
+}  # fmt: skip
+NANO = "--config=configs/onetwo.py:nano"
+# Those that take a second or two each.
+QUICK = ("python -m mara_jax", "main --help", "configs/toy.py --", "predict --rows")
+# Words that must be printed, by a part of the command.
+PRINTS = {
+    "audit --config=configs/onetwo.py:nano": "exactly; optimum: every answer equally likely",
+    "audit --as=grpo": "neither",
+    "predict --rows": 'puts 98.4%',
+    "main --help": "algorithm.beta",
+    "evaluate compare": "vanilla",
+    "audit.endings": "0.632 0.316 0.053 0.000 0.000",
+}  # fmt: skip
+# A row: answer, reward, how often. At beta .01: 12 / (12 + 28 exp(-5) + 60 exp(-10)) = 98.4 % of "blue".
+DRAWS = (("blue", 1.0, 12), ("green", 0.95, 28), ("red", 0.9, 60))
+
+
+def is_quick(command: documented.Command) -> bool:
+    return any(command.text == part or (part in command.text and part != QUICK[0]) for part in QUICK)
+
+
+def reason_not_to_run(command: documented.Command) -> str:
+    return next((reason for part, reason in NOT_RUN.items() if part in command.text), "")
+
+
+def smaller(command: documented.Command, workdir: pathlib.Path) -> list[str]:
+    """The command's target and arguments, small, with its paths below `workdir`."""
+    arguments = [re.sub(r"(?<![\w/])(runs/|draws\.csv)", rf"{workdir}/\1", word) for word in command.arguments]
+    for part, flags in SMALLER.items():
+        if part in command.text:
+            arguments += flags
+    if "main --config=configs/onetwo.py" in command.text and "--config.warmup.steps" not in command.text:
+        arguments += ["--config.warmup.steps=2", "--config.warmup.max_steps=0"]
+    return [command.target, *arguments]
+
+
+def made(target: str) -> list[documented.Command]:
+    """The commands of this package that `make TARGET` would start."""
+    done = subprocess.run(["make", "-n", target, "ARGS="], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if " -m mara_jax" in line]
+    return [documented._command(ROOT / "Makefile", "python " + line.split(" ", 1)[1]) for line in lines]
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_every_command_of_this_package_is_parsed_by_its_own_parser():
+    lines = [c for c in [*PACKAGE, *made("run"), *made("run-nano"), *documented.in_sentences()] if c.arguments]
+    lines = [c for c in lines if c.target.startswith("mara_jax") and c.target not in NO_PARSER]
+    lines = [c for c in lines if "--help" not in c.arguments]
+    # Two that must not pass: the program would otherwise prove nothing.
+    toy = ["mara_jax.main", "--config=configs/toy.py", "--workdir=x"]
+    wrong = [[*toy, "--config.nothing=1"], ["mara_jax.bench", "--nothing"]]
+    done = subprocess.run(
+        [sys.executable, "tests/documented_program.py"], cwd=ROOT, capture_output=True, text=True,
+        input=json.dumps([*wrong, *([c.target, *c.arguments] for c in lines)]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert "nothing" in answers[0] and "nothing" in answers[1]
+    assert {c.text: answer for c, answer in zip(lines, answers[2:], strict=True) if answer} == {}
+    assert len(lines) >= 30
+
+
+@pytest.mark.parametrize("script", sorted({c.target for c in COMMANDS if "benchmarks/" in c.target}))
+def test_benchmarks_have_the_flags_that_pages_name(script):
+    source = (ROOT / script).read_text() + (ROOT / "benchmarks" / "side_by_side.py").read_text()
+    for command in COMMANDS:
+        for flag in command.arguments if command.target == script else ():
+            name = flag.split("=")[0]
+            assert f'"{name}"' in source or f'"{name.replace("--no-", "--")}"' in source, command.text
+
+
+@pytest.mark.parametrize("target", sorted({c.target for c in COMMANDS if c.words[0] == "make"}))
+def test_make_targets_exist(target):
+    subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_the_table_of_what_is_not_run_names_documented_commands():
+    for part in NOT_RUN:
+        assert any(part in command.text for command in COMMANDS), f"{part!r} is in no page"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> pathlib.Path:
+    """Where documented commands write, with the file of draws that one of them reads."""
+    folder = tmp_path_factory.mktemp("documented")
+    (folder / "runs").mkdir()
+    rows = [f",{reward},{answer}" for answer, reward, count in DRAWS for _ in range(count)]
+    (folder / "draws.csv").write_text("\n".join(["ref_logp,reward,answer", *rows]) + "\n")
+    return folder
+
+
+def run(command, one: documented.Command, workdir: pathlib.Path) -> None:
+    done = command(*smaller(one, workdir))
+    assert done.returncode == 0, done.stderr
+    for part, words in PRINTS.items():
+        if part in one.text:
+            assert words in " ".join(done.stdout.split()), done.stdout
+
+
+@pytest.mark.parametrize("one", [c for c in PACKAGE if is_quick(c)], ids=lambda c: c.text)
+def test_quick_commands_run(command, workdir, one):
+    run(command, one, workdir)
+
+
+# Runs that others read, first; then everything in the order of the pages.
+SLOW = [c for c in PACKAGE if not is_quick(c) and not reason_not_to_run(c) and "process_id" not in c.text]
+SLOW = sorted(SLOW, key=lambda c: "evaluate" in c.text or "predict --run" in c.text or "runs/answers/" in c.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["run", "run-nano"])
+def test_what_make_starts_runs(command, workdir, target):
+    (one,) = made(target)
+    run(command, one, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", SLOW, ids=lambda c: c.text)
+def test_commands_run(command, workdir, one):
+    run(command, one, workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_as_the_page_starts_them(workdir):
+    """The shell loop of docs/parallel.md as it stands, but for sizes, the port and the folder."""
+    blocks = documented.BLOCK.findall((ROOT / "docs" / "parallel.md").read_text())
+    (block,) = [block for _, block in blocks if "process_id" in block]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [*SMALLER["main --config=configs/onetwo.py"], "--config.warmup.steps=2", "--config.rollout.group_size=8"]
+    script = block.replace("9876", str(port)).replace("runs/", f"{workdir}/runs/")
+    script = script.replace(NANO, f"{NANO} {' '.join(flags)}").replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert len((workdir / "runs" / "two" / "metrics.jsonl").read_text().splitlines()) == 4, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "constants"),
+    [("scaling", {"GROUPS": (1, 2), "LENGTHS": (8, 16), "GROUP": 2}), ("toy_sweep", {"STEPS": 10, "SEEDS": 2})],
+)
+def test_benchmarks_run_with_smaller_sizes(workdir, script, constants):
+    """They print one JSON object a line, the comparison's with its ratio."""
+    (one,) = [c for c in COMMANDS if c.target == f"benchmarks/{script}.py"]
+    flags = smaller(one, workdir)[1:]
+    program = (
+        f"import sys; sys.path.insert(0, 'benchmarks'); import {script} as script; "
+        f"vars(script).update({constants!r}); sys.argv[1:] = {flags!r}; script.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert script != "toy_sweep" or all(line["ratio"] > 0 for line in lines)
+
+
+# ---- Python ---------------------------------------------------------------------------------------------------------
+
+
+def check_python(block: str, capsys) -> None:
+    """Runs a block: a print whose comment begins with numbers prints them, to three digits."""
+    exec(compile(block, "documented", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    comments = re.findall(r"^\s*print\(.*?\)(?:\s+# (.*))?$", block, re.MULTILINE)
+    assert len(printed) >= len(comments)
+    for line, comment in zip(printed[-len(comments) :], comments, strict=True):
+        numbers = [float(word) for word in re.findall(r"(?<![\w.])\.\d+", comment.split(":")[0])]
+        assert [float(word) for word in re.findall(r"[\d.]+(?:e-\d+)?", line)][: len(numbers)] == pytest.approx(
+            numbers, abs=6e-4
+        ), line
+
+
+@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/rivals.md"])
+def test_python_of_pages_gives_the_numbers_beside_it(page, capsys):
+    (block,) = documented.python_blocks(page)
+    check_python(block, capsys)
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_gives_the_numbers_beside_it(capsys, tmp_path, monkeypatch):
+    (block,) = documented.python_blocks("README.md")
+    monkeypatch.chdir(tmp_path)
+    check_python(block, capsys)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_python_of_lora(workdir, monkeypatch):
+    """After the page's run: peft loads the adapter, and this package exports it again."""
+    monkeypatch.chdir(workdir)
+    for block in documented.python_blocks("docs/lora.md"):
+        exec(compile(block, "documented", "exec"), {})
+    assert (workdir / "runs" / "merged" / "config.json").exists()
+    assert (workdir / "runs" / "again" / "adapter_config.json").exists()
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+TEXTS = [*documented.PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
+REFERENCE_PAGES = ("glossary.md", "architecture.md")  # they describe; there is nothing to type
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The names under which a page's headings are linked."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            file, _, anchor = target.partition("#")
+            other = (page.parent / file).resolve() if file else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors(other), target
+
+
+def test_the_readme_links_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert [page.name for page in documented.PAGES[1:] if f"(docs/{page.name})" not in text] == []
+
+
+@pytest.mark.parametrize("page", documented.PAGES[1:], ids=lambda p: p.name)
+def test_pages_are_short_and_begin_with_what_to_type(page):
+    text = page.read_text()
+    assert len(text.replace("|", " ").split()) <= 1250
+    if page.name not in REFERENCE_PAGES:
+        assert text.split("\n\n")[1].startswith("```")
+
+
+def test_fields_that_pages_name_exist():
+    sections = {
+        field.name: field.default_factory()
+        for run in (config.LanguageRun, config.ToyRun)
+        for field in dataclasses.fields(run)
+        if field.default_factory is not dataclasses.MISSING
+    }
+    assert isinstance(sections["algorithm"], schema.Algorithm)
+    for page in documented.PAGES:
+        for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
+            if section in sections and name != "json":
+                assert hasattr(sections[section], name), f"{page.name}: {section}.{name}"
+
+
+def test_files_that_pages_name_exist():
+    for page in documented.PAGES:
+        for path in re.findall(r"`((?:mara_jax|tests|configs|benchmarks|launch)/[\w/.-]+)`", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def defined(module: str, name: str) -> bool:
+    """Whether a module of this package defines a name, read from its source."""
+    file = ROOT / "mara_jax" / (module.replace(".", "/") + ".py")
+    file = file if file.exists() else file.with_suffix("") / "__init__.py"
+    if not file.exists():
+        return False
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        names |= {node.name} if hasattr(node, "name") else set()
+        names |= {alias.asname or alias.name for alias in getattr(node, "names", [])}
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            names |= {target.id} if isinstance(target, ast.Name) else set()
+    return name in names
+
+
+def test_functions_that_the_architecture_page_names_exist():
+    """A dotted name between backticks there is MODULE.NAME of this package, or a file."""
+    assert defined("core.kl", "reverse") and not defined("core.kl", "sideways")
+    named = re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)(?:\(\))?`", (ROOT / "docs" / "architecture.md").read_text())
+    named = [name for name in named if not name.endswith((".py", ".md", ".json", ".jsonl"))]
+    assert [name for name in named if not defined(*name.rsplit(".", 1))] == []
