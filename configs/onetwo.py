@@ -53,7 +53,7 @@ def smol() -> LanguageRun:
         policy=Policy(weights="smollm2-135m-instruct", remat="elementwise", scan_layers=True),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
-        rollout=Rollout(group_size=24, max_new_tokens=36, keep="products"),
+        rollout=Rollout(group_size=24, max_new_tokens=36),
         optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=37),
         checkpoint=Checkpoint(every=15, keep=1),
     )

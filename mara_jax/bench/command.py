@@ -1,14 +1,14 @@
 """Measures a training step: tokens a second, FLOPs against the least, against this machine's matmul; nothing is learnt.
 
 python -m mara_jax.bench --model=tiny|small|smol|SHAPE [--prompt=64] [--new=64] [--group=8] [--samples=32]
-                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1] [--keep=products]
+                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1]
 python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 
 --model     tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped, random weights; or smol:
             SmolLM2-135M; or a published shape with random weights, its layers scanned: qwen2.5-0.5b, -3b, -7b, -32b.
             Random prompts; completions never end, so that every run does the same work.
 --dtype     of the model's matmuls: float32 or bfloat16; of --model, as are --remat (none, elementwise or layer) and
-            --micro_batches; --keep (nothing or products): what the rollout keeps for the update
+            --micro_batches
 --config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
 --repeats   timed steps after the one that compiles; medians are printed (5)
 --threads   cores of the CPU that may be used (1); 0: all
@@ -20,7 +20,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 from typing import Any
 
 import jax
@@ -41,12 +40,8 @@ SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
 COMPUTED = {
     "dtype": ("float32", ("float32", "bfloat16")),
     "remat": ("none", table.REMAT),
-    "keep": ("nothing", config.KEPT),
 }
 SMOL = "smollm2-135m-instruct"
-ON_REQUEST = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux: always [madvise] never
-MANY_FAULTS = 5_000  # of 4 KiB: 20 MB
-LARGE_PAGES = ", nearly all saved with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command"
 
 
 def main(argv: list[str]) -> int:
@@ -157,7 +152,7 @@ def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
         params = transformer.init(policy.architecture, jax.random.key(0))
     prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
     optimiser = config.Optimiser(micro_batches=asked.micro_batches)
-    case = phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser, keep=asked.keep)
+    case = phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser)
     return case, params
 
 
@@ -198,7 +193,6 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
         run.rollout.length_buckets,
         run.algorithm,
         run.optimiser,
-        run.rollout.keep,
     )
     return case, params
 
@@ -238,13 +232,3 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print(f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s, then {after['programs']} more")
     console.print("least: matmuls that the shapes ask for, each prompt once, no padding; matmul: see above")
     console.print(f"peak memory: {record['memory']['peak_mib']:,.0f} MiB, compilation included")
-    if record["clock"] == "cpu_s" and record["page_faults"] >= MANY_FAULTS:
-        # Each takes the system microseconds, in which nothing is multiplied.
-        console.print(f"page faults: {record['page_faults']:,} a step{LARGE_PAGES if _small_pages() else ''}")
-
-
-def _small_pages() -> bool:
-    """Whether the system gives large pages on request only, and the C library would ask but has not been told to."""
-    if platform.libc_ver()[0] != "glibc" or not ON_REQUEST.exists():
-        return False
-    return "[madvise]" in ON_REQUEST.read_text() and "malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", "")

@@ -15,8 +15,8 @@ from mara_jax import config
 from mara_jax.hf.shapes import architecture_of
 from mara_jax.plan import work
 from mara_jax.policies import model, transformer
-from mara_jax.sampling import decode, logprobs, rollout
-from mara_jax.train import ahead, optim, placement, shape, step
+from mara_jax.sampling import logprobs, rollout
+from mara_jax.train import ahead, optim, placement, step
 from mara_jax.train.state import Batch, State
 
 NAMES = ("rollout", "reference", "update")
@@ -37,13 +37,6 @@ class Case:
     length_buckets: int = config.Rollout.length_buckets
     algorithm: config.Algorithm = field(default_factory=lambda: config.Algorithm(method="mara", anchor="string"))
     optimiser: config.Optimiser = field(default_factory=config.Optimiser)
-    keep: str = "nothing"
-
-    @property
-    def keeps(self) -> bool:
-        """Whether its rollouts keep products for the update."""
-        sizes = config.Rollout(max_new_tokens=self.max_new_tokens, length_buckets=self.length_buckets, keep=self.keep)
-        return shape.keeps(sizes)
 
 
 # Qwen2-shaped: heads of 64, two key heads, a feed-forward four times as wide, tied embeddings.
@@ -81,7 +74,6 @@ def roll(case: Case, params: Any, seed: int) -> rollout.Rollout:
         key=jax.random.key(seed),
         group_size=case.group_size,
         max_new_tokens=case.max_new_tokens,
-        keep=case.keeps,
     )
     return jax.block_until_ready(drawn)
 
@@ -108,14 +100,6 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
         jnp.asarray(tokens_ps),
         jnp.asarray(lengths_p),
     )
-    if case.keeps:
-        (arch, *args), settings = _rollout_call(case, params, drawn)
-        kept = jax.eval_shape(lambda *args: rollout.generate(arch, *args, **settings).kept, *args)
-        # In the order in which rows of one length are decoded.
-        read = case.max_new_tokens - 1
-        place_n = np.full(kept.place.shape, -1, np.int32)
-        place_n[: lengths_pg.size * read] = np.arange(lengths_pg.size * read).reshape(-1, read).T.ravel()
-        drawn = drawn._replace(kept=kept._replace(place=place_n))
     arch, *rest = _reference_call(case, params, drawn, packing := _packing(case, drawn))
     *rest, parts = rest
     ref_hidden = jax.eval_shape(lambda *args: logprobs.reference_hidden(arch, *args, parts), *rest)
@@ -124,7 +108,7 @@ def shapes(case: Case, params: Any) -> tuple[rollout.Rollout, Batch]:
 
 def _packing(case: Case, drawn: rollout.Rollout):
     width, parts = drawn.tokens.shape[-1], case.optimiser.micro_batches
-    return logprobs.packed(np.asarray(drawn.lengths), width, case.length_buckets, parts=parts, kept=drawn.kept)
+    return logprobs.packed(np.asarray(drawn.lengths), width, case.length_buckets, parts=parts)
 
 
 def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: int) -> Batch:
@@ -140,7 +124,6 @@ def _batch(case: Case, drawn: rollout.Rollout, ref_hidden: Any, packing, seed: i
         ref_hidden=ref_hidden,
         packing=packing,
         sampler_logp=drawn.logp if case.algorithm.truncate else None,
-        kept=drawn.kept,
     )
 
 
@@ -201,7 +184,6 @@ def _rollout_call(case: Case, params: Any, drawn: rollout.Rollout) -> tuple[tupl
         "max_new_tokens": case.max_new_tokens,
         "eos_ids": policy.eos_ids,
         "pad_id": policy.pad_id,
-        "keep": case.keeps,
     }
     return of, settings
 
@@ -209,7 +191,7 @@ def _rollout_call(case: Case, params: Any, drawn: rollout.Rollout) -> tuple[tupl
 def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> work.Least:
     """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
     args, settings = _rollout_call(case, params, drawn)
-    trips = decode.trips(case.max_new_tokens, int(np.max(drawn.lengths)) - 1)
+    trips = (int(np.max(drawn.lengths)) - 1,)
     rolled = work.flops(rollout.generate, *args, trips=trips, **settings)
     referred = work.flops(logprobs.reference_hidden, *_reference_call(case, params, drawn, batch.packing))
     state: Any = jax.eval_shape(lambda p: fresh_state(case, p), params)
@@ -220,4 +202,4 @@ def counted(case: Case, params: Any, drawn: rollout.Rollout, batch: Batch) -> wo
 def least(case: Case, drawn: rollout.Rollout) -> work.Least:
     """The analytic least of the same three."""
     arch = case.policy.architecture
-    return work.least(arch, np.asarray(drawn.prompt_lengths), np.asarray(drawn.lengths), kept=drawn.kept is not None)
+    return work.least(arch, np.asarray(drawn.prompt_lengths), np.asarray(drawn.lengths))

@@ -56,7 +56,7 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
       params: the policy's own, and the reference's.
       repeats: timed runs of each phase after one that compiles; medians are reported.
     """
-    drawn, batch, spent, compiled, peaks, faults, machine = steps(case, params, repeats, machine=True)
+    drawn, batch, spent, compiled, peaks, machine = steps(case, params, repeats, machine=True)
     counts = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
     del batch
     record = {
@@ -64,28 +64,25 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "clock": "cpu_s" if jax.default_backend() == "cpu" else "s",
         "shape": _shape(case, drawn),
-        "kept": case.keeps,
         "machine": machine,
         "phases": _phases(spent, counts, drawn, machine),
         "decode": _decode(case, params, drawn, statistics.median(spent["rollout"]), machine),
         "compiled": compiled,
         "memory": peaks,
-        "page_faults": faults,
     }
     record["phases"]["step"] = {"seconds": sum(statistics.median(times) for times in spent.values())}
     return record
 
 
 class Steps(NamedTuple):
-    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations, peak memory (MiB), the
-    median step's page faults, and what the machine gave plain work between the steps."""
+    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations, peak memory (MiB),
+    and what the machine gave plain work between the steps."""
 
     drawn: rollout.Rollout
     batch: Batch
     spent: dict[str, list[float]]
     compiled: dict[str, dict[str, float]]
     memory: dict[str, float]
-    faults: int
     machine: dict[str, float]
 
 
@@ -98,12 +95,9 @@ def steps(case: phases.Case, params: Any, repeats: int, machine: bool = False) -
     memory.give_back()  # as the training loop does
     spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
     afterwards, peak, plain = {"programs": 0, "seconds": 0.0}, first, None
-    faults = []
     for repeat in range(1, repeats + 1):
-        before = page_faults()
         with compilations.counted() as found:
             state, drawn, batch, times = _step(case, state, params, repeat)
-        faults.append(page_faults() - before)
         afterwards = {name: count + found[name] for name, count in afterwards.items()}
         for name, seconds in zip(phases.NAMES, times, strict=True):
             spent[name].append(seconds)
@@ -116,7 +110,7 @@ def steps(case: phases.Case, params: Any, repeats: int, machine: bool = False) -
     peaks = {"peak_mib": peak, "first_step_mib": first}
     compiled = {"warm_up": warm_up, "afterwards": afterwards}
     rates = {} if plain is None else plain.rates()
-    return Steps(drawn, batch, spent, compiled, peaks, int(statistics.median(faults)), rates)
+    return Steps(drawn, batch, spent, compiled, peaks, rates)
 
 
 def _step(case: phases.Case, state, params: Any, seed: int):
@@ -256,15 +250,6 @@ def timed(run: Callable[[], Any], repeats: int) -> float:
         jax.block_until_ready(run())
         spent.append(clock() - start)
     return statistics.median(spent)
-
-
-def page_faults() -> int:
-    """Pages of memory that this process has had to ask the system for so far, 0 where that is not counted."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def peak_mib() -> float:

@@ -7,7 +7,6 @@ from mara_jax.config.schema import (
     ESTIMATORS,
     FIRST_MOMENTS,
     IMPORTANCES,
-    KEPT,
     KL_BESIDE_REWARD,
     LORA_TARGETS,
     METHODS,
@@ -38,7 +37,6 @@ def check(run: Run) -> None:
     _check_rollout(run)
     _check_lora(run.lora)
     _check_updates(run)
-    _check_kept(run)
     if 0 < run.warmup.max_steps < run.warmup.steps:
         raise ValueError(
             f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
@@ -220,24 +218,6 @@ def _check_updates(run: LanguageRun) -> None:
         raise ValueError(
             f"optimiser.first_moment={run.optimiser.first_moment!r} is unknown: choose {' or '.join(FIRST_MOMENTS)}"
         )
-
-
-def _check_kept(run: LanguageRun) -> None:
-    keep = run.rollout.keep
-    if keep not in KEPT:
-        raise ValueError(f"rollout.keep={keep!r} is unknown: choose {', '.join(KEPT)}")
-    if keep != "products":
-        return
-    for name, value, holds, cure in (
-        ("rollout.length_buckets", run.rollout.length_buckets, run.rollout.length_buckets > 0, "8"),
-        ("optimiser.micro_batches", run.optimiser.micro_batches, run.optimiser.micro_batches == 1, "1"),
-        ("optimiser.updates", run.optimiser.updates, run.optimiser.updates == 1, "1"),
-    ):
-        if not holds:
-            raise ValueError(
-                f"rollout.keep='products' is for one update, of one part, on completions laid end to end, not for "
-                f"{name}={value}: use {name}={cure}, or rollout.keep=nothing"
-            )
 
 
 def _check_rollout(run: LanguageRun) -> None:

@@ -14,7 +14,6 @@ ANCHORS = ("string", "answer")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
 IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 FIRST_MOMENTS = ("float32", "bfloat16")
-KEPT = ("nothing", "products")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.
@@ -125,9 +124,6 @@ class Rollout:
     slots: int = 0
     # All sizes are compiled in the first step, so that no later one waits for a compilation.
     compile_ahead: bool = False
-    # What the rollout keeps of its work, so that the update need not do it again: the "products" of every kernel at
-    # every token (a quarter less time for the update, and all of them in memory from the rollout on), or "nothing".
-    keep: str = "nothing"
 
 
 @dataclass(frozen=True)

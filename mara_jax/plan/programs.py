@@ -12,8 +12,8 @@ from mara_jax.plan import work
 from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture
-from mara_jax.sampling import decode, logprobs, rollout
-from mara_jax.train import optim, placement, shape, step
+from mara_jax.sampling import logprobs, rollout
+from mara_jax.train import optim, placement, step
 from mara_jax.train.state import Batch
 
 PHASES = ("rollout", "reference", "update")
@@ -88,7 +88,7 @@ def all_of(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[st
         (prompts, tokens, packing),
     )
     rolled = _rollout(run, arch, params, sizes, prompts)
-    batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts), _kept(rolled))
+    batch = _batch(run, sizes, prompts, tokens, packing, _hidden(referred, sizes, parts))
     estimator = config.estimator_of(run.algorithm)
     settings = {
         "arch": arch,
@@ -117,16 +117,15 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "pad_id": 0,
         "top_p_p": _of_prompts(sizes, jnp.float32) if run.rollout.top_p < 1 else None,
         "slots": sizes.slots,
-        "keep": shape.keeps(run.rollout),
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))
     # Where rows are refilled, one loop of stretches holds another of their steps, one each.
     refilled = sizes.rows < sizes.prompts * sizes.group
-    trips = [sizes.steps, rollout.REFILL_EVERY] if refilled else decode.trips(sizes.new_tokens, sizes.steps)
-    return Program(rollout.generate, args, kwargs, tuple(trips), (prompts, number))
+    trips = (sizes.steps, rollout.REFILL_EVERY) if refilled else (sizes.steps,)
+    return Program(rollout.generate, args, kwargs, trips, (prompts, number))
 
 
-def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden, kept) -> Batch:
+def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden) -> Batch:
     return Batch(
         prompt_tokens=prompts[0],
         prompt_lengths=prompts[1],
@@ -138,15 +137,7 @@ def _batch(run, sizes: Sizes, prompts, tokens, packing, hidden, kept) -> Batch:
         ref_hidden=hidden,
         packing=packing,
         sampler_logp=_of_groups(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
-        kept=kept,
     )
-
-
-def _kept(rolled: Program) -> Any:
-    """What the rollout keeps for the update: arrays of one device."""
-    arch, *rest = rolled.args
-    shapes = jax.eval_shape(lambda *args: rollout.generate(arch, *args, **rolled.kwargs).kept, *rest)
-    return jax.tree.map(lambda x: _spread(x.shape, x.dtype), shapes)
 
 
 def _hidden(referred: Program, sizes: Sizes, parts: int) -> logprobs.Hidden:

@@ -138,7 +138,6 @@ def least(
     *,
     exact_kl: bool = True,
     chunked: bool = False,
-    kept: bool = False,
 ) -> Least:
     """The analytic least of rollout, reference and update, FLOPs.
 
@@ -151,18 +150,16 @@ def least(
       exact_kl: the update makes the reference's logits, too (forward only), for the exact KL: then the reference's
         pass needs no head of its own.
       chunked: the head's logits are made once more in the backward pass, for memory's sake.
-      kept: the rollout's products of kernels are the update's, which then makes none but those of the backward pass.
     """
     prompt_p = np.asarray(prompt_lengths_p, np.int64)
     read_pg = np.asarray(lengths_pg, np.int64) - 1
     rows = int(prompt_p.sum() + read_pg.sum())
-    kernels = 2 * layer_parameters(arch) * rows
-    layers = kernels + _attention(arch, prompt_p, read_pg)
+    layers = 2 * layer_parameters(arch) * rows + _attention(arch, prompt_p, read_pg)
     head = 2 * arch.embed * arch.vocab_size * int(prompt_p.size + read_pg.sum())
     return Least(
         rollout=layers + head,
         reference=layers + (0 if exact_kl else head),
-        update=3 * layers - kept * kernels + (3 + chunked + exact_kl) * head,
+        update=3 * layers + (3 + chunked + exact_kl) * head,
     )
 
 

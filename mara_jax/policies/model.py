@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mara_jax.policies import layerwise, transformer
+from mara_jax.policies import transformer
 from mara_jax.policies.params import Architecture
 
 
@@ -43,5 +43,4 @@ class Policy:
         tokens_bt, arch = jnp.asarray(tokens_bt), self.architecture
         # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
         counted_bt = jnp.arange(tokens_bt.shape[1]) < jnp.asarray(lengths_b)[:, None]
-        of = layerwise.logits if layerwise.pays(arch, params) else _logits_of
-        return of(arch, params, jnp.where(counted_bt, tokens_bt, 0))
+        return _logits_of(arch, params, jnp.where(counted_bt, tokens_bt, 0))

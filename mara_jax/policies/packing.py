@@ -52,20 +52,6 @@ def of(lengths_b: Sequence[int] | np.ndarray, width: int, *, streams: int = 1, s
     return Packing(slot_cx.reshape(-1, width).astype(np.int32), place_cn)
 
 
-def in_order(place_n: np.ndarray, shape_bt: tuple[int, int], slots: int) -> Packing:
-    """The packing of one stream whose positions lie in an order of their own.
-
-    Args:
-      place_n: row * t + time of what lies in each slot, -1 where nothing does, as from slot `slots` on.
-      shape_bt: of the padded rows.
-    """
-    place = np.asarray(place_n[:slots], np.int32)
-    slot = np.full(shape_bt, -1, np.int32)
-    filled = np.flatnonzero(place >= 0)
-    slot.flat[place[filled]] = filled
-    return Packing(slot, place[None])
-
-
 def bucket(lengths_b: Sequence[int] | np.ndarray, width: int, buckets: int, *, streams: int = 1) -> int:
     """Slots of each stream: the least of `buckets` equal fractions of the padded size that hold the counted positions.
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from mara_jax.parallel import sharding
 from mara_jax.policies import attention, flash, gating, lora, norms, products, rotary
-from mara_jax.policies import kept as keeping
 from mara_jax.policies import packing as streams
 from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.params import Architecture, RopeScaling
 from mara_jax.policies.products import Remade
 
-__all__ = ["KV", "Architecture", "RopeScaling", "forward", "grown", "init", "init_cache", "logits"]
+__all__ = ["KV", "Architecture", "RopeScaling", "forward", "init", "init_cache", "logits"]
 
 TURNED = "kernel_oi"  # the name of a kernel that is stored as [out, in]
 
@@ -34,8 +33,7 @@ class KV:
     """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when
     scanned.
 
-    Heads come before time so that attention's batched matmuls read them as they lie. A cache's keys may lie otherwise:
-    see `_time_of_keys`.
+    Heads come before time so that attention's batched matmuls read them as they lie.
     """
 
     k: Any
@@ -61,7 +59,6 @@ class Linear(nn.Module):
     However often it is called, devices that share the kernel gather it once.
     With an adapter attached the kernel is not touched: its update is two thin matmuls, and so are their gradients.
     frozen: nobody asks for the kernel's gradient.
-    Products that were kept take the place of those made here.
     """
 
     features: int
@@ -79,7 +76,6 @@ class Linear(nn.Module):
         names = (lora.A, lora.B) if self.has_variable("params", lora.A) else ()
         adapter = [self.get_variable("params", name).astype(dtype) for name in names]
         bias = self.param("bias", zeros, (self.features,)).astype(dtype) if self.bias else None
-        kept = self.get_variable(keeping.COLLECTION, keeping.NAME, None)
 
         def matmul(x, up=None, apart: bool = False, frozen: bool = False):
             # XLA for GPUs makes one matmul of two by the same kernel, and copies both x to do so.
@@ -94,10 +90,7 @@ class Linear(nn.Module):
             out: Any = products.few_rows(whole, plain()) if turned else by(whole, frozen)
             if adapter:
                 out += products.matmul(by(adapter[0]), adapter[1])
-            out = out if bias is None else out + bias
-            if self.is_mutable_collection(keeping.COLLECTION):
-                self.put_variable(keeping.COLLECTION, keeping.NAME, out)
-            return out if kept is None else keeping.instead(out, kept)
+            return out if bias is None else out + bias
 
         return matmul
 
@@ -175,17 +168,14 @@ class Layer(nn.Module):
         own, arch, t = KV(k_bkth, v_bkth), self.arch, k_bkth.shape[2]
         if cache is not None:
             # Written before it is read: a cache that is read first has to be copied at every step.
-            at = _time_of_keys()
-            new_k = jnp.moveaxis(own.k, 2, at)
-            own = KV(_write(cache.k, new_k, masks["index"], at), _write(cache.v, own.v, masks["index"], 2))
-        keys = own.k if cache is None else jnp.moveaxis(own.k, _time_of_keys(), 2)
+            own = KV(*(_write(*both, masks["index"]) for both in ((cache.k, own.k), (cache.v, own.v))))
         if cache is None and attention.by_kernels(arch):
             shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix_lengths"])
             interpret = sharding.platform() == "cpu"
-            out_bkxh = flash.attend(q_bkxh, (keys, own.v), masks["counts"], shared, interpret=interpret)
+            out_bkxh = flash.attend(q_bkxh, (own.k, own.v), masks["counts"], shared, interpret=interpret)
             return attention.laid_out(out_bkxh, t, packing), own
         shared = None if prefix is None else (prefix.k, prefix.v, masks["prefix"])
-        return attention.attend(q_bkxh, (keys, own.v, masks["own"]), shared, t=t, packing=packing), own
+        return attention.attend(q_bkxh, (own.k, own.v, masks["own"]), shared, t=t, packing=packing), own
 
     def _attend_group(self, parts, of, rope, masks, packing):
         """Attention of prompts and what follows them, [n, heads h], of their products by kernels, [n, heads, h]."""
@@ -210,14 +200,8 @@ class Layer(nn.Module):
         return attention.attend_group((*prompts, masks[0]["own"]), (*rest, own, seen), packing=packing)
 
 
-def _time_of_keys() -> int:
-    """Where time lies in a cache's keys: on a CPU behind the channels, [b, k, h, s], since the matmuls with the few
-    queries of a decoding step take half the time so."""
-    return 3 if sharding.platform() == "cpu" else 2
-
-
-def _write(cache, new, index, axis):
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=axis)
+def _write(cache, new, index):
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=2)
 
 
 class Embedding(nn.Module):
@@ -273,7 +257,7 @@ class Decoder(nn.Module):
             axes: Any = (nn.broadcast, nn.broadcast, 0, 0, nn.broadcast)
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0, keeping.COLLECTION: 0},
+                variable_axes={"params": 0},
                 split_rngs={"params": False},
                 in_axes=axes,
                 length=arch.layers,
@@ -328,7 +312,6 @@ def forward(
     index: jax.Array | int | None = None,
     counts_b: jax.Array | None = None,
     packing: Packing | None = None,
-    keep: bool = False,
 ) -> Any:
     """Hidden states of tokens that follow a shared prefix and a cache, either, or neither.
 
@@ -338,14 +321,13 @@ def forward(
 
     args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted by the
         caller from the start of the prompt; prefix: what a forward over the p prompts returned;
-        prefix_lengths_p: tokens of each prompt; cache: from `init_cache` or `grown`, of b rows; index: the slot where
+        prefix_lengths_p: tokens of each prompt; cache: from `init_cache`, of b rows; index: the slot where
         these tokens go, the same for all rows; counts_b: where given the cache is a ring, and of its slots a row
         sees that many, the last of them `index`, where its one token goes; packing: where tokens and positions
         are streams [c, n] of the counted positions of b rows, and so are the hidden states; only attention sees
-        rows; keep: whether to return every kernel's products.
+        rows.
     returns: hidden states after the final norm, [b, t, d] in the compute dtype, and the new keys and values:
-        the cache with them written from slot `index` on, or without a cache by themselves; with `keep`, third, the
-        products, in a tree like that of the kernels.
+        the cache with them written from slot `index` on, or without a cache by themselves.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of
         p.
     """
@@ -358,11 +340,7 @@ def forward(
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
     seen = masks(arch, t, prefix, prefix_lengths_p, cache, index, counts_b, packing)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
-    given = ({"params": params}, tokens_bt, positions_bt, seen, prefix, cache, packing)
-    if not keep:
-        return decoder.apply(*given)
-    (hidden_btd, new), made = decoder.apply(*given, mutable=[keeping.COLLECTION])
-    return hidden_btd, new, made[keeping.COLLECTION]
+    return decoder.apply({"params": params}, tokens_bt, positions_bt, seen, prefix, cache, packing)
 
 
 def forward_group(
@@ -373,19 +351,15 @@ def forward_group(
     tokens_bt: jax.Array,
     positions_bt: jax.Array,
     packing: Packing | None = None,
-    kept: keeping.Kept | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states of prompts and of tokens that follow them, as two calls of `forward` give them.
 
     Layer by layer for both: there is one gradient of a kernel, and on one device one matmul by it; where kernels are
     cut over devices they are gathered once for the two.
 
-    args: as `forward`; packing: of the tokens that follow; kept: products that need not be made, in its order.
+    args: as `forward`; packing: of the tokens that follow.
     returns: hidden states [p, s, d] and [b, t, d], or of streams.
-    errors: ValueError for kept products on several devices.
     """
-    if kept is not None and not sharding.one_device():
-        raise ValueError("products kept from a rollout serve one device, this mesh has more: use keep=nothing")
     s, t = prompt_tokens_ps.shape[1], tokens_bt.shape[1] if packing is None else packing.slot_bt.shape[1]
     seen = (masks(arch, s), masks(arch, t, packing=packing))
     seen[1].update(prefix=jnp.arange(s)[None, :] < prompt_lengths_p[:, None], prefix_lengths=prompt_lengths_p)
@@ -395,8 +369,7 @@ def forward_group(
     if not sharding.one_device():
         return decoder.apply({"params": params}, tokens, positions, seen, packing=packing)[0]
     in_turn = [jnp.concatenate([x.reshape(1, -1) for x in pair], axis=1) for pair in (tokens, positions)]
-    given = {"params": params, **keeping.variables(kept)}
-    hidden_1nd, _ = decoder.apply(given, *in_turn, seen, packing=packing)
+    hidden_1nd, _ = decoder.apply({"params": params}, *in_turn, seen, packing=packing)
     prompts, rest = jnp.split(hidden_1nd, [prompt_tokens_ps.size], axis=1)
     return prompts.reshape(*prompt_tokens_ps.shape, -1), rest.reshape(*tokens_bt.shape, rest.shape[-1])
 
@@ -420,25 +393,14 @@ def head_rows(arch: Architecture, params: Any) -> jax.Array:
 def init_cache(arch: Architecture, rows: int, length: int) -> KV:
     """An empty cache: zeros in the compute dtype, with `length` slots for each of `rows` sequences."""
 
-    def zeros(*sizes):
-        shape = (rows, arch.kv_heads, *sizes)
+    def zeros():
+        shape = (rows, arch.kv_heads, length, arch.head_dim)
         if arch.scan_layers:
             return sharding.constrain(jnp.zeros((arch.layers, *shape), arch.compute_dtype), None, "rows", "kv_heads")
         each = (jnp.zeros(shape, arch.compute_dtype) for _ in range(arch.layers))
         return tuple(sharding.constrain(array, "rows", "kv_heads") for array in each)
 
-    keys = (arch.head_dim, length) if _time_of_keys() == 3 else (length, arch.head_dim)
-    return KV(zeros(*keys), zeros(length, arch.head_dim))
-
-
-def grown(cache: KV, length: int) -> KV:
-    """An unrolled cache with empty slots behind its own, `length` in all."""
-
-    def padded(x, axis):
-        widths = [(0, length - x.shape[axis] if axis == i else 0) for i in range(x.ndim)]
-        return sharding.constrain(jnp.pad(x, widths), "rows", "kv_heads")
-
-    return KV(*(tuple(padded(x, axis) for x in of) for of, axis in ((cache.k, _time_of_keys()), (cache.v, 2))))
+    return KV(zeros(), zeros())
 
 
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
-from mara_jax.policies.kept import Kept
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import head, rollout
 
@@ -25,9 +24,7 @@ class Hidden(NamedTuple):
     rest: jax.Array
 
 
-def packed(
-    lengths_pg: np.ndarray, width: int, buckets: int, *, shards: int = 1, parts: int = 1, kept: Kept | None = None
-) -> Packing | None:
+def packed(lengths_pg: np.ndarray, width: int, buckets: int, *, shards: int = 1, parts: int = 1) -> Packing | None:
     """How the tokens that a forward pass reads, all but each completion's last, lie in streams; None: padded.
 
     Args:
@@ -36,14 +33,11 @@ def packed(
       buckets: a stream's size is one of so many fractions of the padded one; 0 leaves completions padded.
       shards: streams, one a device shard of rows.
       parts: where more than one, the packings of the groups' parts (see `split`) on a new leading axis.
-      kept: where products were kept, their order is the stream's; one shard and one part.
     """
     if not buckets or width == 1:
         return None
     read_kb = split(lengths_pg, parts).reshape(parts, -1) - 1
     slots = max(streams.bucket(read_b, width - 1, buckets, streams=shards) for read_b in read_kb)
-    if kept is not None:
-        return streams.in_order(np.asarray(kept.place), (lengths_pg.size, width - 1), slots)
     made = [streams.of(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
     return made[0] if parts == 1 else Packing(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
 
@@ -67,7 +61,6 @@ def completion_hidden(
     prompt_lengths_p: jax.Array,
     tokens_pgt: jax.Array,
     packing: Packing | None = None,
-    kept: Kept | None = None,
 ) -> Hidden:
     """The hidden states from which completion tokens are predicted.
 
@@ -75,7 +68,6 @@ def completion_hidden(
 
     Args:
       packing: from `packed`; without it every padded position is computed.
-      kept: products that the policy of these params made of these tokens; only with a packing in their order.
     """
     p, g, t = tokens_pgt.shape
     if t == 1:
@@ -86,7 +78,7 @@ def completion_hidden(
     if packing is not None:
         tokens_bt, positions_bt = (streams.pack(x, packing) for x in (tokens_bt, positions_bt))
     hidden_psd, rest = transformer.forward_group(
-        arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_bt, positions_bt, packing, kept
+        arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_bt, positions_bt, packing
     )
     return Hidden(rollout.last(hidden_psd, prompt_lengths_p), rest)
 

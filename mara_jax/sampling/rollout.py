@@ -10,7 +10,6 @@ import numpy as np
 
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import decoding, model, transformer
-from mara_jax.policies import kept as keeping
 from mara_jax.sampling import decode
 from mara_jax.sampling import draw as drawing
 from mara_jax.sampling import slots as refill
@@ -24,8 +23,7 @@ class Rollout(NamedTuple):
     Fields: tokens [p, g, t] (the end token included, padding after it), logp [p, g, t] (nats, under the
     policy as it is, 0 at padding), lengths [p, g] (end token included), finished [p, g] (an end token
     came), text (nested list, without the end token; empty for rows that other processes hold),
-    prompt_tokens [p, s] and prompt_lengths [p]; kept: what of its work an update need not do again, None where nothing
-    was kept.
+    prompt_tokens [p, s] and prompt_lengths [p].
     """
 
     tokens: jax.Array
@@ -35,19 +33,16 @@ class Rollout(NamedTuple):
     text: list[list[str]]
     prompt_tokens: jax.Array
     prompt_lengths: jax.Array
-    kept: keeping.Kept | None = None
 
 
 class Drawn(NamedTuple):
-    """What `generate` makes: tokens, logp [p, g, t]; lengths, finished [p, g]; steps of decoding, [];
-    and what was kept."""
+    """What `generate` makes: tokens, logp [p, g, t]; lengths, finished [p, g]; steps of decoding, []."""
 
     tokens: jax.Array
     logp: jax.Array
     lengths: jax.Array
     finished: jax.Array
     steps: jax.Array
-    kept: keeping.Kept | None = None
 
 
 def pad_prompts(
@@ -84,7 +79,6 @@ def sample(
     first_sample: int | Sequence[int] | np.ndarray = 0,
     least_width: int = 0,
     meanwhile: Callable[[], object] | None = None,
-    keep: bool = False,
 ) -> Rollout:
     """Draws group_size completions of each prompt.
 
@@ -102,7 +96,6 @@ def sample(
       first_sample: number of each group's first sample; one a prompt where the same prompt comes more than once.
       least_width: prompts are padded as if one had so many tokens: calls with other prompts then share a program.
       meanwhile: called once while the device draws.
-      keep: also return every kernel's products, for the policy's next update (one device alone).
 
     Returns:
       A Rollout; its log-probs are the policy's own (temperature 1, untruncated).
@@ -147,13 +140,12 @@ def sample(
         top_k_p=top_k_p,
         top_p_p=top_p_p,
         slots=slots,
-        keep=keep,
     )
-    tokens_pgt, logp_pgt, lengths_pg, finished_pg, _, kept = drawn
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg, _ = drawn
     if meanwhile is not None:
         meanwhile()
     text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
-    return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p, kept)
+    return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
 
 
 def _shaping(prompts: int, temperature: Any, top_k: Any, top_p: Any) -> drawing.Shaping:
@@ -212,7 +204,7 @@ def whole_text(policy: model.Policy, drawn: Rollout) -> list[list[str]]:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "slots", "refill_every", "keep"),
+    static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "slots", "refill_every"),
 )
 def generate(
     arch: transformer.Architecture,
@@ -232,41 +224,36 @@ def generate(
     top_p_p: jax.Array | None = None,
     slots: int = 0,
     refill_every: int = REFILL_EVERY,
-    keep: bool = False,
 ) -> Drawn:
     """The compiled draw behind `sample`."""
     num_prompts = prompt_tokens_ps.shape[0]
     b = num_prompts * group_size
-    last_pd, prefix, *of_prompts = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p, keep)
-    room = keeping.room(of_prompts[0], b * (max_new_tokens - 1), min(slots or b, b)) if keep else None
+    last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
     arch, params, prefix = decoding.lay_out(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
     keys_b = drawing.token_keys(key, spread(prompt_ids_p), sample_b)
     shaping = drawing.Shaping(temperature_p, top_k_p, top_p_p)
     ends = jnp.array(eos_ids, jnp.int32)
-    start = decode.Start(
-        arch, params, prefix, prompt_lengths_p, last_pd, keys_b, shaping, ends, max_new_tokens, pad_id, room
-    )
+    start = decode.Start(arch, params, prefix, prompt_lengths_p, last_pd, keys_b, shaping, ends, max_new_tokens, pad_id)
     if 0 < slots < b:
-        tokens_bt, logp_bt, steps, room = refill.refilled(start, slots, refill_every)
+        tokens_bt, logp_bt, steps = refill.refilled(start, slots, refill_every)
     else:
-        tokens_bt, logp_bt, steps, room = decode.together(start)
+        tokens_bt, logp_bt, steps = decode.together(start)
     # A padding id may be an end token too, so the length is where the first end token stands.
     is_end_bt = jnp.isin(tokens_bt, ends)
     finished_b = jnp.any(is_end_bt, axis=1)
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
     found = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (tokens_bt, logp_bt, lengths_b, finished_b))
     tokens_pgt, logp_pgt, lengths_pg, finished_pg = (sharding.constrain_groups(x) for x in found)
-    kept = None if room is None else keeping.Kept(room.products, room.place)
-    return Drawn(tokens_pgt, logp_pgt, lengths_pg, finished_pg, steps, kept)
+    return Drawn(tokens_pgt, logp_pgt, lengths_pg, finished_pg, steps)
 
 
-def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p, keep: bool = False):
-    """Each prompt once: the hidden state of its last token [p, d], its keys and values, and its products if kept."""
+def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):
+    """Each prompt once: the hidden state of its last token [p, d] and its keys and values."""
     positions_ps = jnp.broadcast_to(jnp.arange(prompt_tokens_ps.shape[1]), prompt_tokens_ps.shape)
-    hidden_psd, *rest = transformer.forward(arch, params, prompt_tokens_ps, positions_ps, keep=keep)
-    return last(hidden_psd, prompt_lengths_p), *rest
+    hidden_psd, prefix = transformer.forward(arch, params, prompt_tokens_ps, positions_ps)
+    return last(hidden_psd, prompt_lengths_p), prefix
 
 
 def last(hidden_psd: jax.Array, prompt_lengths_p: jax.Array) -> jax.Array:

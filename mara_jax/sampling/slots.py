@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mara_jax.policies import kept, transformer
+from mara_jax.policies import transformer
 from mara_jax.sampling import decode
 from mara_jax.sampling.decode import Start
 
@@ -30,7 +30,7 @@ class Queues(NamedTuple):
     count: jax.Array
 
 
-def refilled(start: Start, slots: int, every: int) -> tuple[jax.Array, jax.Array, jax.Array, kept.Room | None]:
+def refilled(start: Start, slots: int, every: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Decodes `slots` samples at a time; as `decode.together`.
 
     Where every prompt can have as many rows, they take its samples alone and read its keys and values where they lie.
@@ -49,12 +49,11 @@ def refilled(start: Start, slots: int, every: int) -> tuple[jax.Array, jax.Array
     queues = _queues(first_b.reshape(c, n), start)
 
     def step(prefix, lengths_r, carry):
-        made, rows, cache, tokens_bt, logp_bt, room = carry
+        made, rows, cache, tokens_bt, logp_bt = carry
         sample_r = (jnp.arange(c)[:, None] * n + jnp.minimum(rows.sample, n - 1)).ravel()
         drawn_r, prompt_r, live_r = rows.drawn.ravel(), sample_r // group, rows.sample.ravel() < n
-        place_r = sample_r * (start.width - 1) + drawn_r - 1
-        hidden_r1d, cache, room = decode.forward(
-            start, room, place_r, live_r, rows.token.reshape(-1, 1), (start.lengths_p[prompt_r] + drawn_r - 1)[:, None],
+        hidden_r1d, cache = transformer.forward(
+            start.arch, start.params, rows.token.reshape(-1, 1), (start.lengths_p[prompt_r] + drawn_r - 1)[:, None],
             prefix=prefix, prefix_lengths_p=lengths_r, cache=cache, index=made % start.width, counts_b=drawn_r,
         )  # fmt: skip
         shaping = jax.tree.map(lambda x: x[prompt_r], start.shaping)
@@ -63,7 +62,7 @@ def refilled(start: Start, slots: int, every: int) -> tuple[jax.Array, jax.Array
         tokens_bt = tokens_bt.at[to_r, drawn_r].set(token_r, mode="drop")
         logp_bt = logp_bt.at[to_r, drawn_r].set(logp_r, mode="drop")
         rows = _after(rows, token_r.reshape(rows.token.shape), n, start)
-        return made + 1, rows, cache, tokens_bt, logp_bt, room
+        return made + 1, rows, cache, tokens_bt, logp_bt
 
     def stretch(carry):
         taken_c, (made, rows, *rest) = carry
@@ -83,9 +82,9 @@ def refilled(start: Start, slots: int, every: int) -> tuple[jax.Array, jax.Array
     shape = (c, slots // c)
     rows = Rows(jnp.full(shape, n), jnp.ones(shape, jnp.int32), jnp.zeros(shape, jnp.int32))
     cache = transformer.init_cache(start.arch, slots, start.width)
-    begin = (jnp.zeros(c, jnp.int32), (jnp.int32(0), rows, cache, tokens_bt, logp_bt, start.room))
-    _, (made, _, _, tokens_bt, logp_bt, room) = jax.lax.while_loop(unfinished, stretch, begin)
-    return tokens_bt, logp_bt, made, room
+    begin = (jnp.zeros(c, jnp.int32), (jnp.int32(0), rows, cache, tokens_bt, logp_bt))
+    _, (made, _, _, tokens_bt, logp_bt) = jax.lax.while_loop(unfinished, stretch, begin)
+    return tokens_bt, logp_bt, made
 
 
 def _first_tokens(start: Start, group: int) -> tuple[jax.Array, jax.Array]:

@@ -32,7 +32,6 @@ from mara_jax.train import (
     profile,
     reference,
     report,
-    shape,
     step,
 )
 from mara_jax.train import ahead as ahead_of_time
@@ -218,7 +217,6 @@ def _roll(
     done: int,
     name: str,
     meanwhile: Callable[[], object] | None = None,
-    keep: bool = False,
 ) -> tuple[rollout.Rollout, np.ndarray]:
     ids, sizes = prompt_ids(setup.cfg, len(setup.prompts), done), setup.cfg.rollout
     # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
@@ -237,7 +235,6 @@ def _roll(
         first_sample=before * sizes.group_size,
         least_width=max(map(len, setup.prompts)) if sizes.compile_ahead else 0,
         meanwhile=meanwhile,
-        keep=keep,
     )
     return drawn, ids
 
@@ -246,9 +243,7 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
     sizes, parts = setup.cfg.rollout, setup.cfg.optimiser.micro_batches
     # Of all rows, on every process: lengths are few bytes, and all streams have the size of the fullest.
     lengths_pg, width = hosts.gather(drawn.lengths), drawn.tokens.shape[-1]
-    packing = logprobs.packed(
-        lengths_pg, width, sizes.length_buckets, shards=sharding.shard_count("rows"), parts=parts, kept=drawn.kept
-    )
+    packing = logprobs.packed(lengths_pg, width, sizes.length_buckets, shards=sharding.shard_count("rows"), parts=parts)
     packing = ahead_of_time.place(packing, parts)
     # Dispatched first, so that the device works while the host judges texts.
     ref_hidden = _refer(setup, drawn, packing)
@@ -263,7 +258,6 @@ def _score(setup: Setup, drawn: rollout.Rollout, ids: np.ndarray) -> Batch:
         log_mass=hosts.shard_prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
         ref_hidden=ref_hidden,
         packing=packing,
-        kept=drawn.kept,
     )
 
 
@@ -316,12 +310,10 @@ def begin(
         started = tell() or started
 
     params = lora.attached(setup.policy.architecture, setup.ref_params, state.params)
-    keep = shape.keeps(setup.cfg.rollout)
-    drawn, ids = _roll(setup, params, done, "rollout", meanwhile, keep)
+    drawn, ids = _roll(setup, params, done, "rollout", meanwhile)
     del params  # the update gives up the state's buffers
     rolled = time.perf_counter()
     batch, other = _score(setup, drawn, ids), None
-    drawn = drawn._replace(kept=None)  # the batch's alone: it ends with the update
     if algorithm.truncate:
         batch = batch.replace(sampler_logp=drawn.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(algorithm) == "reference_samples":

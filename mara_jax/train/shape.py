@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Any
 
-from mara_jax.config import LanguageRun, Policy, Rollout, lora_targets
+from mara_jax.config import LanguageRun, Policy, lora_targets
 from mara_jax.hf import shapes
-from mara_jax.parallel import sharding
 from mara_jax.policies.params import Architecture, Lora
 
 NANO = "nano"
@@ -57,17 +56,3 @@ def of_run(run: LanguageRun) -> Architecture:
     if not run.lora.rank:
         return arch
     return dataclasses.replace(arch, lora=Lora(run.lora.rank, run.lora.alpha, lora_targets(run.lora)))
-
-
-def keeps(sizes: Rollout) -> bool:
-    """Whether a rollout keeps its products for the update, in the layout in use: see `rollout.keep`.
-
-    Raises:
-      ValueError: products are asked for on several devices.
-    """
-    layout = sharding.current()
-    if sizes.keep == "products" and layout is not None and layout.mesh.size > 1:
-        raise ValueError(
-            f"rollout.keep='products' is for one device, and this run has {layout.mesh.size}: use rollout.keep=nothing"
-        )
-    return sizes.keep == "products" and sizes.max_new_tokens > 1

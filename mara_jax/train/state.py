@@ -5,7 +5,6 @@ from typing import Any
 import jax
 from flax import struct
 
-from mara_jax.policies.kept import Kept
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling.logprobs import Hidden
 
@@ -27,8 +26,7 @@ class Batch:
     reward [p, g] (reward units), answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each
     answer under the reference), ref_hidden (the reference's hidden states, whose logits are made beside the
     policy's), packing (how they and the policy's lie in streams; None: padded), sampler_logp [p, g, t] (what the
-    sampler recorded of each token, nats; None where no weights are asked for), kept (products of the very policy
-    that is updated, which need not be made again; None: all are made).
+    sampler recorded of each token, nats; None where no weights are asked for).
     """
 
     prompt_tokens: jax.Array
@@ -41,4 +39,3 @@ class Batch:
     ref_hidden: Hidden
     packing: Packing | None = None
     sampler_logp: jax.Array | None = None
-    kept: Kept | None = None

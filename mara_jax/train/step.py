@@ -140,7 +140,7 @@ def _stats(params, ref_params, arch, batch: Batch) -> head.Stats:
     """What policy and reference say of each token, [p, g, t]."""
     params = lora.attached(arch, ref_params, params)
     hidden = logprobs.completion_hidden(
-        arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing, batch.kept
+        arch, params, batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing
     )
     return logprobs.token_stats(
         arch, params, hidden, batch.tokens, batch.packing, ref_params=ref_params, ref_hidden=batch.ref_hidden

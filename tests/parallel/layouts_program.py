@@ -15,7 +15,7 @@ import numpy as np
 
 from mara_jax import config
 from mara_jax.parallel import hosts, mesh, sharding
-from mara_jax.sampling import decode, rollout
+from mara_jax.sampling import rollout
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, optim, placement, reference
 
@@ -105,7 +105,6 @@ def run_of(asked: dict) -> config.LanguageRun:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     add_flags(f"--xla_force_host_platform_device_count=8 {PATIENCE}")
-    decode.LEAST_LENGTH["cpu"] = 4  # short completions' caches grow here, too
     run = run_of(asked)
     ends = []
     steps, at_end = asked["steps"], lambda *end: ends.append(end)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from tiny_policy import END, all_strings, tiny
 
-from mara_jax.sampling import decode, logprobs, sample
+from mara_jax.sampling import logprobs, sample
 
 completion_logps = jax.jit(logprobs.completion_logps, static_argnums=0)
 
@@ -160,36 +160,3 @@ def test_a_prompt_given_twice_has_two_groups_of_its_own(drawn):
     settings = {"key": jax.random.key(1), "group_size": 8, "max_new_tokens": 8}
     twice = sample(policy, params, [PROMPTS[1]] * 2, prompt_ids=[1, 1], first_sample=[0, 8], **settings)
     np.testing.assert_array_equal(twice.tokens.reshape(16, 8), rollout.tokens[1])
-
-
-@pytest.mark.parametrize(
-    ("width", "found"),
-    [(1, [1]), (255, [255]), (256, [128, 256]), (300, [192, 300]), (512, [128, 256, 512]), (4096, [1024, 2048, 4096])],
-)
-def test_a_cache_grows_by_doubling(width, found):
-    """By hand; and a loop never runs past its cache, all of them together as often as there are steps."""
-    assert decode.cache_lengths(width) == found
-    for steps in range(width):
-        each = decode.trips(width, steps)
-        filled = np.cumsum(each)
-        assert filled[-1] == steps and (filled <= found).all() and min(each) >= 0
-        assert all(before == length for before, length, after in zip(filled, found, each[1:], strict=False) if after)
-
-
-@pytest.mark.parametrize("eos", [(), (END,)])
-def test_completions_do_not_feel_their_cache_grow(eos, monkeypatch):
-    """Log-probs over three lengths are the trainer's; tokens those of a cache that has one length."""
-    policy, params = tiny(eos=eos)
-    settings = {"key": jax.random.key(4), "group_size": 4, "max_new_tokens": 25}
-    plain = sample(policy, params, PROMPTS, **settings)
-    assert decode.cache_lengths(25) == [25]
-    monkeypatch.setitem(decode.LEAST_LENGTH, jax.default_backend(), 6)
-    assert decode.cache_lengths(25) == [9, 15, 25]
-    assert int(jnp.max(plain.lengths)) > 15
-    jax.clear_caches()
-    grown = sample(policy, params, PROMPTS, **settings)
-    jax.clear_caches()
-    np.testing.assert_array_equal(grown.tokens, plain.tokens)
-    np.testing.assert_array_equal(grown.lengths, plain.lengths)
-    logp = completion_logps(policy.architecture, params, grown.prompt_tokens, grown.prompt_lengths, grown.tokens)
-    np.testing.assert_allclose(grown.logp, logp * logprobs.mask(grown.lengths, 25), atol=1e-4)
