@@ -26,7 +26,8 @@ def main() -> None:
         stages[stage] = {"peak_bytes": peak, "seconds": round(time.perf_counter() - began, 1)}
 
     note("start")
-    policy, params = hf.load(where, param_dtype="bfloat16", tokenizer=False)
+    # Scanned: XLA for CPUs multiplies float32 copies of the weights, here of one layer at a time.
+    policy, params = hf.load(where, param_dtype="bfloat16", tokenizer=False, scan_layers=True)
     note("load")
     np.save(out / "logits.npy", np.asarray(policy.logits(params, TOKENS, LENGTHS)))
     note("forward")
