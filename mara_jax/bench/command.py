@@ -31,15 +31,14 @@ from rich.table import Table
 from mara_jax import cli, config, hf
 from mara_jax.bench import phases, speed
 from mara_jax.hf import shapes
-from mara_jax.policies import params as table
-from mara_jax.policies import transformer
+from mara_jax.policies import parameters, transformer
 from mara_jax.train import preflight
 
 EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
 SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
 COMPUTED = {
     "dtype": ("float32", ("float32", "bfloat16")),
-    "remat": ("none", table.REMAT),
+    "remat": ("none", parameters.REMAT),
 }
 SMOL = "smollm2-135m-instruct"
 

@@ -14,7 +14,8 @@ import numpy as np
 from mara_jax import config
 from mara_jax.hf.shapes import architecture_of
 from mara_jax.plan import work
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.train import ahead, optim, placement, step
 from mara_jax.train.state import Batch, State
@@ -30,7 +31,7 @@ class Case:
     """
 
     name: str
-    policy: model.Policy
+    policy: Policy
     prompts: list[list[int]]
     group_size: int
     max_new_tokens: int
@@ -43,7 +44,7 @@ class Case:
 SIZES = {"tiny": (4, 256, 2048), "small": (12, 512, 8192)}
 
 
-def random_policy(name: str, **choices: Any) -> model.Policy:
+def random_policy(name: str, **choices: Any) -> Policy:
     """The policy of a size in SIZES (layers, width, words) or of a published shape, whose layers are scanned: no
     tokenizer, and random weights to be drawn. choices: compute_dtype, remat."""
     if name in SIZES:
@@ -52,7 +53,7 @@ def random_policy(name: str, **choices: Any) -> model.Policy:
         arch = transformer.Architecture("qwen2", words, embed, layers, **choices)
     else:
         arch = architecture_of(name, scan_layers=True, **choices)
-    return model.Policy(arch, None, (), 0, {}, name)
+    return Policy(arch, None, (), 0, {}, name)
 
 
 def random_prompts(vocab_size: int, count: int, length: int, seed: int = 0) -> list[list[int]]:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.bench import phases
-from mara_jax.policies import transformer
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import parameters
+from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import rollout
 from mara_jax.train import memory
 from mara_jax.train.state import Batch
@@ -140,7 +140,7 @@ def _shape(case: phases.Case, drawn: rollout.Rollout) -> dict[str, Any]:
         "samples": int(lengths.size),
         "max_new_tokens": case.max_new_tokens,
         "new_tokens": int(lengths.sum()),
-        "parameters": transformer.table.count(case.policy.architecture),
+        "parameters": parameters.count(case.policy.architecture),
     }
 
 
@@ -177,7 +177,7 @@ def _decode(case: phases.Case, params, drawn: rollout.Rollout, seconds: float, m
     prefill_s = timed(lambda: prefill(arch, params, drawn.prompt_tokens, drawn.prompt_lengths), 3)
     each = max(seconds - prefill_s, 1e-9) / steps
     width = jnp.dtype(arch.compute_dtype).itemsize
-    weights = (transformer.table.count(arch) - (0 if arch.tie_embeddings else arch.vocab_size * arch.embed)) * width
+    weights = (parameters.count(arch) - (0 if arch.tie_embeddings else arch.vocab_size * arch.embed)) * width
     lengths = np.asarray(drawn.lengths)
     own = np.sum(lengths * (lengths - 1) / 2) / steps  # slots read in a mean step, over all rows
     cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * width * (float(np.sum(drawn.prompt_lengths)) + own)

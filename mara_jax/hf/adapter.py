@@ -8,10 +8,9 @@ from typing import Any
 from mara_jax.hf.export import checked, gathered_elsewhere, whole_or_not_at_all, write_json, write_safetensors
 from mara_jax.hf.load import DTYPES, SafeTensors, arrays, read_json
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora
-from mara_jax.policies import params as table
-from mara_jax.policies.model import Policy
-from mara_jax.policies.params import Lora
+from mara_jax.policies import lora, parameters
+from mara_jax.policies.parameters import Lora
+from mara_jax.policies.policy import Policy
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What peft can do beyond W + alpha / r * B A; set to anything true, the tensors mean something else.
@@ -97,7 +96,7 @@ def _settings(config: Mapping[str, Any], tensors: SafeTensors) -> Lora:
     if config.get("use_rslora"):  # scaled by alpha / sqrt(r)
         alpha = alpha * rank**0.5
     found = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}
-    return Lora(rank, float(alpha), tuple(name for name in table.KERNELS if name in found))
+    return Lora(rank, float(alpha), tuple(name for name in parameters.KERNELS if name in found))
 
 
 def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: SafeTensors) -> None:

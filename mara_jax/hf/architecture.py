@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture, RopeScaling
+from mara_jax.policies import parameters
+from mara_jax.policies.parameters import Architecture, RopeScaling
 
 
 def _number(config: Mapping[str, Any], key: str) -> float:
@@ -57,8 +57,10 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
         have, and for a key that is missing.
     """
     family = config.get("model_type")
-    if family not in table.FAMILIES:
-        raise ValueError(f"{source} has the unknown model_type {family!r}: this code knows {', '.join(table.FAMILIES)}")
+    if family not in parameters.FAMILIES:
+        raise ValueError(
+            f"{source} has the unknown model_type {family!r}: this code knows {', '.join(parameters.FAMILIES)}"
+        )
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{source} has hidden_act {config['hidden_act']!r}: this code knows 'silu'")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):

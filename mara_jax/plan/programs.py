@@ -11,7 +11,7 @@ from mara_jax.parallel import sharding
 from mara_jax.plan import work
 from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.train import optim, placement, step
 from mara_jax.train.state import Batch

@@ -11,9 +11,8 @@ from mara_jax import config
 from mara_jax.plan import work
 from mara_jax.plan.chips import Chip
 from mara_jax.plan.programs import Sizes
-from mara_jax.policies import attention, lora
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import attention, lora, parameters
+from mara_jax.policies.parameters import Architecture
 
 # Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
 # them in each layer at each token.
@@ -69,7 +68,7 @@ def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
 def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp: int, tensor: int) -> Candidate:
     """A mesh with the bytes and seconds that it is estimated to take."""
     width = jnp.dtype(arch.compute_dtype).itemsize
-    count, cut = table.count(arch), data * fsdp
+    count, cut = parameters.count(arch), data * fsdp
     rows = sizes.prompts * sizes.group / cut
     positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
     # What is trained, with two moments, and the reference; gradients, and the kernels in the compute dtype.
@@ -115,7 +114,7 @@ def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: 
 def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: float, positions: float) -> float:
     """The floor of a step: each phase by what bounds it."""
     data, fsdp, tensor = mesh
-    devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, table.count(arch)
+    devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, parameters.count(arch)
     trained = lora.count(arch)
     lengths = [[sizes.new_tokens] * sizes.group] * sizes.prompts
     flops = work.least(arch, [sizes.prompt_tokens] * sizes.prompts, lengths)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core as jex
 from jax.interpreters import partial_eval
 
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 
 
 def flops(function: Any, *args: Any, trips: Sequence[int] = (), **kwargs: Any) -> int:

@@ -20,7 +20,7 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import packing as streams
 from mara_jax.policies import products
 from mara_jax.policies.packing import Packing
-from mara_jax.policies.params import Architecture, wide
+from mara_jax.policies.parameters import Architecture, wide
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
 MASKED = -1e30

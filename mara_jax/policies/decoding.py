@@ -6,9 +6,8 @@ from typing import Any
 import jax
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import lora, products, transformer
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import lora, parameters, products, transformer
+from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.transformer import KV
 
 
@@ -23,7 +22,7 @@ def lay_out(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, 
     if arch.compute_dtype != "bfloat16":
         params = lora.merged(params)
     if arch.scan_layers:
-        params = table.to_unrolled(params, arch.layers)
+        params = parameters.to_unrolled(params, arch.layers)
         prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
         arch = dataclasses.replace(arch, scan_layers=False)
     params = _gathered(arch, params)
@@ -33,15 +32,15 @@ def lay_out(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, 
 def _gathered(arch: Architecture, params: Any) -> Any:
     """Parameters as a decoding loop reads them, cut only where activations are cut alike."""
     tree = jax.tree.map(lambda x: x, params)  # an adapter's arrays, which are small, stay as they are
-    for path, (_, axes) in table.leaf_shapes(arch).items():
-        array = table.at(params, path)
+    for path, (_, axes) in parameters.leaf_shapes(arch).items():
+        array = parameters.at(params, path)
         if path[-1] != "scale":  # norms are computed in float32
             array = array.astype(arch.compute_dtype)
         array = sharding.constrain(array, *(None if axis == "embed" else axis for axis in axes))
         if path[-1] == "embedding" and sharding.platform() != "cpu":
             # XLA would look tokens up before the cast: in a table that it gathers once more, in float32.
             array = jax.lax.optimization_barrier(array)
-        table.put(tree, path, array)
+        parameters.put(tree, path, array)
     return tree
 
 
@@ -55,5 +54,5 @@ def _turned(params: Any) -> Any:
 def logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
     """As `transformer.logits`, for the few rows of a decoding step."""
     if sharding.platform() == "cpu":
-        return products.few_rows(transformer.head_rows(arch, params), hidden_bd, table.wide(hidden_bd.dtype))
+        return products.few_rows(transformer.head_rows(arch, params), hidden_bd, parameters.wide(hidden_bd.dtype))
     return transformer.logits(arch, params, hidden_bd)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture, Row
+from mara_jax.policies import parameters
+from mara_jax.policies.parameters import Architecture, Row
 
 A, B = "lora_a", "lora_b"
 
@@ -29,7 +29,7 @@ def rows(arch: Architecture) -> tuple[Row, ...]:
     if arch.lora is None:
         return ()
     rank, found = arch.lora.rank, []
-    for row in table.table(arch):
+    for row in parameters.table(arch):
         if row.path[-1] != "kernel" or row.path[-2] not in arch.lora.targets:
             continue
         (d_in, d_out), (axis_in, axis_out), root = row.shape, row.axes, row.path[:-1]
@@ -43,12 +43,12 @@ def rows(arch: Architecture) -> tuple[Row, ...]:
 
 def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
     """Shape and logical axes of each array that is trained: of the adapter, or of the whole model without one."""
-    return table.leaf_shapes(arch) if arch.lora is None else table.shapes_of(rows(arch), arch.layers)
+    return parameters.leaf_shapes(arch) if arch.lora is None else parameters.shapes_of(rows(arch), arch.layers)
 
 
 def shardings(arch: Architecture, layout: sharding.Layout) -> dict[str, Any]:
-    """Where a layout puts each array that is trained, as a nested dict; errors as of `params.shardings`."""
-    sharding.check_divisible(layout, table.axis_sizes(arch))
+    """Where a layout puts each array that is trained, as a nested dict; errors as of `parameters.shardings`."""
+    sharding.check_divisible(layout, parameters.axis_sizes(arch))
     return sharding.param_shardings(layout, leaf_shapes(arch))
 
 
@@ -61,12 +61,12 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     returns: nested dict of arrays, float32 (float64 for a model computed in it).
     """
     found: dict[tuple[str, ...], list[jax.Array]] = {}
-    dtype = table.wide(arch.compute_dtype)
+    dtype = parameters.wide(arch.compute_dtype)
     for number, row in enumerate(rows(arch)):
         found.setdefault(row.path, []).append(_draw(key, number, row.std, row.shape).astype(dtype))
     adapter: dict[str, Any] = {}
     for path, arrays in found.items():
-        table.put(adapter, path, jnp.stack(arrays) if arch.scan_layers else arrays[0])
+        parameters.put(adapter, path, jnp.stack(arrays) if arch.scan_layers else arrays[0])
     return adapter
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.policies import products
-from mara_jax.policies.params import wide
+from mara_jax.policies.parameters import wide
 from mara_jax.policies.products import Remade
 
 

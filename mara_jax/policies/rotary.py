@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies.params import Architecture, wide
+from mara_jax.policies.parameters import Architecture, wide
 
 
 def inverse_frequencies(arch: Architecture) -> np.ndarray:

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import attention, flash, gating, lora, norms, products, rotary
+from mara_jax.policies import attention, flash, gating, lora, norms, parameters, products, rotary
 from mara_jax.policies import packing as streams
-from mara_jax.policies import params as table
 from mara_jax.policies.packing import Packing
-from mara_jax.policies.params import Architecture, RopeScaling
+from mara_jax.policies.parameters import Architecture, RopeScaling
 from mara_jax.policies.products import Remade
 
 __all__ = ["KV", "Architecture", "RopeScaling", "forward", "init", "init_cache", "logits"]
@@ -122,7 +121,7 @@ class Layer(nn.Module):
             return self._pass(parts, x, rope, masks, prefix, cache, packing)
         if not isinstance(x, tuple):
             return self._pass(parts, x[0], [y[0] for y in rope], masks, None, None, packing)[0][None], None
-        apart = parts | {name: partial(parts[name], apart=True) for name in table.KERNELS}
+        apart = parts | {name: partial(parts[name], apart=True) for name in parameters.KERNELS}
         prompts, prefix = self._pass(apart, x[0], rope[0], masks[0], None, None, None)
         rest, _ = self._pass(parts, x[1], rope[1], masks[1], prefix, None, packing)
         return (prompts, rest), None
@@ -382,7 +381,7 @@ def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
     """
     rows = head_rows(arch, params).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=table.wide(hidden.dtype))
+    return jax.lax.dot_general(hidden, rows, contract, preferred_element_type=parameters.wide(hidden.dtype))
 
 
 def head_rows(arch: Architecture, params: Any) -> jax.Array:
@@ -404,5 +403,5 @@ def init_cache(arch: Architecture, rows: int, length: int) -> KV:
 
 
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
-    """Random float32 parameters for an architecture (see `params.init`)."""
-    return table.init(arch, key)
+    """Random float32 parameters for an architecture (see `parameters.init`)."""
+    return parameters.init(arch, key)

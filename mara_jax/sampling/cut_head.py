@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies.params import wide
+from mara_jax.policies.parameters import wide
 
 # Float32 logits of one stream of positions held at once: 64 MB. Narrower blocks than WIDTH would cost more time for
 # adding up the gradients of hidden states than for the matmuls.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
 from mara_jax.policies import products, transformer
-from mara_jax.policies.params import wide
+from mara_jax.policies.parameters import wide
 from mara_jax.sampling import cut_head
 
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each

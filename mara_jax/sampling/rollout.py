@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import decoding, model, transformer
+from mara_jax.policies import decoding, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import decode
 from mara_jax.sampling import draw as drawing
 from mara_jax.sampling import slots as refill
@@ -64,7 +65,7 @@ def pad_prompts(
 
 
 def sample(
-    policy: model.Policy,
+    policy: Policy,
     params: dict,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
@@ -169,7 +170,7 @@ def _shaping(prompts: int, temperature: Any, top_k: Any, top_p: Any) -> drawing.
     return drawing.Shaping(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
 
 
-def _encode(policy: model.Policy, prompt: str | Sequence[int]) -> Sequence[int]:
+def _encode(policy: Policy, prompt: str | Sequence[int]) -> Sequence[int]:
     if not isinstance(prompt, str):
         return prompt
     if policy.tokenizer is None:
@@ -177,7 +178,7 @@ def _encode(policy: model.Policy, prompt: str | Sequence[int]) -> Sequence[int]:
     return policy.tokenizer.encode(prompt, add_special_tokens=False)
 
 
-def decode_text(policy: model.Policy, tokens_pgt, lengths_pg, finished_pg) -> list[list[str]]:
+def decode_text(policy: Policy, tokens_pgt, lengths_pg, finished_pg) -> list[list[str]]:
     """Completions as text, without the end token; other special tokens are kept visible.
 
     Rows that other processes hold are empty.
@@ -195,7 +196,7 @@ def decode_text(policy: model.Policy, tokens_pgt, lengths_pg, finished_pg) -> li
     return [texts[at : at + per] for at in range(0, len(texts), per)]
 
 
-def whole_text(policy: model.Policy, drawn: Rollout) -> list[list[str]]:
+def whole_text(policy: Policy, drawn: Rollout) -> list[list[str]]:
     """The text of all rows, on every process."""
     if not hosts.several_processes():
         return drawn.text

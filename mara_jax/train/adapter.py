@@ -11,13 +11,14 @@ import jax
 from mara_jax import hf
 from mara_jax.config import LanguageRun, lora_targets
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora, model, params
+from mara_jax.policies import lora, parameters
+from mara_jax.policies.policy import Policy
 from mara_jax.train import reference
 
 NAME = "adapter"  # the folder in WORKDIR
 
 
-def trained(cfg: LanguageRun, policy: model.Policy) -> model.Policy:
+def trained(cfg: LanguageRun, policy: Policy) -> Policy:
     """The policy as the run trains it: its architecture has the adapter that the config asks for, if any.
 
     Raises:
@@ -25,14 +26,14 @@ def trained(cfg: LanguageRun, policy: model.Policy) -> model.Policy:
     """
     if not cfg.lora.rank:
         return policy
-    settings = params.Lora(cfg.lora.rank, cfg.lora.alpha, lora_targets(cfg.lora))
+    settings = parameters.Lora(cfg.lora.rank, cfg.lora.alpha, lora_targets(cfg.lora))
     try:
         return dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=settings))
     except ValueError as error:
         raise ValueError(f"lora.rank={cfg.lora.rank} with {policy.source}: {error}") from error
 
 
-def start(cfg: LanguageRun, policy: model.Policy, ref_params: Any) -> Any:
+def start(cfg: LanguageRun, policy: Policy, ref_params: Any) -> Any:
     """The trained parameters before the first step: the reference's own, a new adapter, or that of `lora.adapter`.
 
     Args:
@@ -54,14 +55,14 @@ def start(cfg: LanguageRun, policy: model.Policy, ref_params: Any) -> Any:
     return make(reference.stream(cfg.seed, "adapter"))
 
 
-def check(cfg: LanguageRun, policy: model.Policy) -> None:
+def check(cfg: LanguageRun, policy: Policy) -> None:
     """Refuses, before anything is written, an adapter that the policy's model cannot have; errors as of `start`."""
     found = trained(cfg, policy)
     if cfg.lora.adapter:
         start(cfg, found, None)
 
 
-def _check_same(cfg: LanguageRun, found: params.Lora | None) -> None:
+def _check_same(cfg: LanguageRun, found: parameters.Lora | None) -> None:
     assert found is not None
     for name, asked, its_own in (
         ("rank", cfg.lora.rank, found.rank),
@@ -74,7 +75,7 @@ def _check_same(cfg: LanguageRun, found: params.Lora | None) -> None:
             )
 
 
-def export(cfg: LanguageRun, policy: model.Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
+def export(cfg: LanguageRun, policy: Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
     """Writes WORKDIR/adapter, which peft loads, in place of what an earlier end of the run left there; returns it.
 
     Without an adapter nothing is written, and None returned.
@@ -91,12 +92,12 @@ def base(cfg: LanguageRun, workdir: pathlib.Path) -> str:
     return str((workdir / "reference").absolute()) if cfg.warmup.steps else cfg.policy.weights
 
 
-def describe(policy: model.Policy) -> str:
+def describe(policy: Policy) -> str:
     """In words, what is trained."""
     arch, count = policy.architecture, lora.count(policy.architecture)
     if arch.lora is None:
         return f"training all {count:,} parameters"
     return (
         f"training an adapter of rank {arch.lora.rank} (alpha {arch.lora.alpha:g}) on {', '.join(arch.lora.targets)}: "
-        f"{count:,} parameters beside {params.count(arch):,} that stay"
+        f"{count:,} parameters beside {parameters.count(arch):,} that stay"
     )

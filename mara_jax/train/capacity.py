@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mara_jax.config import LanguageRun
 from mara_jax.parallel import sharding
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 from mara_jax.train import optim, placement
 
 GIB = 2**30

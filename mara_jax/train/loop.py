@@ -17,8 +17,9 @@ from mara_jax import hf
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.core import diversity
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora, model
+from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
 from mara_jax.train import (
@@ -117,13 +118,13 @@ def _classes(row: dict[str, Any]) -> list[int]:
     return [*row["answers/counts"], row["samples"] - sum(row["answers/counts"])]
 
 
-def _reference(cfg, task, workdir, display) -> tuple[model.Policy, Any]:
+def _reference(cfg, task, workdir, display) -> tuple[Policy, Any]:
     """The reference policy: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
     resumed = cfg.warmup.steps and hosts.on_process_zero(saved.is_dir)
     display.note(f"loading {saved if resumed else cfg.policy.weights}")
 
-    def read() -> tuple[model.Policy, Any]:
+    def read() -> tuple[Policy, Any]:
         policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
         reference.check_context(cfg, policy, task)
         adapter.check(cfg, policy)
@@ -187,7 +188,7 @@ class Setup(NamedTuple):
 
     cfg: LanguageRun
     task: Task
-    policy: model.Policy
+    policy: Policy
     ref_params: Any
     prompts: list[list[int]]
     log_mass: np.ndarray

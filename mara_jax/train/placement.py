@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import lora, parameters
+from mara_jax.policies.parameters import Architecture
 from mara_jax.train.state import State
 
 
@@ -25,13 +24,13 @@ def abstract_params(arch: Architecture) -> dict[str, Any]:
     """Shapes of the trained parameters: the adapter's alone where the architecture has one."""
     tree: dict[str, Any] = {}
     for path, (shape, _) in lora.leaf_shapes(arch).items():
-        table.put(tree, path, jax.ShapeDtypeStruct(shape, param_dtype(arch)))
+        parameters.put(tree, path, jax.ShapeDtypeStruct(shape, param_dtype(arch)))
     return tree
 
 
 def param_dtype(arch: Architecture) -> Any:
     """What trained parameters and their moments are kept in: never less than float32."""
-    return table.wide(arch.compute_dtype)
+    return parameters.wide(arch.compute_dtype)
 
 
 def reference_dtype(path: tuple[str, ...], arch: Architecture) -> Any:
@@ -47,18 +46,18 @@ def reference(arch: Architecture, params: Any) -> Any:
     if arch.compute_dtype != "bfloat16":
         return params
     tree: dict[str, Any] = {}
-    for path in table.leaf_shapes(arch):
-        table.put(tree, path, jnp.array(table.at(params, path), reference_dtype(path, arch)))
+    for path in parameters.leaf_shapes(arch):
+        parameters.put(tree, path, jnp.array(parameters.at(params, path), reference_dtype(path, arch)))
     return tree
 
 
 def abstract_reference(arch: Architecture) -> dict[str, Any]:
     """Shapes of the reference's parameters, with their shardings in the layout in use."""
     layout, tree = sharding.current(), {}
-    shardings = None if layout is None else table.shardings(arch, layout)
-    for path, (shape, _) in table.leaf_shapes(arch).items():
-        where = None if shardings is None else table.at(shardings, path)
-        table.put(tree, path, jax.ShapeDtypeStruct(shape, reference_dtype(path, arch), sharding=where))
+    shardings = None if layout is None else parameters.shardings(arch, layout)
+    for path, (shape, _) in parameters.leaf_shapes(arch).items():
+        where = None if shardings is None else parameters.at(shardings, path)
+        parameters.put(tree, path, jax.ShapeDtypeStruct(shape, reference_dtype(path, arch), sharding=where))
     return tree
 
 

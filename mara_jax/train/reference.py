@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax import hf
-from mara_jax.config import Algorithm, LanguageRun, Policy
+from mara_jax import config, hf
+from mara_jax.config import Algorithm, LanguageRun
 from mara_jax.core import augment, forecast
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import model, transformer
-from mara_jax.policies import params as params_table
+from mara_jax.policies import parameters, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
 from mara_jax.train import optim, placement, shape, warmup
@@ -32,7 +32,7 @@ def stream(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
 
 
-def load_base(run: LanguageRun, task: Task) -> tuple[model.Policy, Any]:
+def load_base(run: LanguageRun, task: Task) -> tuple[Policy, Any]:
     """The policy that `policy.weights` names, before any warm-up.
 
     "nano" is a Qwen2-shaped model with random weights and a tokenizer of its own, made from the task's
@@ -46,19 +46,19 @@ def load_base(run: LanguageRun, task: Task) -> tuple[model.Policy, Any]:
     tokenizer = tokenizers.nano(texts, shape.NANO_VOCABULARY)
     arch = shape.nano(cfg)
     ends = tokenizers.end_tokens(tokenizer)
-    policy = model.Policy(arch, tokenizer, ends, ends[0], {}, shape.NANO)
+    policy = Policy(arch, tokenizer, ends, ends[0], {}, shape.NANO)
     layout, make = sharding.current(), functools.partial(transformer.init, arch)
     if layout is not None:
-        make = jax.jit(make, out_shardings=params_table.shardings(arch, layout))
+        make = jax.jit(make, out_shardings=parameters.shardings(arch, layout))
     return policy, make(stream(run.seed, "init"))
 
 
-def load(where: str, cfg: Policy) -> tuple[model.Policy, Any]:
+def load(where: str, cfg: config.Policy) -> tuple[Policy, Any]:
     """Weights from a directory, file or hub id, computed with as the config says."""
     return hf.load(where, **shape.choices(cfg), layout=sharding.current())
 
 
-def prompt_tokens(policy: model.Policy, task: Task, chat: bool) -> list[list[int]]:
+def prompt_tokens(policy: Policy, task: Task, chat: bool) -> list[list[int]]:
     """Each prompt of the task as token ids, in the tokenizer's chat template where `chat` is set."""
     return tokenizers.encode_prompts(policy.tokenizer, task.prompts, chat)
 
@@ -127,7 +127,7 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
     return Samples(reward[:, :count], answer[:, :count], [group[:count] for group in texts], logp[:, :count])
 
 
-def check_context(run: LanguageRun, policy: model.Policy, task: Task) -> None:
+def check_context(run: LanguageRun, policy: Policy, task: Task) -> None:
     """Refuses, before anything is written, prompts that cannot be encoded or leave too little of the context.
 
     Raises:
@@ -143,7 +143,7 @@ def check_context(run: LanguageRun, policy: model.Policy, task: Task) -> None:
         )
 
 
-def check_demonstrations(run: LanguageRun, policy: model.Policy, task: Task) -> None:
+def check_demonstrations(run: LanguageRun, policy: Policy, task: Task) -> None:
     """Refuses, before any training, demonstrations that do not fit the completion length or do not end a completion.
 
     Raises:

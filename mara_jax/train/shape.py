@@ -5,7 +5,7 @@ from typing import Any
 
 from mara_jax.config import LanguageRun, Policy, lora_targets
 from mara_jax.hf import shapes
-from mara_jax.policies.params import Architecture, Lora
+from mara_jax.policies.parameters import Architecture, Lora
 
 NANO = "nano"
 NANO_VOCABULARY = 512

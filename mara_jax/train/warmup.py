@@ -10,14 +10,14 @@ import numpy as np
 import optax
 
 from mara_jax.parallel import hosts
-from mara_jax.policies import model
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.train import placement
 from mara_jax.train.state import State
 
 
 def demonstration_batch(
-    policy: model.Policy, pairs: Sequence[tuple[list[int], str]], width: int
+    policy: Policy, pairs: Sequence[tuple[list[int], str]], width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens of (prompt ids, completion text) pairs, each completion closed by the tokenizer's end token.
 

@@ -8,10 +8,11 @@ from rich.console import Console
 from mara_jax import config
 from mara_jax.bench import command, phases, speed
 from mara_jax.plan import work
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 
 
-def case_of(policy: model.Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
+def case_of(policy: Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
     prompts = phases.random_prompts(policy.architecture.vocab_size, samples // group, prompt)
     return phases.Case("case", policy, prompts, group, new, **more)
 
@@ -58,7 +59,7 @@ def test_micro_batches_compute_each_prompt_once_for_every_part():
 @pytest.fixture(scope="module")
 def record():
     arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
-    policy = model.Policy(arch, None, (), 0, {}, "random")
+    policy = Policy(arch, None, (), 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
     return speed.measure(case_of(policy, 8, 6, 2, 4), params, repeats=2)
 
@@ -71,7 +72,7 @@ def test_nothing_is_compiled_after_the_first_step(record):
 def test_an_update_with_truncated_weights_is_measured():
     arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
     algorithm = config.Algorithm(method="mara", anchor="string", truncate=2.0)
-    case = case_of(model.Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
+    case = case_of(Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
     params = transformer.init(arch, jax.random.key(0))
     assert all(len(times) == 1 for times in speed.steps(case, params, repeats=1).spent.values())
     assert phases.counted(case, params, *phases.shapes(case, params)).update > 0

@@ -8,12 +8,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mara_jax.hf import shapes
-from mara_jax.policies import params as table
+from mara_jax.policies import parameters
 
 FILE_BYTES = 10**9
 
 
-def random_tensor(draw: np.random.Generator, row: table.Row) -> np.ndarray:
+def random_tensor(draw: np.random.Generator, row: parameters.Row) -> np.ndarray:
     """Random bits: any sign and mantissa, four octaves about 1 / sqrt(2048); those of norms from 1 to 2."""
     bits = draw.integers(0, 2**16, row.stored_shape, np.uint16)
     bits &= np.uint16(0x007F if row.fill else 0x81FF)
@@ -25,7 +25,7 @@ def write(out: pathlib.Path, name: str) -> int:
     """Of a published shape, in several files with an index, one file in memory at a time; their bytes."""
     out.mkdir()
     draw, file, files = np.random.default_rng(0), {}, []
-    rows = table.table(shapes.architecture_of(name))
+    rows = parameters.table(shapes.architecture_of(name))
     weight_map = {}
     for row in rows:
         file[row.name] = random_tensor(draw, row)

@@ -14,16 +14,15 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mara_jax import hf
-from mara_jax.policies import lora, transformer
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Lora
+from mara_jax.policies import lora, parameters, transformer
+from mara_jax.policies.parameters import Lora
 
 LENGTHS = np.array([12, 5])
 TOKENS = np.where(np.arange(12) < LENGTHS[:, None], np.random.default_rng(0).integers(3, 97, (2, 12)), 0)
 REAL = np.arange(12) < LENGTHS[:, None]
 WEIGHT = np.where(REAL[..., None], np.random.default_rng(1).normal(size=(2, 12, 97)), 0).astype(np.float32)
 CASES = {
-    "all": ("qwen2-tied", False, Lora(4, 12.0, table.KERNELS)),
+    "all": ("qwen2-tied", False, Lora(4, 12.0, parameters.KERNELS)),
     "two": ("llama-llama3", True, Lora(3, 1.5, ("v", "down"))),
 }
 
@@ -41,7 +40,7 @@ def case(request, tmp_path_factory):
     policy = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=settings))
     rng, adapter = np.random.default_rng(2), {}
     for path, (shape, _) in lora.leaf_shapes(policy.architecture).items():
-        table.put(adapter, path, jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32))
+        parameters.put(adapter, path, jnp.asarray(0.2 * rng.normal(size=shape), jnp.float32))
     return directory, policy, base, adapter
 
 
@@ -94,7 +93,7 @@ def test_gradients_are_those_of_peft(case, tmp_path):
         for row in rows:
             largest = np.abs(expected[row.name]).max()
             assert largest > 0.1
-            np.testing.assert_allclose(table.read(ours, row).T, expected[row.name], rtol=0, atol=1e-5 * largest)
+            np.testing.assert_allclose(parameters.read(ours, row).T, expected[row.name], rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("case", ["two"], indirect=True)

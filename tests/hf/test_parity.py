@@ -38,7 +38,7 @@ def test_every_layer_matches_torch(pair):
     model, policy, params = pair
     arch = dataclasses.replace(policy.architecture, scan_layers=False)
     if policy.architecture.scan_layers:
-        from mara_jax.policies.params import to_unrolled
+        from mara_jax.policies.parameters import to_unrolled
 
         params = to_unrolled(params, arch.layers)
     tokens, at = jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(40), TOKENS.shape)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers.models.qwen2 import modeling_qwen2
 
 from mara_jax.hf import shapes
-from mara_jax.policies import params as table
+from mara_jax.policies import parameters
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_a_3b_checkpoint_in_and_out_in_13_tenths_of_its_size(folder):
     expected, found = torch_logits(where, tokens), np.load(out / "logits.npy")
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(found[row, :length], expected[row, :length], rtol=0, atol=1e-3 * expected.std())
-    names = [row.name for row in table.table(shapes.architecture_of("qwen2.5-3b"))]
+    names = [row.name for row in parameters.table(shapes.architecture_of("qwen2.5-3b"))]
     files = list((out / "model").glob("*.safetensors"))
     assert len(files) > 1
     held = sorted(name for file in files for name in safe_open(file, framework="pt").keys())  # noqa: SIM118

@@ -9,7 +9,8 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.hf import tokenizer as tokenizers
-from mara_jax.policies import model, params, transformer
+from mara_jax.policies import parameters, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 
 # What follows what, with which probability; the first is the prompt's last token, the last one ends.
@@ -37,9 +38,9 @@ def write(out: pathlib.Path, seed: int = 0) -> pathlib.Path:
     )  # fmt: skip
     draw = np.random.default_rng(seed)
     tree: dict = {}
-    for path, (shape, _) in params.leaf_shapes(arch).items():
+    for path, (shape, _) in parameters.leaf_shapes(arch).items():
         scale = np.ones(shape) if path[-1] == "scale" else 0.05 * draw.standard_normal(shape)
-        params.put(tree, path, scale.astype(np.float32))
+        parameters.put(tree, path, scale.astype(np.float32))
     number = {name: tokenizer.convert_tokens_to_ids(name) for name in CHAIN}
     for channel, (name, after) in enumerate(CHAIN.items()):
         tree["embed"]["embedding"][number[name]] = 8 * np.eye(EMBED)[channel]
@@ -48,4 +49,4 @@ def write(out: pathlib.Path, seed: int = 0) -> pathlib.Path:
             # The final norm makes the one channel EMBED ** .5; 12 nats are far above 520 other tokens.
             tree["head"]["embedding"][row, channel] = (12 + np.log(share)) / EMBED**0.5
     ends = tokenizers.end_tokens(tokenizer)
-    return hf.export(model.Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)
+    return hf.export(Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)

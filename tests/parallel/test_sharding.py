@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mara_jax.parallel import mesh, sharding
-from mara_jax.policies import params, transformer
+from mara_jax.policies import parameters, transformer
 
 ARCH = transformer.Architecture(
     family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True
@@ -98,15 +98,15 @@ def test_a_kernel_is_cut_over_fsdp_and_tensor():
 
 
 def test_every_parameter_has_its_place_and_so_have_its_moments():
-    two, leaves = layout(2, 2, 2), params.leaf_shapes(ARCH)
+    two, leaves = layout(2, 2, 2), parameters.leaf_shapes(ARCH)
     placed = sharding.param_shardings(two, leaves)
     assert placed["layers_1"]["q"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
     assert placed["layers_0"]["q"]["bias"].spec == PartitionSpec("tensor")
     assert placed["embed"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
-    held = sum(np.prod(params.at(placed, path).shard_shape(shape)) for path, (shape, _) in leaves.items())
+    held = sum(np.prod(parameters.at(placed, path).shard_shape(shape)) for path, (shape, _) in leaves.items())
     norms = 5 * 32  # cut in 2, the rest in 4 but for biases, cut in 2
     biases = 2 * (32 + 16 + 16)
-    assert held == (params.count(ARCH) - norms - biases) / 4 + (norms + biases) / 2
+    assert held == (parameters.count(ARCH) - norms - biases) / 4 + (norms + biases) / 2
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     shapes = jax.eval_shape(lambda: transformer.init(ARCH, jax.random.key(0)))
     state = sharding.opt_state_shardings(two, tx, jax.eval_shape(tx.init, shapes), placed)
@@ -145,14 +145,14 @@ def _shapes_of_scans(jaxpr):
             yield from _shapes_of_scans(value.jaxpr) if hasattr(value, "jaxpr") else ()
 
 
-@pytest.mark.parametrize("remat", params.REMAT)
+@pytest.mark.parametrize("remat", parameters.REMAT)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_gathered_kernel_is_kept_for_the_backward_pass(remat, dtype):
     """Of all layers together they would be the whole model, on every device; only their gradients are stacked."""
     arch = dataclasses.replace(ARCH, scan_layers=True, remat=remat, compute_dtype=dtype)
     tree: dict[str, Any] = {}
-    for path, (shape, _) in params.leaf_shapes(arch).items():
-        params.put(tree, path, jax.ShapeDtypeStruct(shape, jnp.float32))
+    for path, (shape, _) in parameters.leaf_shapes(arch).items():
+        parameters.put(tree, path, jax.ShapeDtypeStruct(shape, jnp.float32))
     tokens_bt = jax.ShapeDtypeStruct((8, 3), jnp.int32)
 
     def loss(tree, tokens_bt):
@@ -162,7 +162,7 @@ def test_no_gathered_kernel_is_kept_for_the_backward_pass(remat, dtype):
     with sharding.use(layout(1, 8, 1)):
         forward, backward = _shapes_of_scans(jax.make_jaxpr(jax.grad(loss))(tree, tokens_bt).jaxpr)
     kernels = {
-        shape[1:] for shape, axes in params.leaf_shapes(arch).values() if axes[0] == "layers" and len(shape) == 3
+        shape[1:] for shape, axes in parameters.leaf_shapes(arch).values() if axes[0] == "layers" and len(shape) == 3
     }
     assert kernels <= backward and not kernels & forward
 
@@ -186,10 +186,10 @@ def test_collisions_and_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="gate would have both 'embed' and 'mlp' on mesh axis 'tensor'"):
         sharding.partition_spec(layout(2, 2, 2, "embed:tensor"), ("embed", "mlp"), "gate")
     with pytest.raises(ValueError, match=r"has 2 .*'kv_heads', which mesh.tensor=4 .*=kv_heads:none"):
-        sharding.check_divisible(layout(1, 2, 4), params.axis_sizes(ARCH))
-    sharding.check_divisible(layout(1, 2, 4, "kv_heads:none"), params.axis_sizes(ARCH))
+        sharding.check_divisible(layout(1, 2, 4), parameters.axis_sizes(ARCH))
+    sharding.check_divisible(layout(1, 2, 4, "kv_heads:none"), parameters.axis_sizes(ARCH))
     with pytest.raises(ValueError, match=r"embed/embedding has 32 .*mesh.fsdp=3"):
-        sharding.param_shardings(layout(1, 3, 1), params.leaf_shapes(ARCH))
+        sharding.param_shardings(layout(1, 3, 1), parameters.leaf_shapes(ARCH))
     with pytest.raises(ValueError, match="lacks: it has"):
         sharding.partition_spec(layout(1, 1, 1), ("head",))
 

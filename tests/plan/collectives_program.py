@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mara_jax.parallel import mesh as meshes
 from mara_jax.parallel import sharding
 from mara_jax.plan import chips, hlo
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import head
 
 chips.simulate(chips.parse("cpu:8"))

@@ -26,8 +26,8 @@ from mara_jax import config, hf
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import sharding
 from mara_jax.plan import chips, planning, programs
-from mara_jax.policies import model, transformer
-from mara_jax.policies import params as table
+from mara_jax.policies import parameters, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, optim, placement, reference, shape
 
@@ -59,7 +59,7 @@ def random_weights(out: pathlib.Path, layers: int, embed: int, words: int) -> pa
     )  # fmt: skip
     tree = transformer.init(arch, jax.random.key(0))
     ends = tokenizers.end_tokens(tokenizer)
-    return hf.export(model.Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)
+    return hf.export(Policy(arch, tokenizer, ends, ends[0], {}, "small"), tree, out)
 
 
 def train(run: config.LanguageRun) -> tuple[dict, int]:
@@ -70,7 +70,7 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     state = placement.fresh(policy.architecture, ref_params, tx)
     prompts = reference.prompt_tokens(policy, task, run.policy.chat)
     # No end token: every completion has its full length, as plan assumes.
-    policy = model.Policy(policy.architecture, policy.tokenizer, (), policy.pad_id, {}, policy.source)
+    policy = Policy(policy.architecture, policy.tokenizer, (), policy.pad_id, {}, policy.source)
     setup = loop.Setup(run, task, policy, ref_params, prompts, np.log(np.array([[0.6, 0.2]], np.float32)), tx)
     for done in range(2):
         state, _, _ = loop.iterate(setup, state, done)
@@ -84,7 +84,7 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     loop.iterate(setup, state, 2)
     grown = status("VmHWM") - before
     measured = {"arrays_before": held, "state_and_reference": own, "growth": grown, "total": held + grown}
-    return measured | {"parameters": table.count(policy.architecture)}, max(map(len, prompts))
+    return measured | {"parameters": parameters.count(policy.architecture)}, max(map(len, prompts))
 
 
 def status(name: str) -> int:

@@ -12,7 +12,7 @@ from mara_jax import config
 from mara_jax.hf import shapes
 from mara_jax.parallel import mesh, sharding
 from mara_jax.plan import chips, command, hlo, planning, programs, suggest
-from mara_jax.policies import params
+from mara_jax.policies import parameters
 from mara_jax.train import capacity, shape
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
     ],
 )
 def test_published_shapes_have_the_published_numbers_of_parameters(name, count):
-    assert params.count(shapes.architecture_of(name)) == count
+    assert parameters.count(shapes.architecture_of(name)) == count
 
 
 def test_a_shape_comes_from_a_config_without_weights(tmp_path):

@@ -11,13 +11,12 @@ import pytest
 
 from mara_jax import config
 from mara_jax.parallel import sharding
-from mara_jax.policies import lora, transformer
-from mara_jax.policies import params as table
-from mara_jax.policies.params import Architecture, Lora
+from mara_jax.policies import lora, parameters, transformer
+from mara_jax.policies.parameters import Architecture, Lora
 
 RANK, ALPHA = 3, 5.0
 PLAIN = Architecture("qwen2", 38, 16, 2, 4, 2, 8, 24, qkv_bias=True)
-ARCH = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, table.KERNELS))
+ARCH = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, parameters.KERNELS))
 SCANNED = dataclasses.replace(ARCH, scan_layers=True)
 TOKENS = np.random.default_rng(0).integers(0, 38, (3, 7), dtype=np.int32)
 AT = np.broadcast_to(np.arange(7, dtype=np.int32), TOKENS.shape)
@@ -31,12 +30,12 @@ def drawn(shapes: dict, deviation: float, seed: int, dtype: str) -> dict:
     """Numbers other than those of init: no bias is zero and no scale one, so that none can be lost unnoticed."""
     rng, tree = np.random.default_rng(seed), {}
     for path, (shape, _) in shapes.items():
-        table.put(tree, path, jnp.asarray((path[-1] == "scale") + deviation * rng.normal(size=shape), dtype))
+        parameters.put(tree, path, jnp.asarray((path[-1] == "scale") + deviation * rng.normal(size=shape), dtype))
     return tree
 
 
 def base_of(arch: Architecture) -> dict:
-    return drawn(table.leaf_shapes(arch), 0.3, 0, arch.compute_dtype)
+    return drawn(parameters.leaf_shapes(arch), 0.3, 0, arch.compute_dtype)
 
 
 def adapter_of(arch: Architecture) -> dict:
@@ -80,16 +79,18 @@ def test_in_float64_values_and_gradients_are_those_of_merged_kernels():
         np.testing.assert_allclose(value, plain_loss, rtol=0, atol=1e-12)
         assert jax.tree.structure(ours) == jax.tree.structure(adapter)
         for at in {row.path[:-1] for row in lora.rows(arch)}:
-            kernel, d_kernel = (np.asarray(table.at(tree, (*at, "kernel"))) for tree in (merged, whole))
-            a, b = (np.asarray(table.at(adapter, (*at, name))) for name in ("lora_a", "lora_b"))
-            by_hand = table.at(base, (*at, "kernel")) + ALPHA / RANK * a @ b
+            kernel, d_kernel = (np.asarray(parameters.at(tree, (*at, "kernel"))) for tree in (merged, whole))
+            a, b = (np.asarray(parameters.at(adapter, (*at, name))) for name in ("lora_a", "lora_b"))
+            by_hand = parameters.at(base, (*at, "kernel")) + ALPHA / RANK * a @ b
             np.testing.assert_allclose(kernel, by_hand, rtol=0, atol=1e-14)
             expected = (d_kernel @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ d_kernel)
             for name, d_factor in zip(("lora_a", "lora_b"), expected, strict=True):
-                np.testing.assert_allclose(table.at(ours, (*at, name)), ALPHA / RANK * d_factor, rtol=0, atol=1e-11)
+                np.testing.assert_allclose(
+                    parameters.at(ours, (*at, name)), ALPHA / RANK * d_factor, rtol=0, atol=1e-11
+                )
 
 
-@pytest.mark.parametrize("targets", [table.KERNELS, ("q",)])
+@pytest.mark.parametrize("targets", [parameters.KERNELS, ("q",)])
 def test_no_gradient_of_a_kernel_is_made_for_an_adapter(targets):
     """Nor kept alive by what waits for one."""
     arch = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, targets))
@@ -99,7 +100,7 @@ def test_no_gradient_of_a_kernel_is_made_for_an_adapter(targets):
         return {tuple(map(int, found)) for found in re.findall(r" f32\[(\d+),(\d+)\]\S* dot\(", program)}
 
     base = base_of(PLAIN)
-    kernels = {shape for path, (shape, _) in table.leaf_shapes(PLAIN).items() if path[-1] == "kernel"}
+    kernels = {shape for path, (shape, _) in parameters.leaf_shapes(PLAIN).items() if path[-1] == "kernel"}
     kernels |= {shape[::-1] for shape in kernels}
     assert dots(PLAIN, base, lambda x: x) & kernels
     assert not dots(arch, adapter_of(arch), lambda x: lora.attached(arch, base, x)) & kernels
@@ -123,17 +124,17 @@ def test_only_named_kernels_are_adapted_and_drawn_as_peft_draws_them():
     assert a.std() == pytest.approx(1 / 16 / np.sqrt(3), rel=0.05) and abs(a.mean()) < 0.003
     assert not np.any(adapter["layers_0"]["q"]["lora_b"])
     scanned = lora.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, scanned, table.to_scanned(adapter, 2))
+    jax.tree.map(np.testing.assert_array_equal, scanned, parameters.to_scanned(adapter, 2))
 
 
 def test_attaching_copies_nothing_of_the_base():
     base = base_of(ARCH)
     params = lora.attached(ARCH, base, adapter_of(ARCH))
-    for path in table.leaf_shapes(ARCH):
-        assert table.at(params, path) is table.at(base, path)
+    for path in parameters.leaf_shapes(ARCH):
+        assert parameters.at(params, path) is parameters.at(base, path)
     assert lora.attached(PLAIN, None, base) is base  # without an adapter all parameters are the trained ones
-    for path, leaf in table.leaf_shapes(ARCH).items():
-        same = table.at(lora.merged(params), path) is table.at(base, path)
+    for path, leaf in parameters.leaf_shapes(ARCH).items():
+        same = parameters.at(lora.merged(params), path) is parameters.at(base, path)
         assert same == (path[-1] != "kernel"), leaf
 
 
@@ -154,7 +155,9 @@ def test_an_impossible_adapter_is_refused(rank, alpha, targets, words):
 
 def test_the_targets_of_a_config_are_the_kernels_of_a_layer():
     assert (
-        config.LORA_TARGETS == table.KERNELS == tuple(r.path[-2] for r in table.table(PLAIN) if "kernel" in r.path)[:7]
+        config.LORA_TARGETS
+        == parameters.KERNELS
+        == tuple(r.path[-2] for r in parameters.table(PLAIN) if "kernel" in r.path)[:7]
     )
     assert config.lora_targets(config.Lora(targets="down, v,q")) == ("q", "v", "down")
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.policies import attention, model, rotary, transformer
-from mara_jax.policies import params as table
+from mara_jax.policies import attention, parameters, rotary, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.policies.transformer import Architecture, RopeScaling
 
 SMALL = dict(vocab_size=61, embed=32, layers=2, heads=4, kv_heads=2, mlp=40)
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def random_params(arch, seed=0):
     """Parameters whose biases and norm scales are random too, so that none can be dropped unnoticed."""
     rng, params = np.random.default_rng(seed), {}
-    for path, (shape, _) in table.leaf_shapes(arch).items():
+    for path, (shape, _) in parameters.leaf_shapes(arch).items():
         centre = 1.0 if path[-1] == "scale" else 0.0
-        table.put(params, path, jnp.asarray(centre + 0.2 * rng.normal(size=shape), jnp.float32))
+        parameters.put(params, path, jnp.asarray(centre + 0.2 * rng.normal(size=shape), jnp.float32))
     return params
 
 
@@ -141,7 +141,7 @@ def test_prompts_and_completions_have_one_matmul_a_kernel_on_one_device():
     arch, prompts, completions_bt = MODELS["qwen2"], random_tokens(2, 6), random_tokens(4, 5)
     program = str(jax.make_jaxpr(partial(_grouped, arch))(random_params(arch), prompts, completions_bt))
     without_batch = program.count("([], []))")  # unlike attention's, and but for one that stores rotary angles
-    assert without_batch // arch.layers == len(table.KERNELS)
+    assert without_batch // arch.layers == len(parameters.KERNELS)
 
 
 @every_arch
@@ -216,7 +216,7 @@ def test_later_tokens_have_no_gradient_into_earlier_logits(arch):
 
 
 def _policy(arch):
-    return model.Policy(arch, None, (1,), 0, {}, "test")
+    return Policy(arch, None, (1,), 0, {}, "test")
 
 
 @every_arch
@@ -238,13 +238,13 @@ def test_padding_changes_nothing(arch):
 @pytest.mark.parametrize("arch", MODELS.values(), ids=MODELS.keys())
 def test_scanned_equals_unrolled(arch):
     params, tokens_bt = random_params(arch), random_tokens(2, 6)
-    scanned = table.to_scanned(params, arch.layers)
+    scanned = parameters.to_scanned(params, arch.layers)
     scan_arch = dataclasses.replace(arch, scan_layers=True)
     expected, kv = forward(arch, params, tokens_bt, positions(tokens_bt))
     got, stacked = forward(scan_arch, scanned, tokens_bt, positions(tokens_bt))
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(stacked.k, jnp.stack(kv.k), atol=1e-5)
-    back = table.to_unrolled(scanned, arch.layers)
+    back = parameters.to_unrolled(scanned, arch.layers)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     assert jax.tree.structure(back) == jax.tree.structure(params)
 

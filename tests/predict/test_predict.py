@@ -15,7 +15,8 @@ import optax
 import pytest
 
 from mara_jax.core import augment, forecast, forecast_curves, targets
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.predict import drawing, draws, prediction
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks import onetwo
@@ -57,7 +58,7 @@ def world():
         rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
         max_positions=64, scan_layers=False, compute_dtype="float32", remat="none",
     )  # fmt: skip
-    policy = model.Policy(arch, None, (END,), END, {}, "enumerable")
+    policy = Policy(arch, None, (END,), END, {}, "enumerable")
     params = jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(0))
     tx = optax.adam(1e-2)
     state = State(jnp.int32(0), params, jax.jit(tx.init)(params))

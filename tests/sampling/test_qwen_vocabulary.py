@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mara_jax.hf import tokenizer as tokenizers
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, sample
 from mara_jax.tasks import onetwo
 from mara_jax.train import warmup
@@ -29,7 +30,7 @@ def policy():
     arch = transformer.Architecture(
         family="qwen2", vocab_size=ROWS, embed=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=16, qkv_bias=True
     )
-    return model.Policy(arch, tokenizer, ENDS, tokenizer.pad_token_id, {}, "qwen")
+    return Policy(arch, tokenizer, ENDS, tokenizer.pad_token_id, {}, "qwen")
 
 
 @pytest.fixture(scope="module")

@@ -82,11 +82,11 @@ def test_rows_differ_between_samples_prompts_and_keys(drawn):
 
 
 def test_scanned_layers_draw_the_same_text(drawn):
-    from mara_jax.policies import params as table
+    from mara_jax.policies import parameters
 
     _, params, whole = drawn
     scanned, _ = tiny(scan=True)
-    stacked = table.to_scanned(params, 2)
+    stacked = parameters.to_scanned(params, 2)
     again = sample(scanned, stacked, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
     np.testing.assert_array_equal(again.tokens, whole.tokens)
 

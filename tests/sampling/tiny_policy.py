@@ -5,7 +5,8 @@ import itertools
 
 import jax
 
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 
 END = 3
 
@@ -20,7 +21,7 @@ def tiny(vocab=16, eos=(END,), scan=False, **changes):
     )  # fmt: skip
     init = jax.jit(transformer.init, static_argnums=0)
     params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, init(arch, jax.random.key(5)))
-    return model.Policy(arch, None, eos, 0, {}, "tiny"), params
+    return Policy(arch, None, eos, 0, {}, "tiny"), params
 
 
 def all_strings(width: int) -> list[tuple[int, ...]]:

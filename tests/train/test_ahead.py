@@ -10,7 +10,8 @@ import pytest
 
 from mara_jax.bench import speed
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
-from mara_jax.policies import model, packing, transformer
+from mara_jax.policies import packing, transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs
 from mara_jax.tasks.base import Score
 from mara_jax.train import ahead, checkpoint, loop, optim, placement, plots, reference, report, step
@@ -47,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture(scope="module")
 def setup() -> loop.Setup:
     arch = transformer.Architecture("qwen2", 64, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16, qkv_bias=True)
-    policy = model.Policy(arch, None, ENDS, 0, {}, "random")
+    policy = Policy(arch, None, ENDS, 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
     task: Any = Ended()
     return loop.Setup(RUN, task, policy, params, PROMPTS, np.log(np.array([[0.5, 0.2]] * 2, np.float32)), TX)

@@ -21,9 +21,10 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from mara_jax import config
-from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout, Toy, ToyRun, Warmup
+from mara_jax.config import Algorithm, LanguageRun, Rollout, Toy, ToyRun, Warmup
 from mara_jax.hf import tokenizer
-from mara_jax.policies import model, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, metrics, preflight, reference
 from mara_jax.train import workdir as workdirs
@@ -230,7 +231,7 @@ def weights(monkeypatch, *, ends=(2,), eos: str | None = "<|im_end|>", template:
         family="qwen2", vocab_size=512, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32, rope_theta=1e4,
         rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False, max_positions=200,
     )  # fmt: skip
-    policy = model.Policy(arch, nano, ends, 0, {}, "/some/model")
+    policy = Policy(arch, nano, ends, 0, {}, "/some/model")
     monkeypatch.setattr(reference, "load_base", lambda *_: (policy, None))
 
 
@@ -251,7 +252,7 @@ def test_what_only_the_weights_can_tell_is_refused_before_anything_is_written(
     monkeypatch, tmp_path, loaded, rollout, words
 ):
     weights(monkeypatch, **loaded)
-    cfg = LanguageRun(policy=Policy(weights="nano"), warmup=Warmup(steps=2), rollout=Rollout(**rollout))
+    cfg = LanguageRun(policy=config.Policy(weights="nano"), warmup=Warmup(steps=2), rollout=Rollout(**rollout))
     with pytest.raises(ValueError) as caught:
         loop.run(cfg, onetwo.OneTwo(), tmp_path / "run")
     assert all(word in str(caught.value) for word in words), str(caught.value)

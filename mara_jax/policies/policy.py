@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.policies import transformer
-from mara_jax.policies.params import Architecture
+from mara_jax.policies.parameters import Architecture
 
 
 @partial(jax.jit, static_argnums=0)

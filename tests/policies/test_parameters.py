@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.policies import params as table
-from mara_jax.policies import transformer
-from mara_jax.policies.params import Architecture
+from mara_jax.policies import parameters, transformer
+from mara_jax.policies.parameters import Architecture
 
 TINY = Architecture("qwen3", 61, 32, 3, 4, 2, 12, 40, qk_norm=True, tie_embeddings=False)
 PUBLISHED = {
@@ -22,7 +21,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("arch", "expected"), PUBLISHED.values(), ids=PUBLISHED.keys())
 def test_table_counts_the_parameters_of_released_models(arch, expected):
-    assert table.count(arch) == expected
+    assert parameters.count(arch) == expected
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -32,16 +31,16 @@ def test_table_describes_exactly_what_the_modules_ask_for(scan):
     masks = transformer.masks(arch, 2)
     asked = jax.eval_shape(transformer.Decoder(arch).init, jax.random.key(0), tokens, tokens, masks)["params"]
     # The head is applied outside the module, to chosen positions only.
-    whole = table.init(arch, jax.random.key(0))
+    whole = parameters.init(arch, jax.random.key(0))
     given = {key: tree for key, tree in whole.items() if key != "head"}
     assert jax.tree.map(jnp.shape, given) == jax.tree.map(lambda leaf: leaf.shape, asked)
-    for path, (shape, axes) in table.leaf_shapes(arch).items():
-        assert table.at(whole, path).shape == shape
+    for path, (shape, axes) in parameters.leaf_shapes(arch).items():
+        assert parameters.at(whole, path).shape == shape
         assert len(axes) == len(shape)
 
 
 def test_hugging_face_names_are_unique_and_complete():
-    names = [row.name for row in table.table(TINY)]
+    names = [row.name for row in parameters.table(TINY)]
     assert len(set(names)) == len(names) == 3 + 3 * 11
     assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < set(names)
     assert "model.layers.2.self_attn.k_norm.weight" in names
@@ -49,14 +48,14 @@ def test_hugging_face_names_are_unique_and_complete():
 
 def test_init_draws_the_stated_distributions_and_the_same_numbers_when_scanned():
     arch = dataclasses.replace(TINY, embed=256, mlp=512)
-    params = table.init(arch, jax.random.key(4))
+    params = parameters.init(arch, jax.random.key(4))
     assert np.std(params["layers_1"]["up"]["kernel"]) == pytest.approx(256**-0.5, rel=0.02)
     assert np.std(params["layers_1"]["down"]["kernel"]) == pytest.approx((512 * 6) ** -0.5, rel=0.02)
     assert np.std(params["embed"]["embedding"]) == pytest.approx(0.02, rel=0.02)
     np.testing.assert_array_equal(params["layers_0"]["attn_norm"]["scale"], 1)
     assert not np.array_equal(params["layers_0"]["q"]["kernel"], params["layers_1"]["q"]["kernel"])
-    scanned = table.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
-    jax.tree.map(np.testing.assert_array_equal, scanned, table.to_scanned(params, 3))
+    scanned = parameters.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
+    jax.tree.map(np.testing.assert_array_equal, scanned, parameters.to_scanned(params, 3))
 
 
 @pytest.mark.parametrize(
