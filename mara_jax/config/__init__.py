@@ -6,7 +6,7 @@ A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun
 """
 
 from mara_jax.config.build import build, kind_of, resolve, unknown_field
-from mara_jax.config.checks import check
+from mara_jax.config.checks import check, check_values
 from mara_jax.config.schema import (
     ANCHORS,
     BASELINES,
@@ -27,6 +27,7 @@ from mara_jax.config.schema import (
     Profile,
     Rollout,
     Run,
+    Setting,
     Sweep,
     Task,
     Toy,
@@ -34,6 +35,7 @@ from mara_jax.config.schema import (
     Warmup,
     estimator_of,
     lora_targets,
+    settings,
     sweep_algorithms,
     to_config_dict,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "Profile",
     "Rollout",
     "Run",
+    "Setting",
     "Sweep",
     "Task",
     "Toy",
@@ -65,10 +68,12 @@ __all__ = [
     "Warmup",
     "build",
     "check",
+    "check_values",
     "estimator_of",
     "kind_of",
     "lora_targets",
     "resolve",
+    "settings",
     "sweep_algorithms",
     "to_config_dict",
     "unknown_field",

@@ -1,23 +1,31 @@
-"""The schema of a run: frozen dataclasses with their defaults."""
+"""The schema of a run: frozen dataclasses whose fields carry their default, their meaning and what they may be.
+
+The checks of single values, `--help` of the commands and the test of docs/configuration.md all read it from here.
+"""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import ml_collections
 
-from mara_jax.core import kl as divergences
-from mara_jax.core.importance import Form
-from mara_jax.core.targets import Direction
+from mara_jax.config import limits
+from mara_jax.config.limits import Limit
 
 METHODS = ("vanilla", "mara")
 ANCHORS = ("string", "answer")
+LEVELS = ("sequence", "token")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
 IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 FIRST_MOMENTS = ("float32", "bfloat16")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
+REMATS = ("none", "elementwise", "layer")
+ATTENTIONS = ("auto", "xla", "kernels")
 BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
 # How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
 # forms that are exact for the forward KL by construction.
-ESTIMATORS: dict[str, tuple[divergences.Estimator, divergences.Placement] | None] = {
+ESTIMATORS: dict[str, tuple[Literal["k1", "k2", "k3"], Literal["reward", "loss"]] | None] = {
     "auto": None,
     "k1_in_reward": ("k1", "reward"),
     "k3_in_reward": ("k3", "reward"),
@@ -38,146 +46,208 @@ TRAINABLE = {
 }
 
 
+def setting(default: Any, meaning: str, allowed: tuple[str, ...] | Limit | None = None) -> Any:
+    """A field of a config.
+
+    Args:
+      default: its value where nothing sets it; its type is the field's.
+      meaning: one or two phrases, for --help.
+      allowed: words to choose from (of each entry, where the field is a tuple), a limit, or None for anything.
+    """
+    return field(default=default, metadata={"meaning": meaning, "allowed": allowed})
+
+
 @dataclass(frozen=True)
 class Algorithm:
-    """Which objective is optimised: E[R] - beta KL, its reward augmentation and its estimator."""
+    """The objective: E[R] - beta KL, its reward augmentation and its estimator."""
 
-    method: str = "mara"
-    anchor: str = "answer"  # what MARA equalises: each good string (the papers' form) or each answer
-    kl: Direction = "reverse"  # KL(pi || ref), or "forward": KL(ref || pi)
-    beta: float = 0.1  # weight of the KL, in reward units per nat
-    threshold: float = 0.8  # tau: a completion is good where its reward reaches this
-    estimator: str = "auto"  # reverse: k1_in_reward; forward: reference_samples
-    level: divergences.Level = "sequence"  # log-ratios of whole completions, or of single tokens
-    baseline: str = "leave_one_out"
-    # Where optimiser.updates is above 1: ratios of policy to sampler, of whole completions ("sequence": exact at any
-    # distance), their geometric mean over tokens ("length_normalised") or of each token (both surrogates).
-    importance: Form = "none"
-    clip: float = 0.0  # a ratio counts from 1 - clip to 1 + clip, as in PPO; 0: not clipped
-    # Importance weights of trainer over sampler, whose log-probs may differ, at most so large; 0: none.
-    truncate: float = 0.0
-    truncate_level: divergences.Level = "sequence"
+    method: str = setting("mara", "KL-regularised RL as it is, or with mode-anchored reward augmentation", METHODS)
+    anchor: str = setting(
+        "answer", "what MARA makes equally likely: good strings (the papers' form) or answers", ANCHORS
+    )
+    kl: Literal["reverse", "forward"] = setting(
+        "reverse", "KL(policy || reference), or KL(reference || policy)", tuple(TRAINABLE)
+    )
+    beta: float = setting(0.1, "weight of the KL, in reward units per nat; positive with MARA", limits.BETA)
+    threshold: float = setting(0.8, "tau: a completion is good where its reward reaches this", limits.REWARD)
+    estimator: str = setting(
+        "auto",
+        "how the KL is estimated (auto: k1_in_reward for the reverse, reference_samples for the forward KL); training "
+        "refuses those that optimise another KL",
+        tuple(ESTIMATORS),
+    )
+    level: Literal["sequence", "token"] = setting("sequence", "log-ratios of whole completions or of tokens", LEVELS)
+    baseline: str = setting(
+        "leave_one_out", "subtracted from the reward: mean of the group or of its others", BASELINES
+    )
+    importance: Literal["none", "sequence", "length_normalised", "token"] = setting(
+        "none",
+        "importance ratios of policy to sampler where optimiser.updates is above 1: of whole completions (exact at any "
+        "distance), their geometric mean over tokens, or of each token (both surrogates)",
+        IMPORTANCES,
+    )
+    clip: float = setting(
+        0.0, "a ratio counts from 1 - clip to 1 + clip, as in PPO; 0: not clipped", limits.NOT_NEGATIVE
+    )
+    truncate: float = setting(
+        0.0,
+        "cap of the importance weights of trainer over sampler, whose log-probs may differ; 0: no weights",
+        limits.CAP,
+    )
+    truncate_level: Literal["sequence", "token"] = setting(
+        "sequence", "truncated weights of whole completions or of tokens", LEVELS
+    )
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which weights are trained."""
+    """The weights that are trained, and how the model is computed."""
 
-    weights: str = "nano"  # a directory, a .gguf file, a hub id, "smollm2-135m-instruct" or "nano"
-    chat: bool = True  # wrap prompts in the tokenizer's chat template
-    compute_dtype: str = "float32"  # "bfloat16" on accelerators; "float64" to compare runs beyond rounding
-    remat: str = "none"  # what the backward pass recomputes: "none", "elementwise" or "layer"
-    attention: str = "auto"  # in training: "xla", "kernels" (no scores in memory), or what the device and dtype ask for
-    scan_layers: bool = False  # train by one compiled layer (fast to compile) or all; decoding unrolls them anyway
-    layers: int = 2  # nano only: its depth and width
-    embed: int = 128
+    weights: str = setting("nano", "a directory, a .gguf file, a hub id, smollm2-135m-instruct, or nano (untrained)")
+    chat: bool = setting(True, "wrap prompts in the tokenizer's chat template")
+    compute_dtype: str = setting(
+        "float32", "of the matmuls: bfloat16 on accelerators, float64 to compare runs beyond rounding", COMPUTE_DTYPES
+    )
+    remat: str = setting("none", "activation checkpointing: what the backward pass recomputes", REMATS)
+    attention: str = setting(
+        "auto", "in training: XLA's, Pallas kernels (no scores in memory), or by device and dtype", ATTENTIONS
+    )
+    scan_layers: bool = setting(False, "train by one compiled layer (fast to compile); decoding unrolls the layers")
+    layers: int = setting(2, "depth of nano", limits.COUNT)
+    embed: int = setting(128, "width of nano", limits.COUNT)
 
 
 @dataclass(frozen=True)
 class Lora:
     """A low-rank adapter trained in place of all weights: W + alpha / rank * a @ b, of which a and b are trained."""
 
-    rank: int = 0  # 0: all weights are trained
-    alpha: float = 16.0
-    targets: str = "q,k,v,o,gate,up,down"  # the kernels that have one
-    adapter: str = ""  # a directory of peft's to start from; rank, alpha and targets must be its own. Empty: a new one
+    rank: int = setting(0, "0: all weights are trained", limits.FROM_ZERO)
+    alpha: float = setting(16.0, "scale of the adapter, times rank", limits.POSITIVE)
+    targets: str = setting(",".join(LORA_TARGETS), "the kernels that have an adapter, separated by commas")
+    adapter: str = setting("", "a directory of peft's to start from; rank, alpha and targets must be its own")
 
 
 @dataclass(frozen=True)
 class Task:
     """The 1-2 task (Figure 9) and the demonstrations of its warm-up."""
 
-    lenient: bool = False  # accept a sentence before <think>
-    share_of_ones: float = 0.8  # of the warm-up's demonstrations
-    reasoning: str = "varied"
-    malformed: float = 0.0  # share of demonstrations that break the format
+    lenient: bool = setting(False, "accept a sentence before <think>")
+    share_of_ones: float = setting(0.8, "of the warm-up's demonstrations", limits.SHARE)
+    reasoning: str = setting(
+        "varied", "thoughts of the demonstrations: thousands of distinct ones, or three", ("varied", "fixed")
+    )
+    malformed: float = setting(0.0, "share of demonstrations that break the format", limits.SHARE)
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Supervised steps that teach the format; their result is saved and frozen as the reference."""
+    """Supervised steps that teach the format; their result is saved and frozen as the reference policy."""
 
-    steps: int = 0  # 0: the weights are the reference as they are
-    batch: int = 8
-    learning_rate: float = 5e-5
-    check_every: int = 1  # from `steps` on, samples are drawn this often until both ranges are met
-    check_samples: int = 64
-    max_steps: int = 0  # 0: never look, stop after `steps`
-    valid_range: tuple[float, float] = (0.6, 1.0)
-    ones_range: tuple[float, float] = (0.78, 0.89)
-    measure_samples: int = 256  # samples of the finished reference: validity, answer masses
+    steps: int = setting(0, "0: the weights are the reference policy as they are", limits.FROM_ZERO)
+    batch: int = setting(8, "demonstrations per step", limits.COUNT)
+    learning_rate: float = setting(5e-5, "of Adam", limits.POSITIVE)
+    check_every: int = setting(
+        1, "from `steps` on, samples are drawn this often until both ranges are met", limits.COUNT
+    )
+    check_samples: int = setting(64, "how many", limits.COUNT)
+    max_steps: int = setting(
+        0,
+        "from `steps` to here samples are drawn after each step, until both ranges are met; 0: stop after `steps`",
+        limits.FROM_ZERO,
+    )
+    valid_range: tuple[float, float] = setting((0.6, 1.0), "share of valid samples to reach", limits.SHARES)
+    ones_range: tuple[float, float] = setting(
+        (0.78, 0.89), "share of the first answer among valid samples to reach", limits.SHARES
+    )
+    measure_samples: int = setting(
+        256, "samples per prompt that measure the reference policy: validity, masses of answers", limits.COUNT
+    )
 
 
 @dataclass(frozen=True)
 class Rollout:
     """How completions are drawn."""
 
-    prompts_per_step: int = 1
-    group_size: int = 32
-    max_new_tokens: int = 40
-    temperature: float = 1.0
-    top_p: float = 1.0
-    # Updates run on completions laid end to end, their number of tokens rounded up to one of so many fractions of
-    # the padded size, each compiled when it is first met. 0: padded.
-    length_buckets: int = 8
-    # Completions decoded at once; as one ends, the next takes its row: more steps, of fewer rows. 0: all at once.
-    slots: int = 0
-    # All sizes are compiled in the first step, so that no later one waits for a compilation.
-    compile_ahead: bool = False
+    prompts_per_step: int = setting(1, "prompts per step", limits.COUNT)
+    group_size: int = setting(32, "completions per prompt", limits.COUNT)
+    max_new_tokens: int = setting(40, "length limit of a completion, in tokens", limits.COUNT)
+    temperature: float = setting(1.0, "training needs 1", limits.POSITIVE)
+    top_p: float = setting(1.0, "training needs 1", Limit(lambda v: 0 < v <= 1, "above 0 and at most 1"))
+    length_buckets: int = setting(
+        8,
+        "reference and update run on packed sequences, padded to one of so many fractions of the padded batch, each "
+        "compiled when it is first met; 0: padded rows",
+        limits.FROM_ZERO,
+    )
+    slots: int = setting(
+        0,
+        "continuous batching: completions decoded at once; as one ends, the next takes its row. 0: a static batch",
+        limits.FROM_ZERO,
+    )
+    compile_ahead: bool = setting(False, "compile all length buckets in the first step, so that no later step waits")
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """Adam."""
 
-    learning_rate: float = 3e-5
-    warmup_steps: int = 0  # linear increase of the learning rate
-    decay_steps: int = 0  # then a linear decrease to a tenth over so many steps, where it stays; 0: constant
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    # 0: no clipping. A norm clipped at every step makes the last steps as large as the first: Adam no longer
-    # remembers that gradients once were large, and the policy wanders about its optimum.
-    max_grad_norm: float = 0.0
-    # The model sees the batch in so many parts, each with some samples of every group: less memory, the same
-    # gradient, one more forward pass.
-    micro_batches: int = 1
-    # Updates on one rollout, each on all of it; a step of the run is one rollout with all of them.
-    updates: int = 1
-    # What Adam's first moment is kept in: "float32", as the weights, or "bfloat16", half of that.
-    first_moment: str = "float32"
+    learning_rate: float = setting(3e-5, "its peak", limits.POSITIVE)
+    warmup_steps: int = setting(0, "updates of linear increase of the learning rate", limits.FROM_ZERO)
+    decay_steps: int = setting(
+        0, "then updates of linear decrease to a tenth, where it stays; 0: constant", limits.FROM_ZERO
+    )
+    b1: float = setting(0.9, "decay of the first moment", limits.DECAY)
+    b2: float = setting(0.999, "decay of the second moment", limits.DECAY)
+    eps: float = setting(1e-8, "added to the root of the second moment", limits.POSITIVE)
+    # A norm clipped at every step makes the last steps as large as the first: Adam no longer remembers that
+    # gradients once were large, and the policy wanders about its optimum.
+    max_grad_norm: float = setting(0.0, "the gradient is scaled down to this norm; 0: never", limits.NOT_NEGATIVE)
+    micro_batches: int = setting(
+        1,
+        "gradient accumulation: the batch in so many parts, each with samples of every group (it must divide "
+        "rollout.group_size); less memory, the same gradient, one more forward pass",
+        limits.COUNT,
+    )
+    updates: int = setting(
+        1, "updates on one rollout, each on all of it; above 1 with algorithm.importance", limits.COUNT
+    )
+    first_moment: str = setting(
+        "float32", "dtype of Adam's first moment; bfloat16 takes half the memory", FIRST_MOMENTS
+    )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: int = 20
-    keep: int = 1
+    """Checkpoints of what is trained and of the optimiser."""
+
+    every: int = setting(20, "steps between them", limits.COUNT)
+    keep: int = setting(1, "how many stay, the newest", limits.COUNT)
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """How devices are arranged, and what is cut over them; a run may be resumed on another mesh."""
+    """How devices are arranged, and what is sharded over them; a run may be resumed on another mesh."""
 
-    data: int = -1  # rows of the batch; -1, here or elsewhere: all devices that the other sizes leave
-    fsdp: int = 1  # rows too, and parameters and their moments
-    tensor: int = 1  # heads, feed-forward and vocabulary
-    overrides: str = ""  # of the table in parallel/sharding.py: "kv_heads:none,embed:data+fsdp"
+    data: int = setting(-1, "data parallel: shards rows of the batch", limits.MESH_SIZE)
+    fsdp: int = setting(1, "shards rows of the batch, and parameters and their moments", limits.MESH_SIZE)
+    tensor: int = setting(1, "tensor parallel: shards heads, feed-forward and vocabulary", limits.MESH_SIZE)
+    overrides: str = setting("", "of the table in parallel/sharding.py, as in kv_heads:none,embed:data+fsdp")
 
 
 @dataclass(frozen=True)
 class Profile:
     """A window of steps traced by jax's profiler into WORKDIR/profile."""
 
-    first: int = 3  # numbered as in metrics.jsonl; the first steps compile
-    steps: int = 0  # 0: nothing is traced
+    first: int = setting(3, "its first step, numbered as in metrics.jsonl; the first steps compile", limits.COUNT)
+    steps: int = setting(0, "how many; 0: nothing is traced", limits.FROM_ZERO)
 
 
 @dataclass(frozen=True)
 class LanguageRun:
     """One training run of a language model."""
 
-    steps: int = 40
-    seed: int = 0
+    steps: int = setting(40, "rollouts of the run, each with its update", limits.COUNT)
+    seed: int = setting(0, "of all randomness of the run", limits.FROM_ZERO)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)
@@ -188,45 +258,68 @@ class LanguageRun:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     mesh: Mesh = field(default_factory=Mesh)
     profile: Profile = field(default_factory=Profile)
-    show_samples: int = 2  # printed after each step
+    show_samples: int = setting(2, "completions printed after each step", limits.FROM_ZERO)
 
 
 @dataclass(frozen=True)
 class Toy:
-    """The problem of 100 outcomes: which figure's rewards and reference."""
+    """The problem of 100 outcomes."""
 
-    figure: int = 6
-    batch: int = 32
-    learning_rate: float = 5e-3
-    exact: bool = False  # exact gradients instead of sampled ones
+    figure: int = setting(6, "whose rewards and reference", limits.FIGURE)
+    batch: int = setting(32, "samples per step", limits.COUNT)
+    learning_rate: float = setting(5e-3, "of Adam", limits.POSITIVE)
+    exact: bool = setting(False, "exact gradients instead of sampled ones")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A study of many toy runs: the product of its axes; without betas there is none, and one run is made."""
 
-    betas: tuple[float, ...] = ()
-    thresholds: tuple[float, ...] = ()  # none: algorithm.threshold
-    gaps: tuple[float, ...] = ()  # best reward minus the left peak's, figures 2 and 4; none: the figure's own
-    seeds: int = 1  # from `seed` on
-    methods: tuple[str, ...] = ("vanilla", "mara")
-    kls: tuple[str, ...] = ("reverse", "forward")
-    estimators: tuple[str, ...] = ("auto",)  # of each KL, those that are its own
-    chunk: int = 1024  # runs of each method and KL at once
+    betas: tuple[float, ...] = setting((), "weights of the KL; none: one run", limits.BETAS)
+    thresholds: tuple[float, ...] = setting((), "none: algorithm.threshold", limits.TOY_REWARDS)
+    gaps: tuple[float, ...] = setting(
+        (), "best reward minus the left peak's, figures 2 and 4; none: the figure's own", limits.TOY_REWARDS
+    )
+    seeds: int = setting(1, "how many, from `seed` on", limits.COUNT)
+    methods: tuple[str, ...] = setting(("vanilla", "mara"), "as algorithm.method", METHODS)
+    kls: tuple[str, ...] = setting(("reverse", "forward"), "as algorithm.kl", tuple(TRAINABLE))
+    estimators: tuple[str, ...] = setting(
+        ("auto",), "as algorithm.estimator, each with the KL that it is exact for", tuple(ESTIMATORS)
+    )
+    chunk: int = setting(1024, "runs of each method and KL that are trained at once", limits.COUNT)
 
 
 @dataclass(frozen=True)
 class ToyRun:
     """Training of a free categorical over 100 outcomes: one run, or a study of many."""
 
-    steps: int = 1000
-    seed: int = 0
+    steps: int = setting(1000, "updates of the run", limits.COUNT)
+    seed: int = setting(0, "of all randomness of the run", limits.FROM_ZERO)
     algorithm: Algorithm = field(default_factory=lambda: Algorithm(anchor="string", baseline="none"))
     toy: Toy = field(default_factory=Toy)
     sweep: Sweep = field(default_factory=Sweep)
 
 
 Run = LanguageRun | ToyRun
+
+
+class Setting(NamedTuple):
+    """A field of a run: its dotted name, its value, and as `setting` has them its meaning and what it may be."""
+
+    name: str
+    value: Any
+    meaning: str
+    allowed: tuple[str, ...] | Limit | None
+
+
+def settings(run: Any, prefix: str = "") -> Iterator[Setting]:
+    """All fields of a run in the order of the schema, those of its sections among them."""
+    for one in dataclasses.fields(run):
+        value = getattr(run, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings(value, f"{prefix}{one.name}.")
+        else:
+            yield Setting(prefix + one.name, value, one.metadata["meaning"], one.metadata["allowed"])
 
 
 def to_config_dict(run: Run) -> ml_collections.ConfigDict:
