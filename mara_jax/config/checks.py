@@ -53,7 +53,8 @@ def check_values(run: Run) -> None:
     for (name, value, _, allowed), default in zip(settings(run), settings(type(run)()), strict=True):
         if isinstance(allowed, limits.Limit):
             if not allowed.holds(value):
-                raise ValueError(f"{name}={value} must be {allowed.words}: try {default.value}")
+                cure = f": try {default.value}" if default.value != () else ""
+                raise ValueError(f"{name}={value} must be {allowed.words}{cure}")
         elif allowed is not None:
             for word in value if isinstance(value, tuple) else (value,):
                 if word not in allowed:

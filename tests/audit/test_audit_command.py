@@ -10,7 +10,7 @@ import pytest
 from mara_jax import config
 from mara_jax.audit import command
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 NANO = f"--config={ROOT}/configs/onetwo.py:nano"
 TOY = f"--config={ROOT}/configs/toy.py"
 
@@ -64,7 +64,7 @@ def test_a_language_runs_threshold_out_of_reach_is_a_refusal():
         ([NANO, "--level=token"], "of a configuration set --config.algorithm.level"),
         ([NANO, "--config.algorithm.betta=1"], "algorithm has no 'betta'; it has method"),
         ([NANO, "--config.algorithm.method=grpo"], "algorithm.method='grpo' is unknown: choose one of vanilla, mara"),
-        ([NANO, "--config.algorithm.beta=-1.0"], "must not be negative"),
+        ([NANO, "--config.algorithm.beta=-1.0"], "algorithm.beta=-1.0 must be at least 0"),
         ([NANO, "--config.algorithm.beta=x"], "--config.algorithm.beta=x"),
         ([NANO, "--group=1"], "leave_one_out needs groups of at least 2 samples"),
         ([NANO, "--group=9"], "--group=9"),
