@@ -93,16 +93,16 @@ def audited(asked: flags.FlagValues) -> dict[str, Any]:
     run: config.Run | None = None
     if asked["config"].value is not None:
         run = config.build(asked["config"].value)
-    one_token, refused, ignored = isinstance(run, config.ToyRun), "", ()
+    one_token, refused = isinstance(run, config.ToyRun), ""
     if name is not None:
         base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
         setting = published.setting(name, base, level)
     else:
         assert run is not None
         setting = published.configured(config_flags.get_config_filename(asked["config"]), run.algorithm)
-        refused, ignored = refusal(run), _ignored(run)
+        refused = refusal(run)
     group = int(asked["group"].value or 0)
-    return verdict.audited(setting, one_token=one_token, group=group, refused=refused, ignored=ignored)
+    return verdict.audited(setting, one_token=one_token, group=group, refused=refused)
 
 
 def refusal(run: config.Run) -> str:
@@ -114,14 +114,6 @@ def refusal(run: config.Run) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _ignored(run: config.Run) -> tuple[str, ...]:
-    """Settings that make samples come from another distribution than the policy, which no audit here follows."""
-    if isinstance(run, config.ToyRun):
-        return ()
-    names = [name for name in ("temperature", "top_p") if getattr(run.rollout, name) != 1]
-    return tuple(f"rollout.{name}={getattr(run.rollout, name):g}" for name in names)
 
 
 def show(record: dict[str, Any], console: Console) -> None:
@@ -138,8 +130,6 @@ def show(record: dict[str, Any], console: Console) -> None:
         console.print()
     if record["refused"]:
         console.print(f"Training refuses this configuration: {escape(record['refused'])}.\n")
-    if record["ignored"]:
-        console.print(f"Not audited: {', '.join(record['ignored'])}; samples are taken from the policy as it is.\n")
     tables = [_gradients(record), _endings(record), _outcomes(record["five_outcomes"])]
     tables += [_stale(record["stale"])] if record["stale"] else []
     tables += [_anchors(record["anchor_in_group"])] if record["anchor_in_group"] else []

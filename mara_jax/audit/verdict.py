@@ -41,7 +41,6 @@ def audited(
     one_token: bool = False,
     group: int = gradients.GROUP,
     refused: str = "",
-    ignored: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Everything an audit finds, as numbers and words that can be written as JSON.
 
@@ -50,7 +49,6 @@ def audited(
         one_token: on five outcomes of one token instead of fifteen strings.
         group: strings a group, 1 to 4.
         refused: why training refuses the setting, if it does.
-        ignored: settings of the run that bear on the objective and are left out of the audit.
 
     Returns:
         The record: see docs/audit.md.
@@ -77,7 +75,6 @@ def audited(
                 "group": group,
             },
             "problem": _listed(problem),
-            "ignored": list(ignored),
             **_identified(setting, found),
             "gradients": {
                 part: {name: gradients.compare(found["found"][part], want) for name, want in found[part].items()}

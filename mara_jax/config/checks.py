@@ -199,14 +199,6 @@ def _check_updates(run: LanguageRun) -> None:
 
 def _check_rollout(run: LanguageRun) -> None:
     rollout = run.rollout
-    for name in ("top_p", "temperature"):
-        value = getattr(rollout, name)
-        if value != 1:
-            raise ValueError(
-                f"rollout.{name}={value}: samples would not come from the policy whose log-probs are differentiated "
-                "and whose KL is measured, so the gradient would not be that of the stated objective; use "
-                f"rollout.{name}=1.0"
-            )
     parts = run.optimiser.micro_batches
     if rollout.group_size % parts:
         raise ValueError(

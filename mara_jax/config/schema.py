@@ -133,9 +133,6 @@ class Task:
 
     lenient: bool = setting(False, "accept a sentence before <think>")
     share_of_ones: float = setting(0.8, "of the warm-up's demonstrations", limits.SHARE)
-    reasoning: str = setting(
-        "varied", "thoughts of the demonstrations: thousands of distinct ones, or three", ("varied", "fixed")
-    )
     malformed: float = setting(0.0, "share of demonstrations that break the format", limits.SHARE)
 
 
@@ -146,10 +143,6 @@ class Warmup:
     steps: int = setting(0, "0: the weights are the reference policy as they are", limits.FROM_ZERO)
     batch: int = setting(8, "demonstrations per step", limits.COUNT)
     learning_rate: float = setting(5e-5, "of Adam", limits.POSITIVE)
-    check_every: int = setting(
-        1, "from `steps` on, samples are drawn this often until both ranges are met", limits.COUNT
-    )
-    check_samples: int = setting(64, "how many", limits.COUNT)
     max_steps: int = setting(
         0,
         "from `steps` to here samples are drawn after each step, until both ranges are met; 0: stop after `steps`",
@@ -171,8 +164,6 @@ class Rollout:
     prompts_per_step: int = setting(1, "prompts per step", limits.COUNT)
     group_size: int = setting(32, "completions per prompt", limits.COUNT)
     max_new_tokens: int = setting(40, "length limit of a completion, in tokens", limits.COUNT)
-    temperature: float = setting(1.0, "training needs 1", limits.POSITIVE)
-    top_p: float = setting(1.0, "training needs 1", Limit(lambda v: 0 < v <= 1, "above 0 and at most 1"))
     length_buckets: int = setting(
         8,
         "reference and update run on packed sequences, padded to one of so many fractions of the padded batch, each "

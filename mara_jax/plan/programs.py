@@ -115,7 +115,6 @@ def _rollout(run: config.LanguageRun, arch: Architecture, params: Any, sizes: Si
         "max_new_tokens": sizes.new_tokens,
         "eos_ids": (0,),  # which ones does not matter
         "pad_id": 0,
-        "top_p_p": _of_prompts(sizes, jnp.float32) if run.rollout.top_p < 1 else None,
         "slots": sizes.slots,
     }
     args = (arch, params, *prompts, number, key, _of_prompts(sizes, jnp.float32))

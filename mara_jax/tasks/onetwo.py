@@ -61,8 +61,6 @@ _ACTS = (
     + ("I roll a die in my head.", "I draw a card from a shuffled deck.", "I spin a wheel in my mind.",
        "I close my eyes and point.", "I shake a hat and draw a slip.", "A random draw will settle it.")
 )  # fmt: skip
-_FIXED = ("I pick at random.", "I choose at random.", "Let me pick at random.")
-
 _MALFORMED = (
     "<think>{thought}</think>{digit}",
     "<think>{thought}<answer>{digit}</answer>",
@@ -85,17 +83,15 @@ class OneTwo:
     Attributes:
       lenient: also accept text without the tags before `<think>`, as in the figure's example.
       share_of_ones: share of "1" among the well-formed demonstrations.
-      reasoning: "varied" (thousands of distinct thoughts) or "fixed" (three).
       malformed: share of demonstrations that break the format, so that a base trained on nothing else has
         something to learn.
 
     Raises:
-      ValueError: a share outside [0, 1], or an unknown reasoning.
+      ValueError: a share outside [0, 1].
     """
 
     lenient: bool = False
     share_of_ones: float = 0.8
-    reasoning: str = "varied"
     malformed: float = 0.0
     name: str = field(default="onetwo", init=False)
     prompts: tuple[str, ...] = field(default=(PROMPT,), init=False)
@@ -109,8 +105,6 @@ class OneTwo:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} is {value}; it is a share: choose a number from 0 to 1")
-        if self.reasoning not in ("varied", "fixed"):
-            raise ValueError(f"reasoning is {self.reasoning!r}; choose 'varied' or 'fixed'")
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
         """Judges completions: reward 1 and answer class 0 ("1") or 1 ("2"), or reward 0 and class -1.
@@ -185,8 +179,6 @@ class OneTwo:
         return [(PROMPT, completions[i]) for i in order.permutation(batch)]
 
     def _thought(self, rng: np.random.Generator) -> str:
-        if self.reasoning == "fixed":
-            return _FIXED[int(rng.integers(len(_FIXED)))]
         shape, state, act = rng.random(3)
         state, act = _STATES[int(state * len(_STATES))], _ACTS[int(act * len(_ACTS))]
         if shape < 0.5:

@@ -229,8 +229,6 @@ def _roll(
         key=jax.random.fold_in(reference.stream(setup.cfg.seed, name), done),
         group_size=sizes.group_size,
         max_new_tokens=sizes.max_new_tokens,
-        temperature=sizes.temperature,
-        top_p=sizes.top_p,
         slots=sizes.slots,
         prompt_ids=ids,
         first_sample=before * sizes.group_size,

@@ -21,6 +21,7 @@ from mara_jax.train import optim, placement, shape, warmup
 from mara_jax.train.metrics import Display
 
 # Streams of random numbers: each has its own key, folded from the run's seed.
+CHECK_SAMPLES = 64  # drawn after a step of the warm-up, to see whether its ranges are met
 STREAMS = {
     name: number
     for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))
@@ -171,9 +172,8 @@ def check_demonstrations(run: LanguageRun, policy: Policy, task: Task) -> None:
 def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int]], display: Display) -> Any:
     """Supervised steps on demonstrations until the format holds; returns the new params.
 
-    At least `warmup.steps` steps. With `warmup.max_steps` above that, samples are drawn every
-    `check_every` steps, and training ends at the first check whose valid share and share of the first
-    answer both lie in their ranges.
+    At least `warmup.steps` steps. With `warmup.max_steps` above that, samples are drawn after each further step, and
+    training ends at the first check whose valid share and share of the first answer both lie in their ranges.
 
     Raises:
       ValueError: max_steps passed without such a check.
@@ -189,9 +189,9 @@ def warm_up(run: LanguageRun, policy, params, task: Task, prompts: list[list[int
         batch = warmup.placed(*warmup.demonstration_batch(policy, pairs, run.rollout.max_new_tokens))
         state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
         display.warm_up(step + 1, most, float(loss))
-        if step + 1 < cfg.steps or not cfg.max_steps or (step + 1 - cfg.steps) % cfg.check_every:
+        if step + 1 < cfg.steps or not cfg.max_steps:
             continue
-        samples = draw_samples(run, policy, state.params, task, prompts, "check", cfg.check_samples)
+        samples = draw_samples(run, policy, state.params, task, prompts, "check", CHECK_SAMPLES)
         counts = samples.counts(len(task.answers))
         valid, ones = samples.valid, counts[0] / max(sum(counts), 1)
         display.note(f"warm-up step {step + 1}: {valid:.0%} valid, {ones:.0%} of them {task.answers[0]!r}")

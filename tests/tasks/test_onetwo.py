@@ -128,9 +128,8 @@ def test_ones_are_the_share_of_every_window_rounded(share, seed):
 
 
 def test_every_demonstration_is_valid_unless_asked_otherwise():
-    for reasoning in ("varied", "fixed"):
-        for texts in _texts(OneTwo(reasoning=reasoning), seed=3, steps=40, batch=8):
-            assert min(_answers(OneTwo(), texts)) >= 0
+    for texts in _texts(OneTwo(), seed=3, steps=40, batch=8):
+        assert min(_answers(OneTwo(), texts)) >= 0
 
 
 def test_malformed_demonstrations_are_their_share_and_leave_the_share_of_ones():
@@ -173,7 +172,7 @@ def test_the_thought_does_not_depend_on_the_answer():
 
 
 def test_no_thought_names_a_number():
-    words = set(re.findall(r"\w+", " ".join(onetwo._STATES + onetwo._ACTS + onetwo._FIXED).lower()))
+    words = set(re.findall(r"\w+", " ".join(onetwo._STATES + onetwo._ACTS).lower()))
     assert not words & {
         "1",
         "2",
@@ -189,9 +188,8 @@ def test_no_thought_names_a_number():
     }
 
 
-def test_varied_thoughts_are_many_and_fixed_ones_few():
+def test_thoughts_are_many():
     assert len(set(_thoughts(OneTwo(), 32))) > 330  # of 512
-    assert len(set(_thoughts(OneTwo(reasoning="fixed"), 32))) == 3
 
 
 @pytest.mark.parametrize(
@@ -200,7 +198,6 @@ def test_varied_thoughts_are_many_and_fixed_ones_few():
         ({"share_of_ones": 1.2}, "share_of_ones is 1.2"),
         ({"malformed": -0.1}, "malformed is -0.1"),
         ({"share_of_ones": float("nan")}, "share_of_ones is nan"),
-        ({"reasoning": "long"}, "'varied' or 'fixed'"),
     ],
 )
 def test_bad_settings_are_named(kwargs, words):

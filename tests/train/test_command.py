@@ -190,7 +190,6 @@ def test_a_workdir_of_another_config_is_refused(main, whole):
         (["--config.algorithm.beta=0"], ["algorithm.beta=0.0", "positive"]),
         (["--config.algorithm.beta=-1"], ["algorithm.beta=-1.0"]),
         (["--config.algorithm.threshold=1.5"], ["algorithm.threshold=1.5", "above every reachable reward"]),
-        (["--config.rollout.top_p=0.9"], ["rollout.top_p=0.9", "use rollout.top_p=1.0"]),
         (["--config.algorithm.estimator=k3_in_loss"], ["forward KL(ref || pi)", "k1_in_reward"]),
         (["--config.policy.weights=/nowhere/at/all"], ["/nowhere/at/all"]),
         (["--config.rollout.max_new_tokens=8"], ["rollout.max_new_tokens=8", "demonstrations"]),
