@@ -37,8 +37,8 @@ SMALLER = {
         "--config.steps=2", "--config.sweep.betas=(.03,.1)", "--config.sweep.seeds=1",
     ],
     "main --config=configs/onetwo.py": [
-        "--config.steps=4", "--config.rollout.group_size=2", "--config.rollout.max_new_tokens=8",
-        "--config.rollout.length_buckets=1", "--config.warmup.measure_samples=4",
+        "--config.steps=4", "--config.rollout.group_size=2", "--config.rollout.length_buckets=1",
+        "--config.warmup.measure_samples=4",
     ],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
     "predict --r": ["--resamples=100"],
