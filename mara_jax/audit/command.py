@@ -18,12 +18,12 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from mara_jax import cli, config
 from mara_jax.audit import published, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.train import preflight
+from mara_jax.train.tables import NumberTable
 
 EXAMPLE = "python -m mara_jax.audit --config=configs/onetwo.py:nano, or --as=grpo"
 _ROWS = {
@@ -144,59 +144,55 @@ def show(record: dict[str, Any], console: Console) -> None:
     )
 
 
-def _gradients(record: dict[str, Any]) -> Table:
+def _gradients(record: dict[str, Any]) -> NumberTable:
     title = "Expected gradient against the exact one: cosine, and how far off (three policies)"
-    table = Table(title=title, title_justify="left", box=None)
-    for header in ("", "", "KL alone", "off by", "E\\[R] - beta KL", "off by"):
-        table.add_column(header, no_wrap=True)
+    table = NumberTable.of("", "KL alone", "off by", "E\\[R] - beta KL", "off by", title=title)
     for name, words in _ROWS.items():
         cells = []
         for part in ("kl", "objective"):
             found = record["gradients"][part][name]
             cells += ["-" if found["cosine"] is None else f"{found['cosine']:.4f}", verdict.percent(found)]
-        table.add_row("", words, *cells)
+        table.add_row(f" {words}", *cells)
     return table
 
 
-def _endings(record: dict[str, Any]) -> Table:
+def _endings(record: dict[str, Any]) -> NumberTable:
     end = record["stationary"]
     note = {"settled": "", "runs_away": " (it has no end; where it was left)", "unsettled": " (not settled)"}
     title = f"\nTotal variation between where it ends{note[end['kind']]} and the optimum of"
-    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    table = NumberTable.of("", "", "", title=title)
     for name, distance in end["total_variation"].items():
-        table.add_row("", _FORMS[name], f"{distance:.4f}", "<-" if distance < REACHED else "")
+        table.add_row(f" {_FORMS[name]}", f"{distance:.4f}", "<-" if distance < REACHED else "")
     return table
 
 
-def _outcomes(five: dict[str, Any]) -> Table:
-    table = Table(title="\nOn five outcomes of one token it ends at", title_justify="left", box=None, show_header=False)
-    table.add_row("", "reward", *(f"{r:g}" for r in five["reward"]))
+def _outcomes(five: dict[str, Any]) -> NumberTable:
+    table = NumberTable.of(*[""] * (1 + len(five["reward"])), title="\nOn five outcomes of one token it ends at")
+    table.add_row(" reward", *(f"{r:g}" for r in five["reward"]))
     for name, words in (("reference", "reference"), ("vanilla", "without MARA"), ("mara", "with MARA over strings")):
         kind = five.get(f"{name}_kind", "settled")
         note = "" if kind == "settled" else f" ({kind.replace('_', ' ')})"
-        table.add_row("", words + note, *(f"{p:.4f}" for p in five[name]))
+        table.add_row(f" {words}{note}", *(f"{p:.4f}" for p in five[name]))
     return table
 
 
-def _stale(rows: list[dict[str, Any]]) -> Table:
+def _stale(rows: list[dict[str, Any]]) -> NumberTable:
     """Gradients on strings that the present policy did not draw."""
     title = "\nExpected gradient of E\\[R] - beta KL on strings drawn elsewhere, against the present policy's"
-    table = Table(title=title, title_justify="left", box=None)
-    for header in ("", "what lies between", "nats", "effective strings", "cosine", "off by"):
-        table.add_column(header, no_wrap=True)
+    table = NumberTable.of(" what lies between", "nats", "effective strings", "cosine", "off by", title=title)
     words = {"updates": "earlier updates", "sampler": "the sampler's own numbers"}
     for row in rows:
         cells = f"{row['nats']:.2g}", f"{row['effective_share']:.0%}", f"{row['cosine']:.4f}", verdict.percent(row)
-        table.add_row("", words[row["between"]], *cells)
+        table.add_row(f" {words[row['between']]}", *cells)
     return table
 
 
-def _anchors(rows: list[dict[str, Any]]) -> Table:
+def _anchors(rows: list[dict[str, Any]]) -> NumberTable:
     """What is lost by Algorithm 1's anchor, which is the best of the group and not of all good strings."""
-    table = Table(title="\nMARA's anchor taken from the group", title_justify="left", box=None, show_header=False)
+    table = NumberTable.of("", "", "", "", title="\nMARA's anchor taken from the group")
     for row in rows:
         gradient, distance = f"{row['gradient_error']:.1%}", f"{row['total_variation']:.4f}"
-        table.add_row("", f"of {row['group']}: gradient off by", gradient, "ends away by", distance)
+        table.add_row(f" of {row['group']}: gradient off by", gradient, "ends away by", distance)
     return table
 
 

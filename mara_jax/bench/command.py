@@ -26,13 +26,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
-from rich.table import Table
 
 from mara_jax import cli, config, hf
 from mara_jax.bench import phases, speed
 from mara_jax.hf import shapes
 from mara_jax.policies import parameters, transformer
 from mara_jax.train import preflight
+from mara_jax.train.tables import NumberTable
 
 EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
 SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
@@ -206,10 +206,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"({shape['new_tokens']} tokens)"
     )
     console.print(f"{record['backend']}, {record['threads']} threads; load {record['load']:g}; medians\n")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for header in (unit, f"tokens/{unit}", "GFLOP", "of least", f"GFLOP/{unit}", "of matmul"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = NumberTable.of("", unit, f"tokens/{unit}", "GFLOP", "of least", f"GFLOP/{unit}", "of matmul")
     for name in phases.NAMES:
         row = record["phases"][name]
         cells = [f"{row['seconds']:.3f}", f"{row['tokens_per_s']:,.0f}", f"{row['flops'] / 1e9:.1f}"]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from mara_jax.core import diversity
 from mara_jax.train import report
+from mara_jax.train.tables import NumberTable
 from mara_jax.train.workdir import RESUMABLE
 
 
@@ -29,11 +28,10 @@ class Comparison:
     note: str
 
     @property
-    def table(self) -> Table:
+    def table(self) -> NumberTable:
         """For a terminal: `rich.print`."""
-        table = Table(box=box.SIMPLE_HEAD, padding=0, caption=self.note)
-        for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i < 2 else "right", min_width=9 if i < 2 else None, no_wrap=i >= 2)
+        table = NumberTable.of(*self.header, texts=2, lines=True)
+        table.caption = self.note
         for row in self.rows:
             table.add_row(*(cell.replace(" ± ", "\n± ") for cell in row))
         return table

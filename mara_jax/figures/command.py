@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
 from mara_jax.figures import drawing, experiments, figure_records
 from mara_jax.train import workdir as workdirs
+from mara_jax.train.tables import NumberTable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,13 +93,10 @@ def make(names: list[str], mode: str, out: pathlib.Path) -> bool:
     return all(check["pass"] for record in records for check in record["checks"])
 
 
-def table(records: list[dict[str, Any]]) -> Table:
+def table(records: list[dict[str, Any]]) -> NumberTable:
     """One row a figure: distances from trained to optimum and checks passed; then a row for each failed check."""
-    shown = Table(title=f"{records[0]['mode']}: what the figures must show", title_justify="left")
-    shown.add_column("figure")
-    shown.add_column("shows")
-    shown.add_column("TV to optimum", justify="right", no_wrap=True)
-    shown.add_column("checks", justify="right", no_wrap=True)
+    title = f"{records[0]['mode']}: what the figures must show"
+    shown = NumberTable.of("figure", "shows", "TV to optimum", "checks", texts=2, lines=True, title=title)
     for record in records:
         distances = [panel["tv_to_optimum"] for panel in record["panels"]]
         passed, total = _count(record)

@@ -17,9 +17,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
-from rich.table import Table
 
 from mara_jax import cli, config
+from mara_jax.train.tables import NumberTable
 
 EXAMPLE = "python -m mara_jax.plan --config=configs/onetwo.py:nano --topology=cpu:8"
 
@@ -105,10 +105,8 @@ def _show_memory(record: dict[str, Any], console: Console) -> None:
     phases = record["phases"]
     most = max(row["memory"]["total"] for row in phases.values())
     unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
-    table = _table(console, f"Memory of one device, {unit}")
     names = list(next(iter(phases.values()))["memory"])
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(console, f"Memory of one device, {unit}", *names)
     for phase, row in phases.items():
         table.add_row(phase, *(f"{row['memory'][name] / size:.2f}" for name in names))
     console.print(table)
@@ -117,17 +115,14 @@ def _show_memory(record: dict[str, Any], console: Console) -> None:
             console.print(f"  {phase}: {row['told']}")
 
 
-def _table(console: Console, title: str) -> Table:
+def _table(console: Console, title: str, *headers: str) -> NumberTable:
     console.print(f"[italic]{title}[/italic]")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    return table
+    return NumberTable.of("", *headers)
 
 
 def _show_work(record: dict[str, Any], console: Console) -> None:
-    table = _table(console, "\nWork of one device")
-    for header in ("TFLOP", "GB moved, at least", "GB sent", "floor", "bound by"):
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = "TFLOP", "GB moved, at least", "GB sent", "floor", "bound by"
+    table = _table(console, "\nWork of one device", *headers)
     for phase, row in record["phases"].items():
         cells = [f"{row['flops'] / 1e12:,.4g}", f"{row['bytes_least'] / 1e9:,.4g}", f"{row['sent'] / 1e9:,.4g}"]
         floor = row["floor_s"]
@@ -139,9 +134,8 @@ def _show_work(record: dict[str, Any], console: Console) -> None:
 def _show_exchanges(record: dict[str, Any], console: Console) -> None:
     if not any(row["collectives"] for row in record["phases"].values()):
         return
-    table = _table(console, "\nCollectives, the heaviest of each phase")
-    for header in ("devices", "times", "MB each", "GB sent"):
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = "devices", "times", "MB each", "GB sent"
+    table = _table(console, "\nCollectives, the heaviest of each phase", *headers)
     for phase, row in record["phases"].items():
         for one in row["collectives"][:4]:
             name = f"{phase} {one['kind']}{' in a loop' if one['looped'] else ''}"

@@ -11,12 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from mara_jax.train import plots
+from mara_jax.train.tables import NumberTable
 
 NAMES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
 COLOURS = ("#0f6e84", "#d97706", "#7c3aed", "#15803d", "#be185d", "#475569")  # told apart in grey as well
@@ -42,20 +41,13 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(found["verdict"], style="bold", markup=False)
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(found: dict[str, Any]) -> NumberTable:
     """Each objective's optimum at the configured beta: shares of the answers with intervals, and how many there are."""
     settings, leading = found["settings"], _leading(found, COLUMNS)
     few = "" if len(leading) == len(found["answers"]) else f", {len(leading)} of {len(found['answers'])}"
-    made = Table(
-        title=f"shares of the answers{few} at the optimum, beta {settings['beta']:g}",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    made.add_column("", no_wrap=True)
-    for a in leading:
-        made.add_column(escape(f'"{found["answers"][a]}"'), justify="right", no_wrap=True)
-    for name in ("none", "effective"):
-        made.add_column(name, justify="right", no_wrap=True)
+    title = f"shares of the answers{few} at the optimum, beta {settings['beta']:g}"
+    answers = (escape(f'"{found["answers"][a]}"') for a in leading)
+    made = NumberTable.of("", *answers, "none", "effective", lines=True, title=title)
     if not found["draws"]["exact"]:
         counts = np.array(found["draws"]["counts"])
         share = counts / max(counts.sum(), 1)

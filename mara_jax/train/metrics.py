@@ -16,8 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
+
+from mara_jax.train.tables import NumberTable
 
 SHOWN = {
     "reward/mean": "reward",
@@ -147,9 +148,8 @@ class Display:
             self.live.update(self._panel())
 
     def _panel(self) -> Group:
-        table = Table.grid(padding=(0, 3))
         shown = [(name, self.latest[key]) for key, name in SHOWN.items() if key in self.latest]
-        table.add_row(*(Text(name, style="dim") for name, _ in shown))
+        table = NumberTable.of(*(name for name, _ in shown), texts=0)
         table.add_row(*(Text(_number(value), style="bold") for _, value in shown))
         lines = [
             Text.assemble(

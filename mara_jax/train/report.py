@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from mara_jax.core import diversity
+from mara_jax.train.tables import NumberTable
 
 LAST_KL = 10  # steps whose KL is averaged and must be level
 _METRICS = ("step", "answers/counts", "samples", "valid/fraction", "kl/reverse", "length/mean")
@@ -212,7 +211,7 @@ def final_rows(workdir: str | os.PathLike) -> list[Outcome]:
     return [row for row in rows if row is not None]
 
 
-def final_table(workdir: str | os.PathLike) -> Table:
+def final_table(workdir: str | os.PathLike) -> NumberTable:
     """Each final row's answers, with 95 % intervals where measured, entropy, and distance to the optimum.
 
     Args:
@@ -223,14 +222,8 @@ def final_table(workdir: str | os.PathLike) -> Table:
     """
     record = read(workdir)
     beta = f"{record.config['algorithm']['beta']:g}"
-    table = Table(
-        title=f"{record.method}, beta {beta}: where completions end",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("", no_wrap=True)
-    for name in [*(f'"{answer}"' for answer in record.answers), "invalid", "bits", "TV"]:
-        table.add_column(name, justify="right", no_wrap=True)
+    headers = ["", *(f'"{answer}"' for answer in record.answers), "invalid", "bits", "TV"]
+    table = NumberTable.of(*headers, lines=True, title=f"{record.method}, beta {beta}: where completions end")
     for row in final_rows(workdir):
         cells = [_share(row, a) for a in range(len(row.shares))]
         table.add_row(
