@@ -2,11 +2,13 @@
 
 python -m mara_jax.audit --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
 python -m mara_jax.audit --as=NAME [--level=sequence|token] [--config=...]
+python -m mara_jax.audit --rivals
 
 --as      a setting by name; the configuration, if given, then gives method, beta, threshold and baseline
 --level   log-ratios of whole strings or of tokens, for the estimators among the names
 --group   strings a group, 1 to 4; 2 by default
 --json    print one JSON object and nothing else
+--rivals  the table of docs/rivals.md: where other methods end, each alone and with MARA; half a minute of CPU
 """
 
 import json
@@ -20,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mara_jax import cli, config
-from mara_jax.audit import published, verdict
+from mara_jax.audit import published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.train import preflight
 from mara_jax.train.tables import NumberTable
@@ -50,6 +52,9 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         asked = parse(argv)
+        if asked.rivals:
+            print(rivals_table.markdown(rivals_table.endings()))
+            return 0
         record = audited(asked)
     except (ValueError, OSError, flags.Error) as error:
         print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
@@ -75,7 +80,13 @@ def parse(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_enum("level", None, ["sequence", "token"], "Log-ratios of --as.", flag_values=values)
     flags.DEFINE_integer("group", 2, "Strings a group.", lower_bound=1, upper_bound=4, flag_values=values)
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
+    flags.DEFINE_bool("rivals", False, "Print the table of docs/rivals.md.", flag_values=values)
     cli.read_flags(values, argv)
+    if values["rivals"].value:
+        beside = [f"--{name}" for name in ("config", "as", "level", "json") if values[name].present]
+        if beside:
+            raise ValueError(f"{beside[0]} has no meaning with --rivals, which prints one table: leave it out")
+        return values
     if values["config"].value is None and values["as"].value is None:
         raise ValueError(f"nothing to audit: give --config=FILE.py or --as=NAME, as in {EXAMPLE}")
     if values["level"].value and not values["as"].value:

@@ -1,8 +1,7 @@
-"""What a setting really optimises: expected gradients and stationary points by enumeration, in float64.
+"""Expected gradients of a setting's objective, by enumeration in float64, against those of E[R] - beta KL.
 
-A problem is a tabular autoregressive policy whose strings can all be listed. The expectation of the loss's
-gradient runs over every group of them, through the objective that the setting names (for a configuration:
-`train.objective.objective`, as the update calls it), and is compared with the gradients of E[R] - beta KL.
+The expectation runs over every group of strings of a small problem, through the objective that the setting names (for
+a configuration: `train.objective.objective`, as the update calls it).
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.audit import problems, small
+from mara_jax.audit import enumeration, fixed_point, problems
 from mara_jax.audit.published import Setting
 from mara_jax.core import kl
 from mara_jax.train import objective
@@ -23,23 +22,19 @@ GROUP = 2  # strings a group in the comparison of gradients: the fewest with whi
 # Group sizes at which an anchor taken from the group is compared with the whole set's.
 SIZES, SIZES_OF_OUTCOMES = (2, 4), (2, 4, 8)
 EXACT, ZERO = 1e-8, 1e-10  # relative errors below which two gradients are the same, and a gradient is none
-WIDTH = 1e-5  # of the differences that give the slope of a field (nats)
-LONGEST = 30.0  # step of a logit (nats)
-SETTLED = 1e-9  # a gradient below this has vanished (reward units a nat)
-RUNAWAY = 1e6  # a logit that moves faster than this (reward units a nat) has no end
 KLS = ("reverse_sequence", "forward_sequence", "reverse_token", "forward_token")
 
 
 class Case(NamedTuple):
     """All that an expectation runs over, as arrays that a compiled function takes.
 
-    `groups` and `ref_groups` list groups of the policy's and of the reference's strings, as `small.groups` does;
-    `log_mass` [1, a] and `anchor` are what MARA takes from outside a group.
+    `groups` and `ref_groups` list groups of the policy's and of the reference's strings; `log_mass` [1, a] and
+    `anchor` are what MARA takes from outside a group.
     """
 
     problem: problems.Problem
-    groups: tuple[np.ndarray, np.ndarray]
-    ref_groups: tuple[np.ndarray, np.ndarray]
+    groups: enumeration.Groups
+    ref_groups: enumeration.Groups
     log_mass: np.ndarray
     anchor: problems.Anchors
 
@@ -56,14 +51,14 @@ def case(setting: Setting, problem: problems.Problem, size: int, anchor: problem
     Returns:
         The case.
     """
-    groups = small.groups(len(problem.reward), size)
-    ref_groups = groups if anchor == problems.FROM_GROUP else small.groups(len(problem.reward), 1)
+    groups = enumeration.groups(len(problem.reward), size)
+    ref_groups = groups if anchor == problems.FROM_GROUP else enumeration.groups(len(problem.reward), 1)
     return Case(problem, groups, ref_groups, problems.log_mass(problem, setting.algorithm), anchor)
 
 
 class Drawn(NamedTuple):
     """Policies behind a rollout where they are not the one that is trained, logits [c, v] each: the one before the
-    rollout's first update, and the sampler, whose numbers may differ from its."""
+    rollout's first update, and the sampler, whose log-probabilities may differ from that policy's."""
 
     old: Any
     sampler: Any
@@ -86,32 +81,28 @@ def expected_gradient(setting: Setting, over: Case, params, drawn: Drawn | None 
     mask_nt, reward_n, answer_n, ref_n = map(
         jnp.asarray, (strings.mask, problem.reward, problem.answer, problem.ref_logp)
     )
-    old_nt, sampler_nt = (small.token_logp(jax.lax.stop_gradient(p), strings) for p in drawn)
-    ref_nt, log_mass = small.token_logp(jnp.asarray(problem.ref_params), strings), jnp.asarray(over.log_mass)
+    old_nt, sampler_nt = (enumeration.token_logp(jax.lax.stop_gradient(p), strings) for p in drawn)
+    ref_nt, log_mass = enumeration.token_logp(problem.ref_params, strings), jnp.asarray(over.log_mass)
 
     def scored(logp_nt, index_g) -> objective.Scored:
         logp, mask, ref_token_logp = (x[index_g][None] for x in (logp_nt, mask_nt, ref_nt))
         ref_logp, reward, answer = (x[index_g][None] for x in (ref_n, reward_n, answer_n))
         anchor = over.anchor.reward, over.anchor.ref_logp
-        behind = (x[index_g][None] for x in (old_nt, sampler_nt))
-        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *behind)
+        older = (x[index_g][None] for x in (old_nt, sampler_nt))
+        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *older)
 
-    def mean_loss(params):
-        logp_nt = small.token_logp(params, strings)
-
-        def one(index_g, ref_index_g):
-            reference = None if ref_index_g is None else scored(logp_nt, ref_index_g)
+    def loss(logp_nt, index_g):
+        def beside(reference: objective.Scored | None):
             group = scored(logp_nt, index_g)
             return setting.objective(algorithm, group, reference, algorithm.beta, algorithm.threshold)[0]
 
-        (rows, _), (ref_rows, _) = over.groups, over.ref_groups
-        weight_m = small.group_weight(drawn.sampler, strings, *over.groups)
         if algorithm.estimator != "reference_samples":
-            return weight_m @ jax.vmap(lambda index_g: one(index_g, None))(rows)
-        ref_weight_m = small.group_weight(jnp.asarray(problem.ref_params), strings, *over.ref_groups)
-        return weight_m @ jax.vmap(jax.vmap(one, (None, 0)), (0, None))(rows, ref_rows) @ ref_weight_m
+            return beside(None)
+        probability_m = enumeration.group_probability(problem.ref_params, strings, over.ref_groups)
+        ref_index_mg = jnp.asarray(over.ref_groups.index)
+        return probability_m @ jax.vmap(lambda ref_index_g: beside(scored(logp_nt, ref_index_g)))(ref_index_mg)
 
-    return -jax.grad(mean_loss)(params)
+    return -enumeration.expected_gradient(loss, params, strings, over.groups, drawn.sampler)
 
 
 def exact_gradients(problem: problems.Problem, params, reward, ref_logp) -> dict[str, jax.Array]:
@@ -129,18 +120,18 @@ def exact_gradients(problem: problems.Problem, params, reward, ref_logp) -> dict
     Returns:
         "reward" for E[R], and one for each of KLS, all like `params`.
     """
-    reach_c = small.reach(params, problem.strings)
+    visits_c = enumeration.expected_visits(params, problem.strings)
     ref_cv = jax.nn.log_softmax(jnp.asarray(problem.ref_params))
 
     def of(f: Callable) -> jax.Array:
-        return jax.grad(lambda p: f(small.string_logp(p, problem.strings), jax.nn.log_softmax(p)))(params)
+        return jax.grad(lambda p: f(enumeration.string_logp(p, problem.strings), jax.nn.log_softmax(p)))(params)
 
     return {
         "reward": of(lambda logp, _: jnp.sum(jnp.exp(logp) * reward)),
         "reverse_sequence": of(lambda logp, _: kl.reverse(logp, ref_logp)),
         "forward_sequence": of(lambda logp, _: kl.forward(logp, ref_logp)),
-        "reverse_token": of(lambda _, logp_cv: reach_c @ kl.reverse(logp_cv, ref_cv)),
-        "forward_token": of(lambda _, logp_cv: reach_c @ kl.forward(logp_cv, ref_cv)),
+        "reverse_token": of(lambda _, logp_cv: visits_c @ kl.reverse(logp_cv, ref_cv)),
+        "forward_token": of(lambda _, logp_cv: visits_c @ kl.forward(logp_cv, ref_cv)),
     }
 
 
@@ -153,21 +144,21 @@ def gradients(setting: Setting, problem: problems.Problem, group: int = GROUP) -
         group: strings a group.
 
     Returns:
-        "found": "kl" (every reward 0, no augmentation) and "objective" (MARA's anchor over the whole set);
+        "expected": "kl" (every reward 0, no augmentation) and "objective" (MARA's anchor over the whole set);
         "kl": the gradients of -beta KL for each of KLS, "unit" those of -KL; "objective": those of
         E[R] - beta KL with rewards and reference augmented; "reward": that of E[R].
     """
     beta, n = setting.algorithm.beta, len(problem.reward)
     bare = setting._replace(algorithm=dataclasses.replace(setting.algorithm, method="vanilla"))
     alone = case(bare, problem._replace(reward=np.zeros(n)), group, problems.FROM_GROUP)
-    alone = alone._replace(ref_groups=small.groups(n, 1))
+    alone = alone._replace(ref_groups=enumeration.groups(n, 1))
     whole = case(setting, problem, group, problems.anchors(problem, setting.algorithm))
     whole = whole._replace(ref_groups=alone.ref_groups)
-    found = {"kl": _at_policies(bare, alone), "objective": _at_policies(setting, whole)}
+    expected = {"kl": _at_policies(bare, alone), "objective": _at_policies(setting, whole)}
     plain = _exact_at_policies(problem, problem.params, problem.reward, problem.ref_logp)
     lifted = _exact_at_policies(problem, problem.params, *problems.augmented(problem, setting.algorithm))
     tree = {
-        "found": found,
+        "expected": expected,
         "kl": {name: -beta * plain[name] for name in KLS},
         "objective": {name: lifted["reward"] - beta * lifted[name] for name in KLS},
         "reward": {"reward": lifted["reward"]},
@@ -259,103 +250,19 @@ def factor_of(got: np.ndarray, want: np.ndarray) -> float | None:
     return None if off.any() or factor == 0 else factor
 
 
-class Point(NamedTuple):
-    """Where training from the reference ends: probabilities [n], the largest gradient left, the steps taken.
-
-    `kind` is "settled" (the gradient vanishes), "runs_away" (some string is driven out ever faster, without end)
-    or "unsettled" (the search gave up).
-    """
-
-    probability: np.ndarray
-    residual: float
-    steps: int
-    kind: str
-
-
-def stationary(
-    setting: Setting, problem: problems.Problem, size: int, anchor: problems.Anchors, most: int = 600
-) -> Point:
-    """Follow the expected gradient from the reference until it vanishes.
-
-    Implicit steps of adaptive length along the natural gradient, whose speed does not depend on how rare a
-    string has become; its stationary points are those of the plain gradient.
+def fixed_point_of(
+    setting: Setting, problem: problems.Problem, size: int, anchor: problems.Anchors
+) -> fixed_point.Point:
+    """Where training from the reference ends.
 
     Args:
         setting: what is audited.
         problem: where.
         size: strings a group.
         anchor: MARA's anchor.
-        most: steps at most.
 
     Returns:
         The end.
     """
-    rows = np.unique(problem.strings.context[problem.strings.mask > 0])
-
-    def placed(free):
-        return jnp.asarray(problem.ref_params).at[rows].set(free.reshape(len(rows), -1))
-
-    def field(over, free):
-        params = placed(free)
-        gradient = expected_gradient(setting, over, params)[rows]
-        share = small.reach(params, over.problem.strings)[rows, None] * jax.nn.softmax(params)[rows]
-        return (gradient / jnp.maximum(share, jnp.finfo(float).tiny)).ravel(), jnp.max(jnp.abs(gradient))
-
-    start, over = jnp.asarray(problem.ref_params)[rows].ravel(), case(setting, problem, size, anchor)
-    end = jax.jit(lambda over, start: _follow(functools.partial(field, over), start, most))(over, start)
-    kind = "settled" if end.residual < SETTLED else "runs_away" if end.speed > RUNAWAY else "unsettled"
-    probability_n = np.exp(np.asarray(small.string_logp(placed(end.free), problem.strings)))
-    return Point(probability_n, float(end.residual), int(end.steps), kind)
-
-
-class _Flow(NamedTuple):
-    """Where the flow is, the field and its slope there, the next point to try and the time it takes to there."""
-
-    free: jax.Array
-    field: jax.Array
-    slope: jax.Array
-    residual: jax.Array
-    tried: jax.Array
-    interval: jax.Array
-    steps: jax.Array
-
-    @property
-    def speed(self):
-        return jnp.max(jnp.abs(self.field))
-
-
-def _follow(field, start, most: int) -> _Flow:
-    """Implicit steps along a field that gives (natural gradient, largest plain gradient), from `start` to rest."""
-    moves = WIDTH * jnp.eye(start.size)
-
-    def look(free):
-        # By differences: automatic ones stop where the loss stops its gradients, which the field's slope does not.
-        fields, residual = jax.vmap(field)(free + jnp.concatenate([0 * moves[:1], moves, -moves]))
-        up, down = jnp.split(fields[1:], 2)
-        return fields[0], (up - down).T / (2 * WIDTH), residual[0]
-
-    def advance(at: _Flow) -> _Flow:
-        here, slope, residual = look(at.tried)
-        move = at.tried - at.free
-        # An implicit step must agree with the field where it arrives, as it would exactly were the field linear.
-        miss = jnp.max(jnp.abs(at.interval * here - move)) / (0.1 + jnp.max(jnp.abs(move)))
-        good = (at.steps == 0) | (miss < 0.5)
-        arrived = jax.tree.map(
-            functools.partial(jnp.where, good),
-            (at.tried, here, slope, residual, at.interval * 2.0),
-            (at.free, at.field, at.slope, at.residual, at.interval * 0.4),
-        )
-        free, here, slope, residual, interval = arrived
-        # Where deviations grow, an implicit step longer than their time scale would turn round.
-        growth = jnp.max(jnp.real(jnp.linalg.eigvals(jnp.where(jnp.isfinite(slope), slope, 0.0))))
-        interval = jnp.minimum(interval, 0.5 / jnp.maximum(growth, 1e-9))
-        move = jnp.linalg.solve(jnp.eye(free.size) / interval - slope, here)
-        move = move * jnp.minimum(1.0, LONGEST / jnp.max(jnp.abs(move)))
-        return _Flow(free, here, slope, residual, free + move, interval, at.steps + 1)
-
-    def unfinished(at: _Flow):
-        return (at.residual > SETTLED / 100) & (at.steps < most) & (at.interval > 1e-12)
-
-    nowhere = jnp.zeros_like(start)
-    first = _Flow(start, nowhere, jnp.diag(nowhere), jnp.asarray(jnp.inf), start, jnp.asarray(0.5), jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, advance, first)
+    flow = fixed_point.flow(lambda params, over: expected_gradient(setting, over, params), problem.strings)
+    return fixed_point.find(flow, problem.ref_params, case(setting, problem, size, anchor))

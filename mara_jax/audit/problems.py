@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import config
-from mara_jax.audit import small
+from mara_jax.audit import enumeration
 from mara_jax.core import augment, targets
 
 TINY_BETA = 1e-6  # stands for 0 in closed forms, whose limit it is
@@ -21,7 +21,7 @@ class Problem(NamedTuple):
     answer.
     """
 
-    strings: small.Strings
+    strings: enumeration.Strings
     ref_params: np.ndarray
     params: np.ndarray
     ref_logp: np.ndarray
@@ -29,10 +29,10 @@ class Problem(NamedTuple):
     answer: np.ndarray
 
 
-def _problem(strings: small.Strings, ref_params: np.ndarray, away: np.ndarray, reward, answer) -> Problem:
+def _problem(all_strings: enumeration.Strings, ref_params: np.ndarray, away: np.ndarray, reward, answer) -> Problem:
     with jax.enable_x64(True):
-        ref_logp = np.asarray(small.string_logp(jnp.asarray(ref_params), strings))
-    return Problem(strings, ref_params, ref_params + away, ref_logp, np.array(reward), np.array(answer))
+        ref_logp = np.asarray(enumeration.string_logp(ref_params, all_strings))
+    return Problem(all_strings, ref_params, ref_params + away, ref_logp, np.array(reward), np.array(answer))
 
 
 @functools.cache
@@ -40,8 +40,8 @@ def strings() -> Problem:
     """Fifteen strings of one to three tokens, rewards graded and tied, three answer classes, three policies."""
     reward = [1, 0.9, 0.5, 1, 1, 0, 0.25, 1, 0, 0.9, 0, 1, 0.5, 1, 0]
     answer = [0, 0, -1, 1, 2, -1, -1, 0, -1, 1, -1, 1, -1, 0, -1]
-    away = np.stack([small.table(20 + seed, 0.7) for seed in (1, 2, 3)])
-    return _problem(small.strings(end=2), small.table(11), away, reward, answer)
+    away = np.stack([enumeration.random_logits(20 + seed, 0.7) for seed in (1, 2, 3)])
+    return _problem(enumeration.strings(end=2), enumeration.random_logits(11), away, reward, answer)
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def five() -> Problem:
     """Five outcomes of one token, .60 .30 .05 with reward 1 and .04 .01 with reward 0; each its own answer."""
     away = 0.7 * np.random.default_rng(4).normal(size=(3, 1, 5))
     ref_params = np.log([[0.60, 0.30, 0.05, 0.04, 0.01]])
-    return _problem(small.outcomes(5), ref_params, away, [1.0, 1, 1, 0, 0], [0, 1, 2, -1, -1])
+    return _problem(enumeration.outcomes(5), ref_params, away, [1.0, 1, 1, 0, 0], [0, 1, 2, -1, -1])
 
 
 class Anchors(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mara_jax import config
-from mara_jax.audit import gradients, problems, staleness
+from mara_jax.audit import fixed_point, gradients, off_policy, problems
 from mara_jax.audit.published import Setting
 from mara_jax.core import diversity, kl
 
@@ -60,7 +60,7 @@ def audited(
         problem = problems.five() if one_token else problems.strings()
         found = gradients.gradients(setting, problem, group)
         whole = problems.anchors(problem, setting.algorithm)
-        end = gradients.stationary(setting, problem, group, whole)
+        end = gradients.fixed_point_of(setting, problem, group, whole)
         record = {
             "name": setting.name,
             "verdict": "",
@@ -77,11 +77,11 @@ def audited(
             "problem": _listed(problem),
             **_identified(setting, found),
             "gradients": {
-                part: {name: gradients.compare(found["found"][part], want) for name, want in found[part].items()}
+                part: {name: gradients.compare(found["expected"][part], want) for name, want in found[part].items()}
                 for part in ("kl", "objective")
             },
             "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
-            "stale": staleness.rows(setting, problem, group),
+            "stale": off_policy.rows(setting, problem, group),
             "anchor_in_group": _anchor_bias(setting, problem, group, end),
             "five_outcomes": _five(setting, group, end if one_token else None),
         }
@@ -117,7 +117,7 @@ def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
 
 def _identified(setting: Setting, found) -> dict[str, Any]:
     """Which KL, how strong, whether the reward's gradient is that of E[R], and whether the whole is one objective."""
-    got = found["found"]
+    got = found["expected"]
     whole = {name: gradients.factor_of(got["objective"], want) for name, want in found["objective"].items()}
     matched = [name for name in gradients.KLS if whole[name] is not None]
     return {
@@ -127,7 +127,7 @@ def _identified(setting: Setting, found) -> dict[str, Any]:
     }
 
 
-def _ended(end: gradients.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
+def _ended(end: fixed_point.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
     distances = {name: diversity.total_variation(end.probability, form) for name, form in forms.items()}
     return {
         "kind": end.kind,
@@ -138,7 +138,9 @@ def _ended(end: gradients.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]
     }
 
 
-def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: gradients.Point) -> list[dict[str, Any]]:
+def _anchor_bias(
+    setting: Setting, problem: problems.Problem, group: int, end: fixed_point.Point
+) -> list[dict[str, Any]]:
     """What it costs to take MARA's anchor from groups of each size instead of from all good strings."""
     whole = problems.anchors(problem, setting.algorithm)
     if whole == problems.FROM_GROUP:
@@ -150,7 +152,7 @@ def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: g
         sizes = (group,)  # the end without the bias depends on the group as well
     rows = []
     for size in sizes:
-        there = gradients.stationary(setting, problem, size, problems.FROM_GROUP)
+        there = gradients.fixed_point_of(setting, problem, size, problems.FROM_GROUP)
         wanted, got = (gradients.at_policies(setting, problem, size, anchor) for anchor in (whole, problems.FROM_GROUP))
         distance = diversity.total_variation(there.probability, end.probability)
         error = gradients.compare(got, wanted)["relative_error"]
@@ -158,7 +160,7 @@ def _anchor_bias(setting: Setting, problem: problems.Problem, group: int, end: g
     return rows
 
 
-def _five(setting: Setting, group: int, end: gradients.Point | None) -> dict[str, Any]:
+def _five(setting: Setting, group: int, end: fixed_point.Point | None) -> dict[str, Any]:
     """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own."""
     problem = problems.five()
     ends = {}
@@ -166,7 +168,7 @@ def _five(setting: Setting, group: int, end: gradients.Point | None) -> dict[str
         algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
         tried = setting._replace(algorithm=algorithm)
         known = end if tried == setting else None
-        ends[method] = known or gradients.stationary(tried, problem, group, problems.anchors(problem, algorithm))
+        ends[method] = known or gradients.fixed_point_of(tried, problem, group, problems.anchors(problem, algorithm))
     return {
         "reference": np.exp(problem.ref_logp).tolist(),
         "reward": problem.reward.tolist(),

@@ -61,6 +61,7 @@ def test_a_language_runs_threshold_out_of_reach_is_a_refusal():
         (["--as=grqo"], "--as=grqo is not known: choose one of k1_in_loss"),
         (["--as=grpo", "--level=token"], "--level=token has no meaning for --as=grpo"),
         (["--as=k3_in_loss", "--level=word"], "--level=word"),
+        (["--rivals", "--as=grpo"], "--as has no meaning with --rivals, which prints one table: leave it out"),
         ([NANO, "--level=token"], "of a configuration set --config.algorithm.level"),
         ([NANO, "--config.algorithm.betta=1"], "algorithm has no 'betta'; it has method"),
         ([NANO, "--config.algorithm.method=grpo"], "algorithm.method='grpo' is unknown: choose one of vanilla, mara"),

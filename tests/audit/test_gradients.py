@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.audit import gradients, problems, published, small, verdict
+from mara_jax.audit import enumeration, fixed_point, gradients, problems, published, verdict
 from mara_jax.config import Algorithm
 from mara_jax.core import diversity, objectives
 from mara_jax.train import objective
@@ -28,8 +29,8 @@ def expected(name: str, level: str | None = None):
     return gradients.gradients(published.setting(name, VANILLA, level), problems.strings())
 
 
-def end(setting, problem, size=gradients.GROUP, anchor=None) -> gradients.Point:
-    return gradients.stationary(setting, problem, size, anchor or problems.anchors(problem, setting.algorithm))
+def end(setting, problem, size=gradients.GROUP, anchor=None) -> fixed_point.Point:
+    return gradients.fixed_point_of(setting, problem, size, anchor or problems.anchors(problem, setting.algorithm))
 
 
 # (name, level asked for) -> the KL, its level and strength, and what multiplies the gradient of E[R]; for two
@@ -55,8 +56,8 @@ KNOWN = {
 @pytest.mark.parametrize(("name", "level"), KNOWN, ids=lambda x: str(x))
 def test_which_kl_it_is(name, level):
     found = expected(name, level)
-    kl = gradients.identify(found["found"]["kl"], found["unit"], BETA)
-    factor = gradients.factor_of(found["found"]["objective"] - found["found"]["kl"], found["reward"]["reward"])
+    kl = gradients.identify(found["expected"]["kl"], found["unit"], BETA)
+    factor = gradients.factor_of(found["expected"]["objective"] - found["expected"]["kl"], found["reward"]["reward"])
     want = KNOWN[name, level]
     assert (kl["name"], kl["level"]) == want[:2]
     assert kl["beta"] == (want[2] if want[2] is None else pytest.approx(want[2], rel=1e-9))
@@ -66,11 +67,11 @@ def test_which_kl_it_is(name, level):
 def test_how_far_off_wrong_ones_are():
     """Each token's own k1 misses a fifth to two thirds of the reverse KL's gradient; k1 in the loss all of it."""
     own, wanted = expected("k1_in_reward", "token"), "reverse_sequence"
-    found = gradients.compare(own["found"]["kl"], own["kl"][wanted])
+    found = gradients.compare(own["expected"]["kl"], own["kl"][wanted])
     assert 0.2 < found["smallest_error"] < found["relative_error"] < 1.5
     assert verdict.percent(found).endswith(" %") and "-" in verdict.percent(found)
     nothing = expected("k1_in_loss")
-    found = gradients.compare(nothing["found"]["kl"], nothing["kl"][wanted])
+    found = gradients.compare(nothing["expected"]["kl"], nothing["kl"][wanted])
     assert found == {"cosine": None, "relative_error": pytest.approx(1), "smallest_error": pytest.approx(1)}
 
 
@@ -94,7 +95,7 @@ def test_what_is_shipped_is_exact(algorithm):
     setting, problem = published.configured("shipped", algorithm), problems.strings()
     found, goal = gradients.gradients(setting, problem), f"{algorithm.kl}_sequence"
     for part in ("kl", "objective"):
-        comparison = gradients.compare(found["found"][part], found[part][goal])
+        comparison = gradients.compare(found["expected"][part], found[part][goal])
         assert comparison["relative_error"] < 1e-10 and comparison["cosine"] > 1 - 1e-12
     point = end(setting, problem)
     form = problems.closed_forms(problem, algorithm)[f"{algorithm.kl}_mara_{algorithm.anchor}"]
@@ -129,7 +130,7 @@ def test_scaling_reward_and_kl_together_turns_the_gradient_but_not_its_rest():
         form = problems.closed_forms(problem, VANILLA)["reverse"]
         assert diversity.total_variation(point.probability, form) < 1e-6, name
     found = gradients.gradients(published.setting("group_std", VANILLA), problem)
-    assert gradients.compare(found["found"]["objective"], found["objective"]["reverse_sequence"])["cosine"] < 0.95
+    assert gradients.compare(found["expected"]["objective"], found["objective"]["reverse_sequence"])["cosine"] < 0.95
 
 
 @pytest.mark.parametrize(("size", "beta", "want"), [(2, 1.0, 0.021), (4, 1.0, 0.003), (4, 0.1, 0.0)])
@@ -143,13 +144,19 @@ def test_an_anchor_from_the_group_has_the_bias_of_the_published_table(size, beta
 
 
 def test_groups_by_multiplicity_are_all_ordered_groups():
-    rows, log_orders = small.groups(5, 4)
+    rows, log_orders = enumeration.groups(5, 4)
     assert len(rows) == 70 and np.exp(log_orders).sum() == pytest.approx(5**4)
     setting, problem = published.configured("x", Algorithm(anchor="string")), problems.five()
     over = gradients.case(setting, problem, 4, problems.FROM_GROUP)
-    ordered = over._replace(groups=(small.tuples(5, 4), np.zeros(5**4)))
+    every_order = np.array(list(itertools.product(range(5), repeat=4)))
+    ordered = over._replace(groups=enumeration.Groups(every_order, np.zeros(5**4)))
     got, want = (gradients.expected_gradient(setting, x, problem.params[0]) for x in (over, ordered))
     np.testing.assert_allclose(got, want, atol=1e-14)
+
+
+def test_too_many_groups_are_refused():
+    with pytest.raises(ValueError, match="over 50000"):
+        enumeration.groups(20, 6)
 
 
 def test_an_anchor_from_the_group_misses_less_of_the_gradient_in_larger_groups():

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import small_policy as small
 
+from mara_jax.audit import enumeration
 from mara_jax.core import advantages, augment, objectives, targets
 from mara_jax.policies import categorical
 
@@ -16,9 +16,9 @@ BETA, THRESHOLD, STEPS = 0.2, 0.8, 3000
 
 def problem():
     """Strings ending in token 2 or after three; rewards 0 or 1, half each; a skewed reference."""
-    all_strings = small.strings(end=2)
+    all_strings = enumeration.strings(end=2)
     with jax.ensure_compile_time_eval():
-        ref_logp = np.asarray(small.string_logp(small.table(5), all_strings))
+        ref_logp = np.asarray(enumeration.string_logp(enumeration.random_logits(5), all_strings))
     reward = (np.random.default_rng(6).uniform(size=len(ref_logp)) < 0.5).astype(np.float32)
     return all_strings, ref_logp, reward
 
@@ -35,13 +35,13 @@ def train(seed, *, anchor: str, baseline: str, group: int):
 
     def step(carry, key):
         params, opt_state = carry
-        drawn = categorical.sample(key, small.string_logp(params, all_strings), 64).reshape(prompts, group)
+        drawn = categorical.sample(key, enumeration.string_logp(params, all_strings), 64).reshape(prompts, group)
         reward_pg, ref_logp_pg = augment.mara(
             jnp.asarray(reward)[drawn], jnp.asarray(ref_logp)[drawn], beta=BETA, threshold=THRESHOLD, **given
         )
 
         def loss(params):
-            logp_pgt = small.token_logp(params, all_strings)[drawn]
+            logp_pgt = enumeration.token_logp(params, all_strings)[drawn]
             return objectives.reverse_kl(
                 logp_pgt, mask_nt[drawn], ref_logp_pg, reward_pg,
                 beta=BETA, advantage=advantages.BY_NAME[baseline],
@@ -50,10 +50,10 @@ def train(seed, *, anchor: str, baseline: str, group: int):
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
         return (params + updates, opt_state), None
 
-    params = jnp.asarray(small.table(5), jnp.float32)
+    params = jnp.asarray(enumeration.random_logits(5), jnp.float32)
     keys = jax.random.split(jax.random.key(seed), STEPS)
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
-    return small.string_logp(params, all_strings)
+    return enumeration.string_logp(params, all_strings)
 
 
 def distance(logp) -> float:

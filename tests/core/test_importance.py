@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_policy as small
+import small_policy
 
-from mara_jax.audit import gradients, problems
+from mara_jax.audit import enumeration, gradients, problems
 from mara_jax.config import Algorithm
 from mara_jax.core import advantages, importance, kl, objectives
 from mara_jax.train import objective
@@ -19,7 +19,9 @@ BETA, TAU = 0.3, 0.8
 PROBLEM = problems.strings()
 STRINGS, MASK = PROBLEM.strings, jnp.asarray(PROBLEM.strings.mask)
 OLD = PROBLEM.params[0]
-FAR = OLD + small.table(30, 0.7)  # a policy whose strings are up to some ten times as likely as the older one's
+FAR = OLD + enumeration.random_logits(
+    30, 0.7
+)  # a policy whose strings are up to some ten times as likely as the older one's
 
 
 def expected_gradient(loss, params, old_params=OLD, group=2):
@@ -30,12 +32,12 @@ def expected_gradient(loss, params, old_params=OLD, group=2):
 @functools.cache
 def _program(loss, group):
     def gradient(params, old_params):
-        old_nt = small.token_logp(old_params, STRINGS)
+        old_nt = enumeration.token_logp(old_params, STRINGS)
 
         def of_group(logp, mask, index):
             return loss(logp, old_nt[index][None], mask, index)
 
-        return small.expected_gradient(of_group, params, STRINGS, group, drawn_by=old_params)
+        return small_policy.expected_gradient(of_group, params, STRINGS, group, drawn_by=old_params)
 
     return jax.jit(gradient)
 
@@ -46,10 +48,10 @@ def objective_loss(algorithm, sampler=None):
 
     sampler: seed of what a sampler's logits differ from OLD's by; groups are then drawn by it.
     """
-    ref_nt = small.token_logp(jnp.asarray(PROBLEM.ref_params), STRINGS)
+    ref_nt = enumeration.token_logp(jnp.asarray(PROBLEM.ref_params), STRINGS)
     anchor = problems.anchors(PROBLEM, algorithm)
     mass = jnp.asarray(problems.log_mass(PROBLEM, algorithm))
-    old_nt = small.token_logp(jnp.asarray(OLD), STRINGS)
+    old_nt = enumeration.token_logp(jnp.asarray(OLD), STRINGS)
 
     def loss(logp, drawn_by, mask, index):
         row = [jnp.asarray(x)[index][None] for x in (PROBLEM.ref_logp, PROBLEM.reward, PROBLEM.answer)]
@@ -93,17 +95,19 @@ UNBIASED = [
 )
 def test_whole_string_ratios_have_the_present_objectives_gradient(algorithm, group):
     """However far the policy has moved: here a string's ratio reaches from under .2 to over 4."""
-    ratio = np.exp(small.string_logp(jnp.asarray(FAR), STRINGS) - small.string_logp(jnp.asarray(OLD), STRINGS))
+    ratio = np.exp(
+        enumeration.string_logp(jnp.asarray(FAR), STRINGS) - enumeration.string_logp(jnp.asarray(OLD), STRINGS)
+    )
     assert ratio.min() < 0.2 and ratio.max() > 4
     got = expected_gradient(objective_loss(algorithm), FAR, group=group)
-    assert small.relative_error(got, exact_gradient(algorithm, FAR)) < 1e-9
+    assert small_policy.relative_error(got, exact_gradient(algorithm, FAR)) < 1e-9
 
 
 @pytest.mark.slow
 def test_the_group_mean_shrinks_a_stale_gradient_as_it_does_a_fresh_one():
     algorithm = case(baseline="mean")
     got = expected_gradient(objective_loss(algorithm), FAR)
-    assert small.relative_error(got, exact_gradient(algorithm, FAR) / 2) < 1e-9
+    assert small_policy.relative_error(got, exact_gradient(algorithm, FAR) / 2) < 1e-9
 
 
 def test_strings_of_the_reference_need_no_ratio():
@@ -111,7 +115,10 @@ def test_strings_of_the_reference_need_no_ratio():
     ref_n = jnp.asarray(PROBLEM.ref_logp)
     reward = jnp.asarray(PROBLEM.reward)
 
-    def loss(logp, old, mask, index, logp_nt):
+    old_nt = enumeration.token_logp(OLD, STRINGS)
+
+    def loss(logp_nt, index):
+        logp, old, mask = (x[index][None] for x in (logp_nt, old_nt, MASK))
         stale = importance.Stale(importance.log_ratio(logp, old, mask, "sequence"), jnp.ones((1, 1, 1)))
 
         def one(ref_index):
@@ -122,15 +129,9 @@ def test_strings_of_the_reference_need_no_ratio():
 
         return jnp.sum(jnp.exp(ref_n) * jax.vmap(one)(jnp.arange(len(ref_n))))
 
-    def mean_loss(params):
-        logp_nt, old_nt = (small.token_logp(p, STRINGS) for p in (params, jnp.asarray(OLD)))
-        rows = small.tuples(len(ref_n), 2)
-        weight = jnp.exp(jnp.sum(jnp.sum(old_nt * MASK, -1)[rows], -1))
-        losses = jax.vmap(lambda i: loss(logp_nt[i][None], old_nt[i][None], MASK[i][None], i, logp_nt))(rows)
-        return jnp.sum(weight * losses)
-
-    got = -jax.jit(jax.grad(mean_loss))(jnp.asarray(FAR))
-    assert small.relative_error(got, exact_gradient(case(kl="forward"), FAR)) < 1e-9
+    groups = enumeration.groups(len(ref_n), 2)
+    got = -jax.jit(lambda params: enumeration.expected_gradient(loss, params, STRINGS, groups, OLD))(FAR)
+    assert small_policy.relative_error(got, exact_gradient(case(kl="forward"), FAR)) < 1e-9
 
 
 # What each mistake optimises instead; the error is that of the gradient at FAR.
@@ -157,21 +158,21 @@ def no_ratio(logp, old, mask, index):
 @pytest.mark.parametrize("bug", [old_k1, weights_inside_the_baseline, no_ratio], ids=lambda f: f.__name__)
 def test_mistakes_are_seen_where_the_policy_has_moved_and_only_there(bug):
     exact = exact_gradient(case(), FAR)
-    assert small.relative_error(expected_gradient(bug, FAR), exact) > 0.05
-    assert small.relative_error(expected_gradient(bug, OLD), exact_gradient(case(), OLD)) < 1e-9
+    assert small_policy.relative_error(expected_gradient(bug, FAR), exact) > 0.05
+    assert small_policy.relative_error(expected_gradient(bug, OLD), exact_gradient(case(), OLD)) < 1e-9
 
 
 def test_the_samplers_k1_pushes_away_from_the_sampler():
     """E[R] - beta KL(pi || ref) + beta KL(pi || pi_old): within a rollout nothing holds the policy."""
 
     def value(params):
-        logp = small.string_logp(params, STRINGS)
-        old = small.string_logp(jnp.asarray(OLD), STRINGS)
+        logp = enumeration.string_logp(params, STRINGS)
+        old = enumeration.string_logp(jnp.asarray(OLD), STRINGS)
         kept = kl.reverse(logp, jnp.asarray(PROBLEM.ref_logp)) - kl.reverse(logp, old)
         return jnp.sum(jnp.exp(logp) * PROBLEM.reward) - BETA * kept
 
     want = jax.jit(jax.grad(value))(jnp.asarray(FAR))
-    assert small.relative_error(expected_gradient(old_k1, FAR), want) < 1e-9
+    assert small_policy.relative_error(expected_gradient(old_k1, FAR), want) < 1e-9
 
 
 FORMS = [
@@ -186,8 +187,8 @@ FORMS = [
 def test_surrogates_are_exact_at_the_sampler_biased_away_from_it_and_rest_at_the_optimum(algorithm):
     """At the optimum every string has one signal, k1 being the present policy's: no weights can tell them apart."""
     loss = objective_loss(algorithm)
-    assert small.relative_error(expected_gradient(loss, OLD), exact_gradient(algorithm, OLD)) < 1e-9
-    assert small.relative_error(expected_gradient(loss, FAR), exact_gradient(algorithm, FAR)) > 0.05
+    assert small_policy.relative_error(expected_gradient(loss, OLD), exact_gradient(algorithm, OLD)) < 1e-9
+    assert small_policy.relative_error(expected_gradient(loss, FAR), exact_gradient(algorithm, FAR)) > 0.05
     best = optimum()
     assert np.abs(exact_gradient(algorithm, best)).max() < 1e-9
     assert np.abs(expected_gradient(loss, best)).max() < 1e-9
@@ -199,11 +200,11 @@ def test_surrogates_are_exact_at_the_sampler_biased_away_from_it_and_rest_at_the
 def optimum():
     """Logits of the policy that draws each string with probability ref exp(R / beta), normalised."""
     log_weight = np.asarray(PROBLEM.ref_logp) + PROBLEM.reward / BETA
-    logits = np.zeros((small.CONTEXTS, small.VOCAB))
+    logits = np.zeros((enumeration.CONTEXTS, enumeration.VOCAB))
     reached = np.full(logits.shape, -np.inf)
     for row, tokens, mask in zip(STRINGS.context, STRINGS.tokens, STRINGS.mask, strict=True):
         for n in np.flatnonzero(mask):
-            same = ((STRINGS.tokens == tokens) | (np.arange(small.LENGTH) > n)).all(-1) & (STRINGS.mask[:, n] > 0)
+            same = ((STRINGS.tokens == tokens) | (np.arange(enumeration.LENGTH) > n)).all(-1) & (STRINGS.mask[:, n] > 0)
             reached[row[n], tokens[n]] = np.logaddexp.reduce(log_weight[same])
     return np.where(np.isfinite(reached), reached, logits)
 
@@ -306,13 +307,13 @@ def test_truncated_weights_by_hand():
 
 def test_a_sampler_that_differs_is_corrected_exactly_under_a_cap_never_reached():
     """Drawn by the sampler, weighted trainer over sampler, then policy over trainer: the present gradient."""
-    sampler = OLD + small.table(40, 0.2)
+    sampler = OLD + enumeration.random_logits(40, 0.2)
 
     def error(cap, params):
         algorithm = case(truncate=cap)
 
         got = expected_gradient(objective_loss(algorithm, 40), params, sampler)
-        return small.relative_error(got, exact_gradient(algorithm, params))
+        return small_policy.relative_error(got, exact_gradient(algorithm, params))
 
     assert error(100.0, FAR) < 1e-9
     assert 1e-3 < error(1.2, OLD) < 0.5

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_policy as small
+import small_policy
 
+from mara_jax.audit import enumeration
 from mara_jax.core import advantages, augment, kl, objectives, targets
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,9 +24,9 @@ class Case:
     """A policy, a reference and rewards over all strings."""
 
     def __init__(self, end):
-        self.strings = small.strings(end)
-        self.params = small.table(1)
-        self.ref_logp = small.string_logp(small.table(2), self.strings)
+        self.strings = enumeration.strings(end)
+        self.params = enumeration.random_logits(1)
+        self.ref_logp = enumeration.string_logp(enumeration.random_logits(2), self.strings)
         rng = np.random.default_rng(3)
         self.reward = jnp.asarray(rng.uniform(size=len(self.ref_logp)))
         self.answer = jnp.asarray(rng.integers(0, 3, size=len(self.ref_logp)))
@@ -34,13 +35,13 @@ class Case:
         """Gradient of objective(logp of all strings)."""
 
         def of_params(params):
-            return objective(small.string_logp(params, self.strings))
+            return objective(enumeration.string_logp(params, self.strings))
 
         return jax.jit(jax.grad(of_params))(self.params)
 
     def expected_gradient(self, loss, group):
         """Of minus the loss, over all groups."""
-        return -jax.jit(lambda params: small.expected_gradient(loss, params, self.strings, group))(self.params)
+        return -jax.jit(lambda params: small_policy.expected_gradient(loss, params, self.strings, group))(self.params)
 
 
 @functools.cache
@@ -77,7 +78,7 @@ def test_reverse_kl_has_the_gradient_of_the_sequence_level_objective(end, baseli
 
     got = c.expected_gradient(loss, group)
     want = c.gradient(reverse_objective(c, c.reward, c.ref_logp)) * BASELINES[baseline](group)
-    assert small.relative_error(got, want) < 1e-10
+    assert small_policy.relative_error(got, want) < 1e-10
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -93,41 +94,27 @@ def test_forward_kl_by_ratio_has_the_gradient_of_its_objective(end, baseline, gr
 
     got = c.expected_gradient(loss, group)
     want = c.gradient(forward_objective(c, c.reward, c.ref_logp)) * BASELINES[baseline](group)
-    assert small.relative_error(got, want) < 1e-10
+    assert small_policy.relative_error(got, want) < 1e-10
 
 
 def expected_forward_samples(c, baseline, group, reward, ref_hat):
     """Expectation over groups of the policy and over single strings of the reference."""
     weight = jnp.exp(ref_hat - c.ref_logp)
 
-    def loss(logp, mask, index, logp_nt, mask_nt):
+    mask_nt = jnp.asarray(c.strings.mask)
+
+    def loss(logp_nt, index):
         def one(ref_index):
             return objectives.forward_kl_samples(
-                logp, mask, reward[index][None], logp_nt[ref_index][None, None],
-                mask_nt[ref_index][None, None],
+                logp_nt[index][None], mask_nt[index][None], reward[index][None],
+                logp_nt[ref_index][None, None], mask_nt[ref_index][None, None],
                 weight[ref_index][None, None], beta=BETA, advantage=advantages.BY_NAME[baseline],
             )[0]  # fmt: skip
 
         return jnp.sum(jnp.exp(c.ref_logp) * jax.vmap(one)(jnp.arange(len(c.ref_logp))))
 
-    mask_nt = jnp.asarray(c.strings.mask)
-
-    def gradient(params):
-        # Both strings' log-probabilities must carry the gradient, so the inner sum is over live parameters.
-        groups = small.tuples(len(c.ref_logp), group)
-        weight_n = jax.lax.stop_gradient(jnp.exp(jnp.sum(small.string_logp(params, c.strings)[groups], -1)))
-
-        def mean_loss(params):
-            logp_nt = small.token_logp(params, c.strings)
-
-            def one(index):
-                return loss(logp_nt[index][None], mask_nt[index][None], index, logp_nt, mask_nt)
-
-            return jnp.sum(weight_n * jax.vmap(one)(groups))
-
-        return -jax.grad(mean_loss)(params)
-
-    return jax.jit(gradient)(c.params)
+    groups = enumeration.groups(len(c.ref_logp), group)
+    return -jax.jit(lambda params: enumeration.expected_gradient(loss, params, c.strings, groups))(c.params)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -139,7 +126,7 @@ def test_forward_kl_by_reference_samples_has_the_gradient_of_its_objective(end, 
     # documented.
     factor = BASELINES[baseline](group)
     want = c.gradient(forward_objective(c, c.reward, c.ref_logp, BETA / factor)) * factor
-    assert small.relative_error(got, want) < 1e-10
+    assert small_policy.relative_error(got, want) < 1e-10
 
 
 def test_gradient_of_the_objective_is_minus_beta_times_that_of_the_kl_to_the_optimum():
@@ -147,7 +134,7 @@ def test_gradient_of_the_objective_is_minus_beta_times_that_of_the_kl_to_the_opt
         c = case(end)
         target = targets.reverse_kl(c.ref_logp, c.reward, BETA)
         want = -BETA * c.gradient(lambda logp, target=target: kl.reverse(logp, target))
-        assert small.relative_error(c.gradient(reverse_objective(c, c.reward, c.ref_logp)), want) < 1e-12
+        assert small_policy.relative_error(c.gradient(reverse_objective(c, c.reward, c.ref_logp)), want) < 1e-12
 
 
 def whole_set_anchor(c):
@@ -172,7 +159,7 @@ def test_sampled_mara_anchored_over_the_good_set_follows_equation_13(baseline, g
 
     target = targets.mara(c.ref_logp, c.reward, BETA, THRESHOLD)
     want = -BETA * c.gradient(lambda logp: kl.reverse(logp, target))
-    assert small.relative_error(c.expected_gradient(loss, group), want) < 1e-10
+    assert small_policy.relative_error(c.expected_gradient(loss, group), want) < 1e-10
 
 
 @pytest.mark.parametrize("estimator", ["samples", "ratio"])
@@ -192,7 +179,7 @@ def test_sampled_forward_mara_follows_algorithm_2(estimator):
             2,
         )  # fmt: skip
     want = c.gradient(forward_objective(c, reward, ref_hat))
-    assert small.relative_error(got, want) < 1e-10
+    assert small_policy.relative_error(got, want) < 1e-10
     # At Algorithm 2's own optimum the gradient of that objective in free logits vanishes.
     target = targets.mara(c.ref_logp, c.reward, BETA, THRESHOLD, "forward")
     free = jax.grad(lambda logits: forward_objective(c, reward, ref_hat)(jax.nn.log_softmax(logits)))(target)
@@ -214,7 +201,7 @@ def test_sampled_mara_over_answers_follows_its_target():
 
     target = targets.mara_answers(c.ref_logp, c.reward, c.answer, BETA, THRESHOLD)
     want = -BETA * c.gradient(lambda logp: kl.reverse(logp, target))
-    assert small.relative_error(c.expected_gradient(loss, 2), want) < 1e-10
+    assert small_policy.relative_error(c.expected_gradient(loss, 2), want) < 1e-10
 
 
 def test_masked_positions_may_hold_anything():
@@ -222,7 +209,7 @@ def test_masked_positions_may_hold_anything():
     index = jnp.array([0, 5, 14, 9])
 
     def loss(params, filling):
-        logp = small.token_logp(params, c.strings)[index][None]
+        logp = enumeration.token_logp(params, c.strings)[index][None]
         mask = jnp.asarray(c.strings.mask)[index][None]
         logp = jnp.where(mask > 0, logp, filling)
         return objectives.reverse_kl(

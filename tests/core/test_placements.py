@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_policy as small
+import small_policy
 
+from mara_jax.audit import enumeration
 from mara_jax.core import advantages, kl, objectives
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -20,7 +21,7 @@ SEEDS = (1, 2, 3)
 def penalty_gradient(row, all_strings, params, ref_params):
     """Expected gradient of the penalty alone: no reward, beta 1."""
     estimator, placement, level = row
-    ref_logp_nt = small.token_logp(ref_params, all_strings)
+    ref_logp_nt = enumeration.token_logp(ref_params, all_strings)
 
     def loss(logp, mask, index):
         return objectives.placed(
@@ -28,14 +29,14 @@ def penalty_gradient(row, all_strings, params, ref_params):
             beta=1.0, advantage=advantages.none, estimator=estimator, placement=placement, level=level,
         )[0]  # fmt: skip
 
-    return small.expected_gradient(loss, params, all_strings, 1)
+    return small_policy.expected_gradient(loss, params, all_strings, 1)
 
 
 def true_gradients(all_strings, params, ref_params):
-    ref = small.string_logp(ref_params, all_strings)
+    ref = enumeration.string_logp(ref_params, all_strings)
 
     def of(f):
-        return jax.grad(lambda p: f(small.string_logp(p, all_strings)))(params)
+        return jax.grad(lambda p: f(enumeration.string_logp(p, all_strings)))(params)
 
     reverse, forward = of(lambda logp: kl.reverse(logp, ref)), of(lambda logp: kl.forward(logp, ref))
     square = of(lambda logp: jnp.sum(jnp.exp(logp) * (logp - ref) ** 2 / 2))
@@ -49,17 +50,17 @@ def true_gradients(all_strings, params, ref_params):
 
 def tables(seed):
     """A policy that has moved some way off its reference, at every context."""
-    ref = small.table(10 + seed)
-    return ref + small.table(20 + seed, 0.7), ref
+    ref = enumeration.random_logits(10 + seed)
+    return ref + enumeration.random_logits(20 + seed, 0.7), ref
 
 
-SINGLE = small.Strings(np.arange(3)[:, None], np.zeros((3, 1), int), np.ones((3, 1), int))
+SINGLE = enumeration.outcomes(3)
 
 
 @functools.cache
 def gradients(variant):
     """Every row's gradient and the true ones, for three policies, as one compiled program."""
-    all_strings = SINGLE if variant == "single" else small.strings(variant)
+    all_strings = SINGLE if variant == "single" else enumeration.strings(variant)
 
     def one(params, ref_params):
         rows = {row: penalty_gradient(row, all_strings, params, ref_params) for row in ROWS}
@@ -78,12 +79,12 @@ def test_on_strings(row, end, seed):
     if name == "none":
         np.testing.assert_allclose(rows[row], 0, atol=1e-14)
     elif name in EXACT:
-        assert small.relative_error(rows[row], true[name]) < 1e-10
+        assert small_policy.relative_error(rows[row], true[name]) < 1e-10
     elif name == "part_of_reverse":
-        assert 0.1 < small.relative_error(rows[row], true["reverse"]) < 1
+        assert 0.1 < small_policy.relative_error(rows[row], true["reverse"]) < 1
     else:
         assert name == "neither"
-        assert all(small.relative_error(rows[row], wrong) > 0.1 for wrong in true.values())
+        assert all(small_policy.relative_error(rows[row], wrong) > 0.1 for wrong in true.values())
 
 
 ON_ONE_TOKEN = {
@@ -104,27 +105,27 @@ def test_on_one_categorical(row):
     if name is None:
         np.testing.assert_allclose(rows[row], 0, atol=1e-14)
     else:
-        assert small.relative_error(rows[row], true[name]) < 1e-10
+        assert small_policy.relative_error(rows[row], true[name]) < 1e-10
 
 
 def test_crediting_each_token_with_the_rest_of_the_string_is_exact_too():
-    all_strings = small.strings(2)
+    all_strings = enumeration.strings(2)
     params, ref_params = tables(2)
-    ref_nt = small.token_logp(ref_params, all_strings)
+    ref_nt = enumeration.token_logp(ref_params, all_strings)
 
     def loss(logp, mask, index):
         k1 = jax.lax.stop_gradient((logp - ref_nt[index][None]) * mask)
         rest = jnp.flip(jnp.cumsum(jnp.flip(k1, -1), -1), -1)
         return jnp.sum(rest * logp * mask)
 
-    got = jax.jit(lambda params: small.expected_gradient(loss, params, all_strings, 1))(params)
-    assert small.relative_error(got, gradients(2)[1]["reverse"][1]) < 1e-10
+    got = jax.jit(lambda params: small_policy.expected_gradient(loss, params, all_strings, 1))(params)
+    assert small_policy.relative_error(got, gradients(2)[1]["reverse"][1]) < 1e-10
 
 
 def test_string_level_references_may_be_passed_as_one_position():
-    all_strings = small.strings(2)
+    all_strings = enumeration.strings(2)
     params, ref_params = tables(3)
-    ref_n = small.string_logp(ref_params, all_strings)
+    ref_n = enumeration.string_logp(ref_params, all_strings)
 
     def loss(logp, mask, index):
         return objectives.placed(
@@ -132,8 +133,8 @@ def test_string_level_references_may_be_passed_as_one_position():
             beta=1.0, advantage=advantages.none, estimator="k3", placement="loss", level="sequence",
         )[0]  # fmt: skip
 
-    got = jax.jit(lambda params: small.expected_gradient(loss, params, all_strings, 1))(params)
-    assert small.relative_error(got, gradients(2)[1]["forward"][2]) < 1e-10
+    got = jax.jit(lambda params: small_policy.expected_gradient(loss, params, all_strings, 1))(params)
+    assert small_policy.relative_error(got, gradients(2)[1]["forward"][2]) < 1e-10
 
 
 def test_an_unknown_use_is_refused_with_the_known_ones():

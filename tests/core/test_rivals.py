@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_policy as small
+import small_policy
 
+from mara_jax.audit import enumeration
 from mara_jax.core import advantages, augment, kl, objectives, rival_rewards, rivals, targets
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -19,19 +20,19 @@ class Case:
     """Fifteen strings of different lengths, a policy away from its reference, random rewards."""
 
     def __init__(self):
-        self.strings = small.strings(2)
-        self.params = small.table(1)
-        self.ref_logp = small.string_logp(small.table(2), self.strings)
+        self.strings = enumeration.strings(2)
+        self.params = enumeration.random_logits(1)
+        self.ref_logp = enumeration.string_logp(enumeration.random_logits(2), self.strings)
         self.reward = jnp.asarray(np.random.default_rng(3).uniform(size=len(self.ref_logp)))
 
     def gradient(self, objective):
-        return jax.jit(jax.grad(lambda params: objective(small.string_logp(params, self.strings))))(self.params)
+        return jax.jit(jax.grad(lambda params: objective(enumeration.string_logp(params, self.strings))))(self.params)
 
     def expected_gradient(self, rival, group, **settings):
         def loss(logp, mask, index):
             return rival(logp, mask, self.ref_logp[index][None], self.reward[index][None], **settings)[0]
 
-        return jax.jit(lambda params: small.expected_gradient(loss, params, self.strings, group))(self.params)
+        return jax.jit(lambda params: small_policy.expected_gradient(loss, params, self.strings, group))(self.params)
 
     def kl_to_optimum(self):
         target = targets.reverse_kl(self.ref_logp, self.reward, BETA)
@@ -57,20 +58,20 @@ def batch(seed=0, prompts=2, group=4):
 @pytest.mark.parametrize("log_z", [0.0, 7.0])
 def test_trajectory_balance_has_twice_the_gradient_of_the_kl_whatever_log_z(log_z):
     got = case().expected_gradient(rivals.trajectory_balance, 1, beta=BETA, log_z=log_z)
-    assert small.relative_error(got, 2 * case().kl_to_optimum()) < 1e-10
+    assert small_policy.relative_error(got, 2 * case().kl_to_optimum()) < 1e-10
 
 
 @pytest.mark.parametrize("group", [2, 3])
 def test_vargrad_has_twice_the_gradient_of_the_kl_in_expectation(group):
     got = case().expected_gradient(rivals.vargrad, group, beta=BETA)
-    assert small.relative_error(got, 2 * case().kl_to_optimum()) < 1e-10
+    assert small_policy.relative_error(got, 2 * case().kl_to_optimum()) < 1e-10
 
 
 def test_reinvent_has_minus_two_sigma_the_gradient_of_the_objective():
     c, sigma = case(), 1 / BETA
     got = c.expected_gradient(rivals.reinvent, 1, sigma=sigma)
     objective = c.gradient(lambda logp: jnp.sum(jnp.exp(logp) * c.reward) - BETA * kl.reverse(logp, c.ref_logp))
-    assert small.relative_error(got, -2 * sigma * objective) < 1e-10
+    assert small_policy.relative_error(got, -2 * sigma * objective) < 1e-10
 
 
 def test_squared_losses_are_policy_gradients_sample_by_sample():
@@ -225,7 +226,7 @@ def test_masked_positions_may_hold_anything():
 
 @pytest.mark.parametrize("group", [2, 3, 4])
 def test_dividing_by_the_deviation_is_a_slope_in_the_probability_of_success(group):
-    single = small.Strings(np.arange(4)[:, None], np.zeros((4, 1), int), np.ones((4, 1), int))
+    single = enumeration.outcomes(4)
     logits = jnp.array([[0.3, -1.0, 0.5, 1.2]])
     reward = jnp.array([1.0, 0.0, 1.0, 0.0])
 
@@ -236,7 +237,7 @@ def test_dividing_by_the_deviation_is_a_slope_in_the_probability_of_success(grou
     def success(logits):
         return jnp.sum(jax.nn.softmax(logits[0]) * reward)
 
-    got = -jax.jit(lambda x: small.expected_gradient(loss, x, single, group))(logits)
+    got = -jax.jit(lambda x: small_policy.expected_gradient(loss, x, single, group))(logits)
     want = rivals.group_std_slope(success(logits), group) * jax.grad(success)(logits)
     np.testing.assert_allclose(got, want, atol=1e-13)
 
@@ -287,7 +288,7 @@ def test_an_entropy_bonus_in_the_reward_adds_the_entropy_of_whole_strings():
         p = jnp.exp(logp)
         return jnp.sum(p * c.reward) - BETA * kl.reverse(logp, c.ref_logp) - eta * jnp.sum(p * logp)
 
-    assert small.relative_error(-c.expected_gradient(rival, 2), c.gradient(objective)) < 1e-10
+    assert small_policy.relative_error(-c.expected_gradient(rival, 2), c.gradient(objective)) < 1e-10
     optimum = rival_rewards.entropy_bonus_optimum(c.ref_logp, c.reward, BETA, eta)
     want = np.exp(c.ref_logp) ** (BETA / (BETA + eta)) * np.exp(c.reward / (BETA + eta))
     np.testing.assert_allclose(jnp.exp(optimum), want / want.sum(), rtol=1e-12)

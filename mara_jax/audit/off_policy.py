@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.audit import gradients, problems, small
+from mara_jax.audit import enumeration, gradients, problems
 from mara_jax.audit.published import Setting
 
 SCALES = (0.05, 0.2, 0.5)  # of the random change of every logit (nats)
@@ -36,7 +36,7 @@ def rows(setting: Setting, problem: problems.Problem, group: int) -> list[dict[s
     if not asked:
         return []
     over = gradients.case(setting, problem, group, problems.anchors(problem, algorithm))
-    over = over._replace(ref_groups=small.groups(len(problem.reward), 1))
+    over = over._replace(ref_groups=enumeration.groups(len(problem.reward), 1))
     now_rkcv, old_rkcv, sampler_rkcv = (np.stack(x) for x in zip(*(_policies(problem, *a) for a in asked), strict=True))
     drawn = gradients.Drawn(old_rkcv, sampler_rkcv)
     found, exact, nats, share = _compared(setting, over, now_rkcv, drawn, *problems.augmented(problem, algorithm))
@@ -63,7 +63,7 @@ def _compared(setting: Setting, over: gradients.Case, now, drawn: gradients.Draw
 
     def one(now, drawn):
         exact = gradients.exact_gradients(over.problem, now, reward, ref_logp)
-        logp, from_logp = (small.string_logp(p, over.problem.strings) for p in (now, drawn.sampler))
+        logp, from_logp = (enumeration.string_logp(p, over.problem.strings) for p in (now, drawn.sampler))
         nats = jnp.sum(jnp.exp(from_logp) * (from_logp - logp))
         share = 1 / jnp.sum(jnp.exp(2 * logp - from_logp))
         return gradients.expected_gradient(setting, over, now, drawn), exact, nats, share

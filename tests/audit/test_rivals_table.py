@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.audit import closed_forms, endings, one_token, stationary
+from mara_jax.audit import enumeration, fixed_point, rival_losses, rival_optima, rivals_table
 from mara_jax.core import advantages, kl, objectives, rivals, targets
 from mara_jax.policies import categorical
 
-REF, REWARD, BETA = endings.REF_LOGP, endings.REWARD, endings.BETA
-GOOD = REWARD >= endings.THRESHOLD
+REF, REWARD, BETA = rivals_table.REF_LOGP, rivals_table.REWARD, rivals_table.BETA
+GOOD = REWARD >= rivals_table.THRESHOLD
 LOGITS = np.array([0.3, -1.0, 0.5, 1.2, -0.4])
 
 
@@ -20,27 +20,35 @@ def float64(quick_compilation):
         yield
 
 
-ROWS = {row.name: row for row in endings.rows()}
+ROWS = {row.name: row for row in rivals_table.rows()}
 CASES = [(name, "vanilla") for name in ROWS] + [(name, "mara") for name, row in ROWS.items() if row.direction]
 AT_A_JUMP = {("unlikeliness in RLOO, N=4", m) for m in ("vanilla", "mara")} | {("unlikeliness in GRPO, N=4", "vanilla")}
 RUNS_AWAY = {("k3 in the reward, N=1", "vanilla"), ("k3 in the reward, N=1", "mara")}
-_fields, _ends = {}, {}
+_flows, _ends = {}, {}
 
 
 def end(name, method="vanilla"):
     """Of one row of the table; each objective is compiled once for both methods."""
     if (name, method) not in _ends:
-        field = _fields.setdefault(name, endings.field_of(ROWS[name]))
-        _ends[name, method] = endings.ending(ROWS[name], method, field)
+        flow = _flows.setdefault(name, rivals_table.flow_of(ROWS[name]))
+        _ends[name, method] = rivals_table.ending(ROWS[name], method, flow)
     return _ends[name, method]
 
 
 def shares(name, method="vanilla"):
-    return np.exp(end(name, method).point.logp_a)
+    return end(name, method).point.probability
+
+
+def row_of(loss, group):
+    return rivals_table.Row("a loss of this file", loss, group)
 
 
 def gradient(loss, group, reward=REWARD, logits=LOGITS):
-    return np.asarray(jax.jit(stationary.expected_field(loss, 5, group))(logits, jnp.asarray(REF), jnp.asarray(reward)))
+    return np.asarray(jax.jit(rivals_table.gradient_of(row_of(loss, group)))(logits[None], REF, reward))[0]
+
+
+def fixed_point_of(loss, group, reward):
+    return fixed_point.find(rivals_table.flow_of(row_of(loss, group)), REF[None], REF, reward)
 
 
 @pytest.mark.parametrize("name, method", CASES, ids=[f"{name}, {method}" for name, method in CASES])
@@ -48,11 +56,11 @@ def test_every_objective_ends_where_its_closed_form_says(name, method):
     if (name, method) in AT_A_JUMP | RUNS_AWAY:
         pytest.skip("no root: tested below")
     found = end(name, method)
-    assert found.point.converged
-    np.testing.assert_allclose(np.exp(found.point.logp_a).sum(), 1, rtol=1e-12)
+    assert found.point.is_attractor
+    np.testing.assert_allclose(found.point.probability.sum(), 1, rtol=1e-12)
     if found.to_closed_form is not None:
         # Of a continuum the end depends on the path, which implicit steps follow to their own accuracy only.
-        assert found.to_closed_form < (1e-4 if endings.rests(found.point) == "anywhere" else 1e-9)
+        assert found.to_closed_form < (1e-4 if rivals_table.rests(found.point) == "anywhere" else 1e-9)
 
 
 def test_the_table_covers_both_papers_objectives_and_every_rival():
@@ -65,7 +73,7 @@ def test_known_ends_with_mara():
     np.testing.assert_allclose(shares("k3 in the loss, N=1", "mara")[:3], [0.23, 0.16, 0.60], atol=5e-3)
     assert shares("k1 in the loss, N=1", "mara")[2] > 0.9999
     for name, row in ROWS.items():
-        if row.optimum is endings._reverse:
+        if row.optimum is rivals_table._reverse:
             assert end(name, "mara").to_mara < 1e-9 and end(name, "vanilla").to_vanilla < 1e-9
 
 
@@ -85,13 +93,13 @@ def test_every_placement_on_one_token_has_the_field_of_its_row(use):
     names = {"k1": {"reward": "reverse", "loss": "none"}, "k2": {"reward": "square", "loss": "reverse"}}
     names |= {"k3": {"reward": "reverse_minus_forward", "loss": "forward"}, "k1_ratio": {"loss": "reverse"}}
     reward_part = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * REWARD))(LOGITS)
-    got = gradient(one_token.placed_loss(estimator, placement, level, BETA), 1)
+    got = gradient(rival_losses.placed_loss(estimator, placement, level, BETA), 1)
     np.testing.assert_allclose(got, reward_part + expected[names[estimator][placement]], atol=1e-13)
 
 
 @pytest.mark.parametrize("group", [2, 3, 4])
 def test_leave_one_out_over_all_groups_is_the_gradient_of_the_objective(group):
-    loss = one_token.policy_loss(objectives.reverse_kl, beta=BETA, advantage=advantages.leave_one_out)
+    loss = rival_losses.policy_loss(objectives.reverse_kl, beta=BETA, advantage=advantages.leave_one_out)
     want = categorical.exact_gradient(jnp.asarray(LOGITS), jnp.asarray(REF), jnp.asarray(REWARD), BETA)
     np.testing.assert_allclose(gradient(loss, group), want, atol=1e-14)
 
@@ -129,11 +137,11 @@ def test_dividing_by_the_length_does_not_move_an_end_that_balances_outcome_by_ou
         old = jax.lax.stop_gradient(logp)
         return rivals.grpo(logp, mask_at[index][None], old, tokens(ref), reward[index][None], beta=BETA)[0]
 
-    point = stationary.find(stationary.expected_field(loss, 5, 3), REF, REF, REWARD)
-    assert point.converged
-    np.testing.assert_allclose(np.exp(point.logp_a), np.exp(closed_forms.grpo_optimum(REF, GOOD, BETA, 3)), atol=1e-9)
+    point = fixed_point_of(loss, 3, REWARD)
+    assert point.is_attractor
+    np.testing.assert_allclose(point.probability, np.exp(rival_optima.grpo_optimum(REF, GOOD, BETA, 3)), atol=1e-9)
     # On the way there it does matter.
-    assert np.abs(gradient(loss, 3) - gradient(one_token.grpo_loss(rivals.grpo, BETA), 3)).max() > 0.02
+    assert np.abs(gradient(loss, 3) - gradient(rival_losses.grpo_loss(rivals.grpo, BETA), 3)).max() > 0.02
 
 
 # Rewards that look at the group.
@@ -149,18 +157,18 @@ def test_inverse_probability_with_true_frequencies_ends_in_proportion_to_the_rew
             logp, jnp.ones_like(logp), ref[index][None], scaled[None], beta=0.0, advantage=advantages.none
         )[0]
 
-    point = stationary.find(stationary.expected_field(loss, 5, 1), REF, REF, reward)
-    assert point.converged
-    np.testing.assert_allclose(np.exp(point.logp_a), reward / reward.sum(), atol=1e-10)
+    point = fixed_point_of(loss, 1, reward)
+    assert point.is_attractor
+    np.testing.assert_allclose(point.probability, reward / reward.sum(), atol=1e-10)
 
 
 def test_inverse_probability_with_the_frequencies_of_a_small_group_collapses():
     """Two samples: the signal is R (2 - p), so that the worse of 1 and .5 is lost; with four, .7 and .3 stand."""
     reward = np.array([1.0, 0.5, 0.0, 0.0, 0.0])
     for group, want in ((2, [1, 0]), (4, None)):
-        loss = one_token.transformed_loss(one_token.inverse_probability, advantages.none, 0.0)
-        point = stationary.find(stationary.expected_field(loss, 5, group), REF, REF, reward)
-        p = np.exp(point.logp_a)
+        loss = rival_losses.transformed_loss(rival_losses.inverse_probability, advantages.none, 0.0)
+        point = fixed_point_of(loss, group, reward)
+        p = point.probability
         if want is not None:
             np.testing.assert_allclose(p[:2], want, atol=2e-2)
         else:
@@ -169,13 +177,13 @@ def test_inverse_probability_with_the_frequencies_of_a_small_group_collapses():
             assert p[0] > 2.2 * p[1]
 
 
-@pytest.mark.parametrize("transform, scale", [(one_token.darling, 1), (one_token.inverse_probability, 2)])
+@pytest.mark.parametrize("transform, scale", [(rival_losses.darling, 1), (rival_losses.inverse_probability, 2)])
 def test_in_groups_of_two_a_centred_diversity_reward_says_nothing_of_diversity(transform, scale):
     """Twins share one reward, which the baseline takes off; other pairs are paid as without it."""
     reward = np.array([1.0, 0.7, 0.3, 0.2, 0.0])
     loo = advantages.leave_one_out
-    plain = one_token.policy_loss(objectives.reverse_kl, beta=0.0, advantage=loo)
-    got = gradient(one_token.transformed_loss(transform, loo, 0.0), 2, reward)
+    plain = rival_losses.policy_loss(objectives.reverse_kl, beta=0.0, advantage=loo)
+    got = gradient(rival_losses.transformed_loss(transform, loo, 0.0), 2, reward)
     np.testing.assert_allclose(got, scale * gradient(plain, 2, reward), atol=1e-14)
 
 
@@ -187,16 +195,15 @@ def test_the_deviation_of_the_group_makes_darling_and_inverse_probability_alike(
 @pytest.mark.parametrize("name, method", sorted(AT_A_JUMP))
 def test_ranks_have_no_root_where_probabilities_tie(name, method):
     found = end(name, method)
-    assert not found.point.converged and endings.rests(found.point) == "at a jump"
-    assert abs(found.point.logp_a[0] - found.point.logp_a[1]) < 0.02
+    assert not found.point.is_attractor and rivals_table.rests(found.point) == "at a jump"
+    assert abs(found.point.logp[0] - found.point.logp[1]) < 0.02
 
 
 def test_where_ranks_tie_the_signals_agree_on_average():
     """The two tied outcomes share their ranks: what the third gets equals the mean of what they get."""
     p = shares("unlikeliness in RLOO, N=4")
     tied = np.log(np.array([p[:2].mean()] * 2 + list(p[2:])))
-    field = _fields["unlikeliness in RLOO, N=4"]
-    signal = np.asarray(jax.jit(field)(tied, jnp.asarray(REF), jnp.asarray(REWARD))) / np.exp(tied)
+    signal = gradient(ROWS["unlikeliness in RLOO, N=4"].loss, 4, logits=tied) / np.exp(tied)
     np.testing.assert_allclose(signal[:2].mean(), signal[2], atol=2e-3)
 
 
@@ -213,7 +220,7 @@ def test_away_from_its_own_samples_only_reinvent_leaves_its_optimum():
 
 
 def test_without_a_penalty_every_policy_on_the_best_outcomes_rests():
-    loss = one_token.policy_loss(objectives.reverse_kl, beta=0.0, advantage=advantages.leave_one_out)
+    loss = rival_losses.policy_loss(objectives.reverse_kl, beta=0.0, advantage=advantages.leave_one_out)
     for good in ([0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.01, 0.01, 0.98]):
         logits = np.log(np.array([*good, 1e-300, 1e-300]))
         np.testing.assert_allclose(gradient(loss, 2, logits=logits), 0, atol=1e-14)
@@ -237,37 +244,34 @@ def test_without_a_penalty_plain_gradients_sharpen_what_natural_gradients_keep()
 
 def test_what_does_not_rest_is_said_not_to():
     for name, method in RUNS_AWAY:
-        assert endings.rests(end(name, method).point) == "runs away"
-    field = _fields.setdefault("GRPO, N=2", endings.field_of(ROWS["GRPO, N=2"]))
-    assert not stationary.find(field, REF, REF, REWARD, max_steps=2, settle_steps=0).converged
+        assert rivals_table.rests(end(name, method).point) == "runs away"
+    flow = _flows.setdefault("GRPO, N=2", rivals_table.flow_of(ROWS["GRPO, N=2"]))
+    stopped = fixed_point.find(flow, REF[None], REF, REWARD, max_steps=2)
+    assert not stopped.is_attractor and stopped.kind == "unsettled"
     # At a corner the gradient is tiny, but the lost outcomes pull.
     corner = np.log(np.array([1e-14, 1e-14, 1e-14, 1 - 4e-14, 1e-14]))
-    point = stationary.find(field, corner, REF, REWARD, max_steps=0, settle_steps=0, tolerance=1e-3)
-    assert point.pull > 0.5 and not point.converged
+    flow = rivals_table.flow_of(ROWS["reverse_kl, no baseline, N=1"])
+    point = fixed_point.find(flow, corner[None], REF, REWARD, max_steps=0)
+    assert point.residual < 1e-11 and point.pull > 0.5 and not point.is_attractor
 
 
-def test_an_unstable_root_is_not_called_an_end():
+def test_an_unstable_root_is_not_called_an_attractor():
     """Ascent away from the middle: d p/dt grows with p itself."""
 
-    def field(logits):
+    def gradient(logits):
         p = jax.nn.softmax(logits)
-        return p * (p - p @ p)
+        return p * (p - jnp.sum(p * p))
 
-    middle = np.full(3, -np.log(3))
-    point = stationary.find(field, middle, settle_steps=0)
-    assert point.residual < 1e-11 and point.growth > 0.1 and not point.converged
-    tilted = stationary.find(field, np.log(np.array([0.34, 0.33, 0.33])))
-    assert tilted.converged and np.exp(tilted.logp_a[0]) > 1 - 1e-9
-
-
-def test_too_many_groups_are_refused():
-    with pytest.raises(ValueError, match="over 50000"):
-        stationary.expected_field(lambda *_: jnp.zeros(()), 20, 6)
+    flow = fixed_point.flow(gradient, enumeration.outcomes(3))
+    point = fixed_point.find(flow, np.zeros((1, 3)))
+    assert point.residual < 1e-11 and point.growth > 0.1 and not point.is_attractor
+    tilted = fixed_point.find(flow, np.log([[0.34, 0.33, 0.33]]))
+    assert tilted.is_attractor and tilted.probability[0] > 1 - 1e-9
 
 
 def test_mara_without_a_reference_is_refused():
     with pytest.raises(ValueError, match="use 'vanilla'"):
-        endings.ending(ROWS["RAFT on its own samples, N=2"], "mara")
+        rivals_table.ending(ROWS["RAFT on its own samples, N=2"], "mara")
 
 
 # The closed forms.
@@ -275,10 +279,10 @@ def test_mara_without_a_reference_is_refused():
 
 def test_separable_finds_known_optima():
     reward = np.array([1.0, 0.4, 0.9, 0.0, 0.2])
-    reverse = closed_forms.separable(lambda p: reward - BETA * (np.log(p) - REF))
+    reverse = rival_optima.separable(lambda p: reward - BETA * (np.log(p) - REF))
     np.testing.assert_allclose(reverse, targets.reverse_kl(REF, reward, BETA), atol=1e-9)
-    forward = closed_forms.separable(lambda p: reward + BETA * np.exp(REF) / p)
+    forward = rival_optima.separable(lambda p: reward + BETA * np.exp(REF) / p)
     np.testing.assert_allclose(forward, targets.forward_kl(REF, reward, BETA), atol=1e-9)
     # Shares p = 1 - c / R of DARLING without a penalty: .5 and 0 for rewards 1, .5 and .1, c = .5.
-    darling = closed_forms.separable(lambda p: np.array([1.0, 1.0, 0.1, 0.1, 0.1]) * (1 - p))
+    darling = rival_optima.separable(lambda p: np.array([1.0, 1.0, 0.1, 0.1, 0.1]) * (1 - p))
     np.testing.assert_allclose(np.exp(darling), [0.5, 0.5, 0, 0, 0], atol=1e-12)

@@ -1,4 +1,4 @@
-"""Where every objective and every rival ends on one small problem; run this file to print docs/rivals.md's table.
+"""Where every objective and every rival of MARA ends on one small problem: the table of docs/rivals.md.
 
 Five outcomes, reference .60 .30 .05 .04 .01, rewards 1 1 1 0 0, beta .1. With MARA, rewards (and, for losses of
 the forward KL, references) are those of `augment.mara` anchored over the whole good set.
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.audit import closed_forms, one_token, stationary
+from mara_jax.audit import enumeration, fixed_point, rival_losses, rival_optima
 from mara_jax.core import advantages, augment, kl, objectives, rival_rewards, rivals, targets
 
 REF_LOGP = np.log([0.60, 0.30, 0.05, 0.04, 0.01])
@@ -19,6 +19,7 @@ REWARD = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
 BETA, THRESHOLD, ETA = 0.1, 0.8, 0.1
 OUTCOMES = len(REWARD)
 UNIFORM_LOGP = np.full(OUTCOMES, -np.log(OUTCOMES))
+SETTLE_STEPS = 1500  # of the objectives that look at ranks, whose gradient jumps
 
 # (reference, reward) -> log-probabilities, or None where the closed form does not cover those rewards
 Optimum = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     """
 
     name: str
-    loss: one_token.Loss
+    loss: rival_losses.Loss
     group: int
     optimum: Optimum | None = None
     direction: targets.Direction | None = "reverse"
@@ -49,7 +50,7 @@ class Ending(NamedTuple):
 
     name: str
     method: str
-    point: stationary.Point
+    point: fixed_point.Point
     to_closed_form: float | None
     to_vanilla: float
     to_mara: float
@@ -74,16 +75,16 @@ def _forward(beta):
 
 
 def _best(ref_logp, reward):
-    return closed_forms.restricted(REF_LOGP, reward == reward.max())
+    return rival_optima.restricted(REF_LOGP, reward == reward.max())
 
 
 def _our_rows():
     def reverse(beta, advantage):
-        return one_token.policy_loss(objectives.reverse_kl, beta=beta, advantage=advantage)
+        return rival_losses.policy_loss(objectives.reverse_kl, beta=beta, advantage=advantage)
 
     none, mean, loo = advantages.none, advantages.mean, advantages.leave_one_out
-    ratio = one_token.policy_loss(objectives.forward_kl_ratio, beta=BETA, advantage=loo)
-    samples = one_token.forward_samples_loss
+    ratio = rival_losses.policy_loss(objectives.forward_kl_ratio, beta=BETA, advantage=loo)
+    samples = rival_losses.forward_samples_loss
     return [
         Row("reverse_kl, no baseline, N=1", reverse(BETA, none), 1, _reverse),
         Row("reverse_kl, group mean, N=3", reverse(BETA, mean), 3, _reverse),
@@ -104,7 +105,7 @@ def _placed_rows():
     )  # fmt: skip
     made = []
     for estimator, place in uses:
-        loss = one_token.placed_loss(estimator, place, "sequence", BETA)
+        loss = rival_losses.placed_loss(estimator, place, "sequence", BETA)
         optimum = known.get(kl.effective(estimator, place, "sequence").name)
         made.append(Row(f"{estimator} in the {place}, N=1", loss, 1, optimum))
     return made
@@ -113,13 +114,13 @@ def _placed_rows():
 def _grpo_end(group):
     def optimum(ref_logp, reward):
         binary = set(np.unique(reward)) <= {0.0, 1.0}
-        return closed_forms.grpo_optimum(ref_logp, reward == 1, BETA, group) if binary else None
+        return rival_optima.grpo_optimum(ref_logp, reward == 1, BETA, group) if binary else None
 
     return optimum
 
 
 def _group_rows():
-    loss = one_token.grpo_loss
+    loss = rival_losses.grpo_loss
     return [
         Row("GRPO, N=2", loss(rivals.grpo, BETA), 2, _grpo_end(2)),
         Row("GRPO, N=4", loss(rivals.grpo, BETA), 4, _grpo_end(4)),
@@ -130,7 +131,7 @@ def _group_rows():
 
 
 def _copies(beta, worth, paired):
-    return lambda ref_logp, reward: closed_forms.copies_optimum(ref_logp, reward, beta, 4, worth, paired)
+    return lambda ref_logp, reward: rival_optima.copies_optimum(ref_logp, reward, beta, 4, worth, paired)
 
 
 def _entropy(beta):
@@ -145,8 +146,8 @@ def _reward_rows():
         return 4 / (copies + 1)
 
     none, loo = advantages.none, advantages.leave_one_out
-    unlikely, darling, ips = one_token.unlikeliness, one_token.darling, one_token.inverse_probability
-    bonus, rloo, grpo = one_token.entropy(ETA), one_token.transformed_loss, one_token.grpo_loss
+    unlikely, darling, ips = rival_losses.unlikeliness, rival_losses.darling, rival_losses.inverse_probability
+    bonus, rloo, grpo = rival_losses.entropy(ETA), rival_losses.transformed_loss, rival_losses.grpo_loss
     return [
         Row("unlikeliness in RLOO, N=4", rloo(unlikely, loo, BETA), 4),
         Row("unlikeliness in GRPO, N=4", grpo(rivals.grpo, BETA, unlikely), 4),
@@ -163,12 +164,12 @@ def _reward_rows():
 
 
 def _likelihood_rows():
-    raft = one_token.likelihood_loss(rivals.raft, threshold=THRESHOLD)
-    best = one_token.likelihood_loss(rivals.best_of_n)
-    toward = one_token.policy_loss(rivals.forward_kl_to_target, beta=BETA)
+    raft = rival_losses.likelihood_loss(rivals.raft, threshold=THRESHOLD)
+    best = rival_losses.likelihood_loss(rivals.best_of_n)
+    toward = rival_losses.policy_loss(rivals.forward_kl_to_target, beta=BETA)
 
     def best_of_four(ref_logp, reward):
-        return closed_forms.best_of_n(ref_logp, reward == 1, 4)
+        return rival_optima.best_of_n(ref_logp, reward == 1, 4)
 
     return [
         Row("RAFT, one round from the reference, N=2", raft, 2, _best, None, REF_LOGP),
@@ -182,15 +183,15 @@ def _likelihood_rows():
 def _squared_rows():
     def true_log_z(logp_a, index_g, ref_logp_a, reward_a):
         log_z = jax.nn.logsumexp(ref_logp_a + reward_a / BETA)
-        balance = one_token.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=log_z)
+        balance = rival_losses.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=log_z)
         return balance(logp_a, index_g, ref_logp_a, reward_a)
 
     def reinvent_end(ref_logp, reward):
-        return closed_forms.reinvent_elsewhere(ref_logp, reward, BETA, UNIFORM_LOGP)
+        return rival_optima.reinvent_elsewhere(ref_logp, reward, BETA, UNIFORM_LOGP)
 
-    any_log_z = one_token.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=3.0)
-    variance = one_token.policy_loss(rivals.vargrad, beta=BETA)
-    reinvent = one_token.policy_loss(rivals.reinvent, sigma=1 / BETA)
+    any_log_z = rival_losses.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=3.0)
+    variance = rival_losses.policy_loss(rivals.vargrad, beta=BETA)
+    reinvent = rival_losses.policy_loss(rivals.reinvent, sigma=1 / BETA)
     return [
         Row("trajectory balance, log Z = 3, N=1", any_log_z, 1, _reverse),
         Row("VarGrad, N=2", variance, 2, _reverse),
@@ -215,25 +216,41 @@ def augmented(direction: targets.Direction) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(ref[0]), np.asarray(reward[0])
 
 
-def field_of(row: Row) -> stationary.Field:
-    """The expected gradient of an objective, as a function of (logits, reference, rewards).
+def gradient_of(row: Row) -> Callable[..., jax.Array]:
+    """The expected gradient of what an objective maximises: (logits [1, a], reference, rewards) -> [1, a].
 
     Args:
         row: the objective.
-
-    Returns:
-        The field; one object serves both methods, so that it is compiled once.
     """
-    return stationary.expected_field(row.loss, OUTCOMES, row.group, row.sampler_logp)
+    all_strings, groups = enumeration.outcomes(OUTCOMES), enumeration.groups(OUTCOMES, row.group)
+    drawn_by = None if row.sampler_logp is None else row.sampler_logp[None]  # float64 while it is traced
+
+    def gradient(params_1a, ref_logp_a, reward_a):
+        def loss(logp_a1, index_g):
+            return row.loss(logp_a1[:, 0], index_g, ref_logp_a, reward_a)
+
+        return -enumeration.expected_gradient(loss, params_1a, all_strings, groups, drawn_by)
+
+    return gradient
 
 
-def ending(row: Row, method: str, field: stationary.Field | None = None) -> Ending:
+def flow_of(row: Row) -> fixed_point.Flow:
+    """The flow of an objective, from (reference, rewards); one serves both methods, so that it is compiled once.
+
+    Args:
+        row: the objective.
+    """
+    drawn_by = None if row.sampler_logp is None else row.sampler_logp[None]
+    return fixed_point.flow(gradient_of(row), enumeration.outcomes(OUTCOMES), drawn_by)
+
+
+def ending(row: Row, method: str, flow: fixed_point.Flow | None = None) -> Ending:
     """Run one objective to where it rests, from the reference.
 
     Args:
         row: the objective.
         method: "vanilla", or "mara" for the augmented problem.
-        field: of the row, where it is there already.
+        flow: of the row, where it is there already.
 
     Returns:
         The point and its distances (total variation).
@@ -247,14 +264,13 @@ def ending(row: Row, method: str, field: stationary.Field | None = None) -> Endi
         ref, reward = REF_LOGP, REWARD
         if method == "mara" and row.direction is not None:
             ref, reward = augmented(row.direction)
-        field = field or field_of(row)
-        point = stationary.find(field, REF_LOGP, ref, reward, metric_logp=row.sampler_logp)
+        point = fixed_point.find(flow or flow_of(row), REF_LOGP[None], ref, reward, settle_steps=SETTLE_STEPS)
         closed = row.optimum(ref, reward) if row.optimum is not None else None
         vanilla, mara = _reverse(REF_LOGP, REWARD), targets.mara(REF_LOGP, REWARD, BETA, THRESHOLD)
     good = REWARD >= THRESHOLD
-    uniform = closed_forms.restricted(UNIFORM_LOGP, good)
-    distances = [_distance(point.logp_a, other) for other in (vanilla, mara, uniform)]
-    return Ending(row.name, method, point, None if closed is None else _distance(point.logp_a, closed), *distances)
+    uniform = rival_optima.restricted(UNIFORM_LOGP, good)
+    distances = [_distance(point.logp, other) for other in (vanilla, mara, uniform)]
+    return Ending(row.name, method, point, None if closed is None else _distance(point.logp, closed), *distances)
 
 
 def endings() -> list[Ending]:
@@ -265,9 +281,9 @@ def endings() -> list[Ending]:
     """
     table = []
     for row in rows():
-        field = field_of(row)
+        flow = flow_of(row)
         methods = ("vanilla",) if row.direction is None else ("vanilla", "mara")
-        table += [ending(row, method, field) for method in methods]
+        table += [ending(row, method, flow) for method in methods]
     return table
 
 
@@ -275,19 +291,19 @@ def _distance(logp, other):
     return float(np.abs(np.exp(logp) - np.exp(np.asarray(other))).sum() / 2)
 
 
-def rests(point: stationary.Point) -> str:
+def rests(point: fixed_point.Point) -> str:
     """In a word, what kind of rest a point is.
 
     Args:
-        point: as `stationary.find` returns it.
+        point: as `fixed_point.find` returns it.
 
     Returns:
         "yes" for an attractor; "anywhere" for one of a continuum; "at a jump" where the field changes sign
         without a root; "runs away" where an outcome's log-probability falls without end and pulls.
     """
-    if point.converged:
+    if point.is_attractor:
         return "anywhere" if point.growth > -1e-7 else "yes"
-    return "runs away" if np.exp(point.logp_a).min() < 1e-9 else "at a jump"
+    return "runs away" if point.kind == "runs_away" else "at a jump"
 
 
 def markdown(table: list[Ending]) -> str:
@@ -302,17 +318,8 @@ def markdown(table: list[Ending]) -> str:
     head = "objective", "with", "ends at", "off its closed form", "TV vanilla", "TV MARA", "TV uniform", "rests"
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for e in table:
-        shares = " ".join(f"{x:.3f}" for x in np.exp(e.point.logp_a))
+        shares = " ".join(f"{x:.3f}" for x in e.point.probability)
         off = "-" if e.to_closed_form is None else f"{e.to_closed_form:.0e}"
         distances = (f"{x:.3f}" for x in (e.to_vanilla, e.to_mara, e.to_uniform))
         lines.append("| " + " | ".join((e.name, e.method, shares, off, *distances, rests(e.point))) + " |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table of every objective, with and without MARA."""
-    print(markdown(endings()))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mara_jax.audit import gradients, problems, published, staleness, verdict
+from mara_jax.audit import gradients, off_policy, problems, published, verdict
 from mara_jax.config import Algorithm
 
 BETA = 0.3
@@ -19,7 +19,7 @@ def x64(quick_compilation):
 
 def test_what_is_shipped_is_exact_at_every_distance():
     setting = published.configured("several", Algorithm(importance="sequence", truncate=100.0))
-    found = staleness.rows(setting, problems.strings(), 2)
+    found = off_policy.rows(setting, problems.strings(), 2)
     assert [row["between"] for row in found] == ["updates"] * 3 + ["sampler"] * 3
     assert all(row["relative_error"] < 1e-9 for row in found)
     assert found[2]["nats"] > 0.05 and found[2]["effective_share"] < 0.9
@@ -30,7 +30,7 @@ def test_what_is_shipped_is_exact_at_every_distance():
 
 
 def test_one_update_has_nothing_to_compare():
-    assert staleness.rows(published.configured("one", Algorithm()), problems.strings(), 2) == []
+    assert off_policy.rows(published.configured("one", Algorithm()), problems.strings(), 2) == []
 
 
 def five(clip: float, old_k1: bool):
@@ -40,7 +40,7 @@ def five(clip: float, old_k1: bool):
     """
     problem = problems.five()
     errors, nats = [], []
-    away = staleness.SCALES[-1] * np.random.default_rng(5).normal(size=problem.params.shape)
+    away = off_policy.SCALES[-1] * np.random.default_rng(5).normal(size=problem.params.shape)
     for old_logits, logits in zip(problem.params[:, 0], (problem.params + away)[:, 0], strict=True):
         old, new = (np.exp(x) / np.exp(x).sum() for x in (old_logits, logits))
         ref = np.exp(problem.ref_logp)
@@ -57,7 +57,7 @@ def five(clip: float, old_k1: bool):
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 def test_five_outcomes_by_hand(clip):
     algorithm = Algorithm(method="vanilla", anchor="string", beta=BETA, importance="token", clip=clip, baseline="none")
-    row = staleness.rows(published.configured("by hand", algorithm), problems.five(), 1)[-1]
+    row = off_policy.rows(published.configured("by hand", algorithm), problems.five(), 1)[-1]
     error, nats = five(clip, False)
     assert row["nats"] == pytest.approx(nats, rel=1e-9)
     assert row["relative_error"] == pytest.approx(error, rel=1e-9, abs=1e-9)
@@ -68,7 +68,7 @@ def test_five_outcomes_by_hand(clip):
 def test_the_samplers_own_k1_is_another_objective_from_the_second_update_on():
     """On-policy it is leave-one-out with k1 in the reward, exactly; group of two, so the baseline drops out."""
     setting, problem = published.setting("rloo_updates", VANILLA), problems.five()
-    row = staleness.rows(setting, problem, 2)[-1]
+    row = off_policy.rows(setting, problem, 2)[-1]
     error, _ = five(0.0, True)
     assert error > 0.1 and row["relative_error"] == pytest.approx(error, rel=1e-9)
     found = gradients.at_policies(setting, problem, 2, problems.FROM_GROUP)
