@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.hf import shapes
-from mara_jax.policies import attention, flash
+from mara_jax.policies.ops import pallas
+from mara_jax.policies.ops.attention import Mask, attention, behind_prefix, causal_mask
 
 
 def main() -> None:
@@ -38,15 +39,15 @@ def main() -> None:
         if jax.default_backend() == "gpu":
             report("cuDNN, repeated", by_cudnn, made, exact)
         return
-    usual = flash._tiles
+    usual = pallas._tiles
     for queries in (64, 128):
         for keys in (32, 64, 128):
-            flash._tiles = lambda *_, found=(queries, keys): found
+            pallas._tiles = lambda *_, found=(queries, keys): found
             try:
                 report(f"{queries} x {keys}", lambda *args: by_kernels(*args), made, exact)  # anew: another program
             except Exception as error:  # tiles that do not fit
                 print(f"{queries} x {keys}: {str(error).splitlines()[0][:90]}")
-    flash._tiles = usual
+    pallas._tiles = usual
 
 
 def inputs(asked, arch):
@@ -65,13 +66,16 @@ def inputs(asked, arch):
 
 
 def by_xla(q, own, prefix, counts, lengths):
-    t, s = own[0].shape[2], prefix[0].shape[2]
-    mask = jnp.tile(jnp.arange(t) <= jnp.arange(t)[:, None], (q.shape[2] // t, 1))
-    return attention.attend(q, (*own, mask), (*prefix, jnp.arange(s) < lengths[:, None]))
+    return attention(q, own, prefix, masked(q, own, prefix, counts, lengths))
 
 
 def by_kernels(q, own, prefix, counts, lengths):
-    return flash.attend(q, own, counts, (*prefix, lengths))
+    return pallas.attention(q, own, prefix, masked(q, own, prefix, counts, lengths))
+
+
+def masked(q, own, prefix, counts, lengths):
+    t, s = own[0].shape[2], prefix[0].shape[2]
+    return behind_prefix(Mask(causal_mask(t, q.shape[2] // t), lengths_b=counts), s, lengths)
 
 
 def by_cudnn(q, own, prefix, counts, lengths):

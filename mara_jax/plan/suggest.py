@@ -11,7 +11,7 @@ from mara_jax import config
 from mara_jax.plan import work
 from mara_jax.plan.chips import Chip
 from mara_jax.plan.programs import Sizes
-from mara_jax.policies import attention, lora, parameters
+from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Architecture
 
 # Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
@@ -103,7 +103,7 @@ def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: 
     heads = arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim
     matmuls = (2 * arch.embed + (2 * heads + 3 * arch.mlp) / tensor) * width
     wide = 4 * positions * arch.mlp / tensor  # the gate's activation or its derivative, in float32
-    keys = 0 if attention.by_kernels(arch) else sizes.new_tokens + sizes.prompt_tokens
+    keys = 0 if uses_kernels(arch) else sizes.new_tokens + sizes.prompt_tokens
     scores = rows * arch.heads / tensor * (sizes.new_tokens - 1) * keys * 4
     kept = {"layer": 1, "elementwise": arch.layers, "none": arch.layers}[arch.remat]
     times = 2 if arch.remat == "none" else 1  # elementwise results beside those of matmuls

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import lora, parameters, products, transformer
+from mara_jax.policies import lora, parameters, transformer
+from mara_jax.policies.ops.select import select
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.transformer import KV
 
@@ -14,10 +15,10 @@ from mara_jax.policies.transformer import KV
 def lay_out(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
     """The same policy and prefix laid out for a decoding loop.
 
-    Layers are unrolled; parameters are in the compute dtype and, but for the tensor axis, whole on every device; on a
-    CPU kernels are turned to [out, in]. Call it once, before the loop: what it copies is read at every step, and what
-    it gathers a TPU would gather anew for every token. An adapter is merged into its kernels, but not in bfloat16: the
-    merged kernel would be rounded, and samples would not come from the policy that is trained.
+    Layers are unrolled; parameters are in the compute dtype and, but for the tensor axis, whole on every device;
+    kernels are as a matmul of few rows takes them fastest. Call it once, before the loop: what it copies is read at
+    every step, and what it gathers a TPU would gather anew for every token. An adapter is merged into its kernels, but
+    not in bfloat16: the merged kernel would be rounded, and samples would not come from the policy that is trained.
     """
     if arch.compute_dtype != "bfloat16":
         params = lora.merged(params)
@@ -26,7 +27,7 @@ def lay_out(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, 
         prefix = KV(*(tuple(x[i] for i in range(arch.layers)) for x in (prefix.k, prefix.v)))
         arch = dataclasses.replace(arch, scan_layers=False)
     params = _gathered(arch, params)
-    return arch, _turned(params) if sharding.platform() == "cpu" else params, prefix
+    return arch, _with_decoding_kernels(arch, params), prefix
 
 
 def _gathered(arch: Architecture, params: Any) -> Any:
@@ -37,22 +38,21 @@ def _gathered(arch: Architecture, params: Any) -> Any:
         if path[-1] != "scale":  # norms are computed in float32
             array = array.astype(arch.compute_dtype)
         array = sharding.constrain(array, *(None if axis == "embed" else axis for axis in axes))
-        if path[-1] == "embedding" and sharding.platform() != "cpu":
+        if path[-1] == "embedding":
             # XLA would look tokens up before the cast: in a table that it gathers once more, in float32.
             array = jax.lax.optimization_barrier(array)
         parameters.put(tree, path, array)
     return tree
 
 
-def _turned(params: Any) -> Any:
+def _with_decoding_kernels(arch: Architecture, params: Any) -> Any:
     if not isinstance(params, dict):
         return params
-    rest = {name: _turned(value) for name, value in params.items() if name != "kernel"}
-    return rest | ({transformer.TURNED: params["kernel"].T} if "kernel" in params else {})
+    tree = {name: _with_decoding_kernels(arch, value) for name, value in params.items()}
+    return tree | ({"kernel": select(arch).decoding_kernel(params["kernel"])} if "kernel" in params else {})
 
 
 def logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
     """As `transformer.logits`, for the few rows of a decoding step."""
-    if sharding.platform() == "cpu":
-        return products.few_rows(transformer.head_rows(arch, params), hidden_bd, parameters.wide(hidden_bd.dtype))
-    return transformer.logits(arch, params, hidden_bd)
+    rows_vd = transformer.head_rows(arch, params)
+    return select(arch).matmul_few_rows(hidden_bd, rows_vd, parameters.wide(hidden_bd.dtype))

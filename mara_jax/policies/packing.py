@@ -23,7 +23,9 @@ class Packing(NamedTuple):
     place_cn: jax.Array | np.ndarray
 
 
-def of(lengths_b: Sequence[int] | np.ndarray, width: int, *, streams: int = 1, slots: int | None = None) -> Packing:
+def pack_lengths(
+    lengths_b: Sequence[int] | np.ndarray, width: int, *, streams: int = 1, slots: int | None = None
+) -> Packing:
     """The packing of rows whose first `lengths` positions count; numpy arrays, made on the host.
 
     Args:
@@ -52,18 +54,18 @@ def of(lengths_b: Sequence[int] | np.ndarray, width: int, *, streams: int = 1, s
     return Packing(slot_cx.reshape(-1, width).astype(np.int32), place_cn)
 
 
-def bucket(lengths_b: Sequence[int] | np.ndarray, width: int, buckets: int, *, streams: int = 1) -> int:
+def bucket_size(lengths_b: Sequence[int] | np.ndarray, width: int, buckets: int, *, streams: int = 1) -> int:
     """Slots of each stream: the least of `buckets` equal fractions of the padded size that hold the counted positions.
 
-    Few sizes mean few compilations. Same arguments as `of`.
+    Few sizes mean few compilations. Same arguments as `pack_lengths`.
     """
     lengths = np.asarray(lengths_b).reshape(streams, -1)
     most, whole = int(lengths.sum(-1).max(initial=0)), lengths.shape[1] * width
-    return next(size for size in sizes(whole, buckets) if size >= most)
+    return next(size for size in bucket_sizes(whole, buckets) if size >= most)
 
 
-def sizes(whole: int, buckets: int) -> list[int]:
-    """All sizes that `bucket` can give for a padded size of `whole` positions, ascending."""
+def bucket_sizes(whole: int, buckets: int) -> list[int]:
+    """All sizes that `bucket_size` can give for a padded size of `whole` positions, ascending."""
     return sorted({max(1, -(-whole * i // buckets)) for i in range(1, buckets + 1)})
 
 

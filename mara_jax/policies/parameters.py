@@ -70,7 +70,7 @@ class Architecture:
     `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
     otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
     `attention` is computed, in training, by "xla", by "kernels" that keep no scores, or by what
-    `attention.by_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of keeping:
+    `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of keeping:
     "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
     where an adapter is trained in place of all parameters.
     """
@@ -215,6 +215,29 @@ def shapes_of(
         shape = (layers, *row.shape) if stacked else row.shape
         out[row.path] = (shape, ("layers", *row.axes) if stacked else row.axes)
     return out
+
+
+def layer_axes(arch: Architecture) -> dict[tuple[str, ...], tuple[str | None, ...]]:
+    """Logical axes of each array of one layer, by path within it."""
+    return {row.path[1:]: row.axes for row in _layer_rows(arch, 0)}
+
+
+def gathered(arch: Architecture, layer: Mapping[str, Any]) -> Any:
+    """Under jit: one layer's parameters as matmuls take them, in the compute dtype and whole along "embed".
+
+    args: layer: nested dict of one layer, with or without an adapter.
+    """
+    axes = layer_axes(arch)
+
+    def gather(path, array):
+        module, name = (key.key for key in path[:2])
+        if name == "scale":  # norms are computed in float32
+            return array
+        array = array.astype(arch.compute_dtype)
+        # A decoding loop's kernels may have a form of their own, and are gathered already.
+        return sharding.gather_kernel(array, axes[module, name]) if name == "kernel" and len(path) == 2 else array
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
 
 
 def axis_sizes(arch: Architecture) -> dict[str, int]:

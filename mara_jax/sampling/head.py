@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import products, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.ops import cpu
+from mara_jax.policies.ops.select import on_one_cpu
 from mara_jax.policies.parameters import wide
 from mara_jax.sampling import cut_head
 
@@ -73,7 +75,7 @@ def _positions(count: int, vocab: int, streams: int) -> int:
     """How many of `count` positions a chunk has at most."""
     most = max(1, int(MAX_LOGITS[sharding.platform()] * streams) // vocab)
     few = vocab // FEW
-    return few if products.one_cpu() and count > most > few >= 256 else most
+    return few if on_one_cpu() and count > most > few >= 256 else most
 
 
 def _gathered(rows_vd, dtype) -> Any:
@@ -91,7 +93,7 @@ def _axis(hidden_rcd, rows_vd) -> int:
     five times as fast), and sums over the vocabulary run along the tokens.
     """
     rows = hidden_rcd.shape[0] * hidden_rcd.shape[1]
-    return 0 if products.one_cpu() and rows_vd.shape[0] >= 16 * rows else -1
+    return 0 if on_one_cpu() and rows_vd.shape[0] >= 16 * rows else -1
 
 
 def _logits(hidden_rcd, rows_vd):
@@ -160,6 +162,13 @@ def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
     return out, (rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv)
 
 
+def _rows_gradient(d_logits_rcv, hidden_rcd):
+    dtype = wide(d_logits_rcv.dtype)
+    if on_one_cpu():
+        return cpu.kernel_gradient(d_logits_rcv, hidden_rcd, dtype)
+    return jnp.einsum("rcv,rcd->vd", d_logits_rcv, hidden_rcd, preferred_element_type=dtype)
+
+
 def _stats_bwd(chunks, streams, saved, g):
     rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv = saved
     g_rn = g[0]
@@ -178,7 +187,7 @@ def _stats_bwd(chunks, streams, saved, g):
             return d_rows_vd[None], d_hidden_dn.T.reshape(hidden_rcd.shape)
         d_hidden_rcd = jax.lax.dot_general(d_logits, whole_vd, (((2,), (0,)), ((), ())))
         if streams == 1:
-            return products.over_rows(d_logits, hidden_rcd, wide(d_logits.dtype))[None], d_hidden_rcd
+            return _rows_gradient(d_logits, hidden_rcd)[None], d_hidden_rcd
         # Each stream's own sum: were they added up here, devices would exchange the whole of it in every chunk.
         d_sxv, hidden_sxd = (x.reshape(streams, -1, x.shape[-1]) for x in (d_logits, hidden_rcd))
         contract = (((1,), (1,)), ((0,), (0,)))
@@ -196,8 +205,9 @@ def _stats_bwd(chunks, streams, saved, g):
 
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))
         # One CPU would make room for zeros before the forward pass.
-        zero = 0 * products.first(g_rn) if products.one_cpu() else 0
-        none_svd = jnp.full((streams, *rows_vd.shape), zero, wide(hidden_rnd.dtype))
+        zero = jnp.zeros((), wide(hidden_rnd.dtype))
+        zero = cpu.after(zero, g_rn) if on_one_cpu() else zero
+        none_svd = jnp.full((streams, *rows_vd.shape), zero)
         none_svd = sharding.constrain(none_svd, "rows", "vocab")
         d_rows_svd, d_hidden_krcd = jax.lax.scan(add, none_svd, cut)
         d_hidden_rnd = _joined(tokens_rn.shape[1], d_hidden_krcd)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
-from mara_jax.policies.packing import Packing
+from mara_jax.policies.packing import Packing, bucket_size, pack, pack_lengths, unpack
 from mara_jax.sampling import head, rollout
 
 
@@ -37,8 +36,8 @@ def packed(lengths_pg: np.ndarray, width: int, buckets: int, *, shards: int = 1,
     if not buckets or width == 1:
         return None
     read_kb = split(lengths_pg, parts).reshape(parts, -1) - 1
-    slots = max(streams.bucket(read_b, width - 1, buckets, streams=shards) for read_b in read_kb)
-    made = [streams.of(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
+    slots = max(bucket_size(read_b, width - 1, buckets, streams=shards) for read_b in read_kb)
+    made = [pack_lengths(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
     return made[0] if parts == 1 else Packing(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
 
 
@@ -76,7 +75,7 @@ def completion_hidden(
     tokens_bt = tokens_pgt.reshape(p * g, t)[:, :-1]
     positions_bt = jnp.repeat(prompt_lengths_p, g)[:, None] + jnp.arange(t - 1)
     if packing is not None:
-        tokens_bt, positions_bt = (streams.pack(x, packing) for x in (tokens_bt, positions_bt))
+        tokens_bt, positions_bt = (pack(x, packing) for x in (tokens_bt, positions_bt))
     hidden_psd, rest = transformer.forward_group(
         arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_bt, positions_bt, packing
     )
@@ -109,11 +108,11 @@ def token_stats(
 
     def rows_of(x_cn):
         first_b1, rest = x_cn[:, :rows].reshape(p * g, 1), x_cn[:, rows:]
-        rest_bt = rest if packing is None else streams.unpack(rest, packing)
+        rest_bt = rest if packing is None else unpack(rest, packing)
         return jnp.concatenate([first_b1, rest_bt], axis=1).reshape(p, g, t)
 
     tokens_bt = tokens_pgt.reshape(p * g, t)
-    rest = tokens_bt[:, 1:] if packing is None else streams.pack(tokens_bt[:, 1:], packing)
+    rest = tokens_bt[:, 1:] if packing is None else pack(tokens_bt[:, 1:], packing)
     stats = head.token_stats(
         arch,
         params,

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import packing as streams
-from mara_jax.policies.packing import Packing
+from mara_jax.policies.packing import Packing, bucket_sizes
 from mara_jax.sampling import logprobs
 from mara_jax.train import memory
 from mara_jax.train.state import Batch
@@ -29,7 +28,7 @@ def packings(shape_pg: tuple[int, int], width: int, buckets: int, parts: int) ->
     if not buckets or width == 1:
         return [None]
     found = []
-    for size in streams.sizes(rows * (width - 1), buckets):
+    for size in bucket_sizes(rows * (width - 1), buckets):
         # So many tokens in each stream, row after row.
         read_r = np.clip(size - (width - 1) * np.arange(rows), 0, width - 1)
         lengths_pg = logprobs.joined(1 + np.tile(read_r, shards * parts).reshape(parts, p, g // parts))

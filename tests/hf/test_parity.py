@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from mara_jax import hf
 from mara_jax.policies import transformer
-from mara_jax.policies.transformer import Decoder, Layer
+from mara_jax.policies.ops import rotary
+from mara_jax.policies.ops.attention import Mask, causal_mask
 
 LENGTHS = np.array([40, 13, 5])
 TOKENS = np.where(np.arange(40) < LENGTHS[:, None], np.random.default_rng(0).integers(3, 97, (3, 40)), 0)
@@ -44,21 +45,18 @@ def test_every_layer_matches_torch(pair):
     tokens, at = jnp.asarray(TOKENS), jnp.broadcast_to(jnp.arange(40), TOKENS.shape)
     with torch.no_grad():
         reference = model(torch.tensor(TOKENS), attention_mask=torch.tensor(REAL).long(), output_hidden_states=True)
-    masks = transformer.masks(arch, 40)
+    group = arch.heads // arch.kv_heads
+    segment = transformer.Segment(rotary.angles(arch, at), Mask(causal_mask(40, group)))
 
     @jax.jit
     def run(params):
-        return Decoder(arch).apply(
-            {"params": params},
-            tokens,
-            at,
-            masks,
-            capture_intermediates=lambda module, _: isinstance(module, Layer),
-            mutable=["intermediates"],
-        )
+        x_btd, outputs = transformer.embed(arch, params, tokens), []
+        for index in range(arch.layers):
+            (x_btd,), _ = transformer.block(arch, params[f"layers_{index}"], (x_btd,), (segment,), None, None)
+            outputs.append(x_btd)
+        return outputs, transformer.forward(arch, params, tokens, at)[0]
 
-    (hidden, _), state = run(params)
-    layers = [state["intermediates"][f"layers_{index}"]["__call__"][0][0] for index in range(arch.layers)]
+    layers, hidden = run(params)
     # torch lists the embedding, the output of every layer but the last, and the normed output of the last.
     for ours, theirs in zip([*layers[:-1], hidden], reference.hidden_states[1:], strict=True):
         np.testing.assert_allclose(np.asarray(ours)[REAL], theirs.numpy()[REAL], atol=1e-4)

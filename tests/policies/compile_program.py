@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mara_jax.parallel import mesh, sharding
 from mara_jax.plan import chips
-from mara_jax.policies import flash
+from mara_jax.policies.ops import pallas
+from mara_jax.policies.ops.attention import Mask, causal_mask
 
 
 def compiled(layout, devices: int, heads: int, t: int):
@@ -20,7 +21,8 @@ def compiled(layout, devices: int, heads: int, t: int):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec("fsdp")))
 
     def loss(q, own, prefix, counts, lengths):
-        return jnp.sum(flash.attend(q, own, counts, (*prefix, lengths)).astype(jnp.float32))
+        mask = Mask(causal_mask(t, m), lengths_b=counts, prefix_lengths_p=lengths)
+        return jnp.sum(pallas.attention(q, own, prefix, mask).astype(jnp.float32))
 
     args = (of(b, k, m * t, heads), (of(b, k, t, heads),) * 2, (of(p, k, s, heads),) * 2)
     ints = (of(b, dtype=jnp.int32), of(p, dtype=jnp.int32))

@@ -6,7 +6,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mara_jax.parallel import mesh, sharding
-from mara_jax.policies import flash
+from mara_jax.policies.ops import pallas
+from mara_jax.policies.ops.attention import Mask, causal_mask
 
 P, G, M, T, S, H = 2, 2, 2, 16, 5, 8
 
@@ -21,7 +22,8 @@ def gradients(layout, p, g, k):
     counts, lengths = jnp.array([16, 1, 9, 16])[: p * g], jnp.array([5, 3])[:p]
 
     def loss(q, own, prefix):
-        out = flash.attend(q, own, counts, (*prefix, lengths), interpret=True)
+        mask = Mask(causal_mask(T, M), lengths_b=counts, prefix_lengths_p=lengths)
+        out = pallas.attention(q, own, prefix, mask)
         counted = jnp.tile(jnp.arange(T) < counts[:, None], (1, M))[:, None, :, None]
         return jnp.sum(jnp.sin(jnp.where(counted, out, 0)))
 

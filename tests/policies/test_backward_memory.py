@@ -1,4 +1,4 @@
-"""What a layer keeps for the backward pass, read off the compiled gradient and counted by hand."""
+"""What a layer saves for the backward pass, read off the compiled gradient and counted by hand."""
 
 import dataclasses
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mara_jax.policies import packing as streams
 from mara_jax.policies import transformer
+from mara_jax.policies.packing import pack_lengths
 
 P, G, S, T = 2, 4, 24, 24
 ARCH = transformer.Architecture("qwen2", 32, 32, 4, heads=4, kv_heads=2, head_dim=16, mlp=48, qkv_bias=True)
-# Of a token: the residual stream before attention and before the feed-forward, queries and attention's output, keys and
-# values, gate and up. Of a query, beside: its highest score and the sum of its weights. Each norm: one number.
-NUMBERS = 2 * 32 + 2 * 64 + 2 * 32 + 2 * 48 + 2 * 4 + 2
+# Of a token: the residual stream before attention and before the feed-forward, and both normed; queries and attention's
+# output, keys and values, gate and up. Of a query, beside: the log-sum-exp of its scores. Each norm: one number.
+NUMBERS = 4 * 32 + 2 * 64 + 2 * 32 + 2 * 48 + 4 + 2
 LAYERS = 2, 6
 
 
 def temporary(layers: int) -> int:
     """Bytes of temporary arrays in the gradient of a group's hidden states."""
-    packing, arch = streams.of([T] * (P * G), T), dataclasses.replace(ARCH, layers=layers)
+    packing, arch = pack_lengths([T] * (P * G), T), dataclasses.replace(ARCH, layers=layers)
 
     def loss(params, prompts, prompt_lengths, tokens, positions):
         of = (arch, params, prompts, prompt_lengths, tokens, positions, packing)
@@ -32,7 +32,7 @@ def temporary(layers: int) -> int:
     return memory.temp_size_in_bytes
 
 
-def test_layers_keep_what_no_elementwise_step_or_score_can_make_anew(quick_compilation):
+def test_neither_swiglu_nor_attention_weights_are_saved(quick_compilation):
     few, many = map(temporary, LAYERS)
     numbers = (many - few) / (LAYERS[1] - LAYERS[0]) / 4 / (P * S + P * G * T)
     assert 0.85 * NUMBERS < numbers < NUMBERS

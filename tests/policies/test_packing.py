@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.policies import packing as streams
+from mara_jax.policies.packing import pack_lengths, pack_only
 
 
 def test_an_empty_slot_gives_no_gradient_back_and_counted_ones_no_scatter():
-    made = jax.tree.map(jnp.asarray, streams.of([2, 0, 3], 3, slots=8))
+    made = jax.tree.map(jnp.asarray, pack_lengths([2, 0, 3], 3, slots=8))
     x = jnp.arange(9.0).reshape(3, 3, 1) + 1
 
     def back(x):
-        y, vjp = jax.vjp(lambda x: streams.pack_only(x, made), x)
+        y, vjp = jax.vjp(lambda x: pack_only(x, made), x)
         return y, vjp(jnp.where(made.place_cn[..., None] >= 0, 2.0, jnp.nan))[0]
 
     y, d_x = back(x)

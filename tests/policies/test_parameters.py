@@ -25,15 +25,16 @@ def test_table_counts_the_parameters_of_released_models(arch, expected):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_table_describes_exactly_what_the_modules_ask_for(scan):
+def test_every_array_of_the_table_is_there_and_reaches_the_logits(scan):
     arch = dataclasses.replace(TINY, scan_layers=scan, qkv_bias=True)
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    masks = transformer.masks(arch, 2)
-    asked = jax.eval_shape(transformer.Decoder(arch).init, jax.random.key(0), tokens, tokens, masks)["params"]
-    # The head is applied outside the module, to chosen positions only.
-    whole = parameters.init(arch, jax.random.key(0))
-    given = {key: tree for key, tree in whole.items() if key != "head"}
-    assert jax.tree.map(jnp.shape, given) == jax.tree.map(lambda leaf: leaf.shape, asked)
+    tokens_bt, whole = jnp.arange(4)[None], parameters.init(arch, jax.random.key(0))
+
+    def total(params):
+        hidden_btd, _ = transformer.forward(arch, params, tokens_bt, tokens_bt)
+        return jnp.sum(jnp.sin(transformer.logits(arch, params, hidden_btd)))
+
+    gradient = jax.jit(jax.grad(total))(whole)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 0 for leaf in jax.tree.leaves(gradient)), "what is there is used"
     for path, (shape, axes) in parameters.leaf_shapes(arch).items():
         assert parameters.at(whole, path).shape == shape
         assert len(axes) == len(shape)

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.policies import attention, parameters, rotary, transformer
+from mara_jax.policies import parameters, transformer
+from mara_jax.policies.ops import cpu, rotary
 from mara_jax.policies.policy import Policy
 from mara_jax.policies.transformer import Architecture, RopeScaling
 
@@ -131,17 +132,10 @@ def test_blocks_of_times_change_nothing(monkeypatch):
 
     params = random_params(arch)
     whole = gradient()
-    monkeypatch.setattr(attention, "LEAST_BLOCK", 2)
-    assert [len(attention._blocks(t, t)) for t in (7, 5)] == [3, 2], "of padded prompts and of completions"
+    monkeypatch.setattr(cpu, "LEAST_BLOCK", 2)
+    assert [len(cpu._blocks(t)) for t in (7, 5)] == [3, 2], "of padded prompts and of completions"
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6 * largest), gradient(), whole)
-
-
-def test_prompts_and_completions_have_one_matmul_a_kernel_on_one_device():
-    arch, prompts, completions_bt = MODELS["qwen2"], random_tokens(2, 6), random_tokens(4, 5)
-    program = str(jax.make_jaxpr(partial(_grouped, arch))(random_params(arch), prompts, completions_bt))
-    without_batch = program.count("([], []))")  # unlike attention's, and but for one that stores rotary angles
-    assert without_batch // arch.layers == len(parameters.KERNELS)
 
 
 @every_arch

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tiny_policy import all_strings, tiny
 
-from mara_jax.policies import packing, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.packing import bucket_size, bucket_sizes, pack, pack_lengths, unpack
 from mara_jax.sampling import head, logprobs
 
 LENGTHS = np.array([[1, 4, 7, 2], [7, 3, 1, 5]])
@@ -21,34 +22,34 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def test_a_packing_by_hand():
     """Rows of 2, 0 and 3 counted positions, then of 1, 3 and 0, in two streams of six slots."""
-    made = packing.of([2, 0, 3, 1, 3, 0], 4, streams=2, slots=6)
+    made = pack_lengths([2, 0, 3, 1, 3, 0], 4, streams=2, slots=6)
     assert made.slot_bt.tolist() == [
         [0, 1, -1, -1], [-1, -1, -1, -1], [2, 3, 4, -1], [0, -1, -1, -1], [1, 2, 3, -1], [-1, -1, -1, -1]
     ]  # fmt: skip
     assert made.place_cn.tolist() == [[0, 1, 8, 9, 10, -1], [0, 4, 5, 6, -1, -1]]
     x = jnp.arange(24.0).reshape(6, 4) + 1
-    streams = packing.pack(x, made)
+    streams = pack(x, made)
     assert streams.tolist() == [[1, 2, 9, 10, 11, 0], [13, 17, 18, 19, 0, 0]]
-    assert packing.unpack(streams, made)[2].tolist() == [9, 10, 11, 0]
+    assert unpack(streams, made)[2].tolist() == [9, 10, 11, 0]
     with pytest.raises(ValueError, match="5 counted positions do not fit 4 slots"):
-        packing.of([2, 0, 3], 4, slots=4)
+        pack_lengths([2, 0, 3], 4, slots=4)
     with pytest.raises(ValueError, match="6 rows do not divide over 4 streams"):
-        packing.of([1] * 6, 4, streams=4)
+        pack_lengths([1] * 6, 4, streams=4)
 
 
 def test_pack_and_unpack_are_each_others_transpose():
-    made = packing.of(LENGTHS.ravel(), WIDTH, streams=2, slots=20)
+    made = pack_lengths(LENGTHS.ravel(), WIDTH, streams=2, slots=20)
     x, y = jax.random.normal(jax.random.key(0), (8, WIDTH, 3)), jax.random.normal(jax.random.key(1), (2, 20, 3))
-    there, back = jax.vjp(lambda x: packing.pack(x, made), x)
+    there, back = jax.vjp(lambda x: pack(x, made), x)
     assert float(jnp.vdot(there, y)) == pytest.approx(float(jnp.vdot(x, back(y)[0])), abs=1e-5)
-    there, back = jax.vjp(lambda y: packing.unpack(y, made), y)
+    there, back = jax.vjp(lambda y: unpack(y, made), y)
     assert float(jnp.vdot(there, x)) == pytest.approx(float(jnp.vdot(y, back(x)[0])), abs=1e-5)
 
 
 @pytest.mark.parametrize(("buckets", "slots"), [(1, 56), (4, 42), (8, 35), (56, 30), (500, 30)])
 def test_a_bucket_is_the_least_fraction_that_holds_the_tokens(buckets, slots):
-    assert packing.bucket(LENGTHS.ravel(), WIDTH, buckets) == slots  # 30 counted positions of 56
-    assert slots in packing.sizes(56, buckets)
+    assert bucket_size(LENGTHS.ravel(), WIDTH, buckets) == slots  # 30 counted positions of 56
+    assert slots in bucket_sizes(56, buckets)
 
 
 @pytest.mark.parametrize(

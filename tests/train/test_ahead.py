@@ -10,7 +10,8 @@ import pytest
 
 from mara_jax.bench import speed
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
-from mara_jax.policies import packing, transformer
+from mara_jax.policies import transformer
+from mara_jax.policies.packing import bucket_sizes
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs
 from mara_jax.tasks.base import Score
@@ -95,7 +96,7 @@ def test_every_declared_size_is_compiled(shape, parts):
     for buckets in (1, 3, 8):
         made = ahead.packings(shape, 7, buckets, parts)
         rows = shape[0] * shape[1] // parts
-        assert [one.place_cn.shape[-1] for one in made if one] == packing.sizes(rows * 6, buckets)
+        assert [one.place_cn.shape[-1] for one in made if one] == bucket_sizes(rows * 6, buckets)
         assert all((one.place_cn >= 0).all() and one.slot_bt.ndim == 2 + (parts > 1) for one in made if one)
     assert ahead.packings(shape, 7, 0, parts) == [None]
     assert logprobs.packed(np.full(shape, 7), 7, 0, parts=parts) is None

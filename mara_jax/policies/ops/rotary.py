@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.parallel import sharding
 from mara_jax.policies.parameters import Architecture, wide
 
 
@@ -27,14 +26,8 @@ def inverse_frequencies(arch: Architecture) -> np.ndarray:
 
 def angles(arch: Architecture, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles, float32 [b, t, 1, h / 2]."""
-    angle = positions_bt[..., None].astype(jnp.float32) * inverse_frequencies(arch)
-    both = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)[:, :, None, :]
-    if sharding.platform() == "cpu":
-        # XLA would compute them anew for every head of every layer that it does not scan, but it stores what a matmul
-        # makes; this one changes no digit.
-        both = both @ jnp.eye(arch.head_dim, dtype=both.dtype)
-    cos, sin = jnp.split(both, 2, axis=-1)
-    return cos, sin
+    angle = positions_bt[..., None, None].astype(jnp.float32) * inverse_frequencies(arch)
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:

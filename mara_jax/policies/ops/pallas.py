@@ -11,41 +11,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 from jax.sharding import PartitionSpec as P
 
 from mara_jax.parallel import sharding
+from mara_jax.policies.ops.attention import MASKED, SAVED, KeysValues, Mask
 
-# Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
-MASKED = -1e30
 # Of a TPU core, as much as its compiler gives a kernel unless told otherwise: two arrays, twice each, and room to work.
 VMEM = 16 * 2**20
 
 
-def attend(
-    q_bkxh: jax.Array,
-    own: tuple[jax.Array, jax.Array],
-    counts_b: jax.Array | None = None,
-    prefix: tuple[jax.Array, jax.Array, jax.Array] | None = None,
-    *,
-    interpret: bool = False,
-) -> jax.Array:
-    """Attention as in `attention.attend`, for whole rows: own keys [b, k, t, h] are seen causally.
+def attention(q_bkxh: jax.Array, own: KeysValues, prefix: KeysValues | None, mask: Mask) -> jax.Array:
+    """As `ops.attention.attention` for whole rows: own keys [b, k, t, h] are seen causally.
 
-    Args:
-      counts_b: positions of each row that count, all unless told; what comes out at the others means nothing.
-      prefix: None, or keys and values [p, k, s, h] and how many slots of each prompt are seen, at least one.
-      interpret: run the kernels step by step on any device.
-
-    Returns:
-      [b, k, x, h], x = (query head within its kv head, time).
+    args: mask: its lengths are used, not its arrays of bool; every prompt has at least one token. On a CPU the kernels
+        are interpreted, which is slow.
+    returns: [b, k, x, h]; what stands at positions past a row's length means nothing.
     """
     (b, k, x, h), t = q_bkxh.shape, own[0].shape[2]
-    if counts_b is None:
-        counts_b = jnp.full(b, t, jnp.int32)
-    run = functools.partial(_of_shard, "interpret" if interpret else sharding.platform())
-    args = (q_bkxh.reshape(b, k, x // t, t, h), own, counts_b, prefix)
+    lengths_b = jnp.full(b, t, jnp.int32) if mask.lengths_b is None else mask.lengths_b
+    platform = "interpret" if sharding.platform() == "cpu" else sharding.platform()
+    run = functools.partial(_attend_on_shard, platform)
+    shared = None if prefix is None else (*prefix, mask.prefix_lengths_p)
+    args = (q_bkxh.reshape(b, k, x // t, t, h), own, lengths_b, shared)
     layout = sharding.current()
     if layout is not None:
         specs, out = _specs(layout, *args)
@@ -72,7 +62,7 @@ def _names(axes: Any) -> tuple[str, ...]:
     return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
 
 
-def _of_shard(platform: str, q_bkmth, own, counts_b, prefix):
+def _attend_on_shard(platform: str, q_bkmth, own, counts_b, prefix):
     """Attention of the rows and heads that one device has."""
     (b, k, m, t, h), s = q_bkmth.shape, 0 if prefix is None else prefix[0].shape[2]
     backend = Backend(platform, *_tiles(platform, t, s))
@@ -101,7 +91,8 @@ def _attend_fwd(backend, q, counts_b, sets):
     share = [jnp.exp(part - lse).swapaxes(2, 3) for _, part in parts]
     out: Any = sum(part * of for (part, _), of in zip(parts, share, strict=True))
     # Said to be one array: else XLA keeps the parts for the backward pass and joins them there again.
-    out = jax.lax.optimization_barrier(out.astype(q.dtype))
+    out = checkpoint_name(jax.lax.optimization_barrier(out.astype(q.dtype)), SAVED)
+    lse = checkpoint_name(lse, SAVED)
     return out, (q, counts_b, sets, out, lse)
 
 

@@ -1,4 +1,4 @@
-"""The attention kernels, interpreted, against a plain softmax and against XLA's attention."""
+"""The attention kernels, interpreted, against the plain definition."""
 
 import functools
 import pathlib
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from mara_jax.plan import chips
-from mara_jax.policies import attention, flash
+from mara_jax.policies.ops import pallas
+from mara_jax.policies.ops.attention import Mask, attention, behind_prefix, causal_mask
 
 P, G, K, M, T, S, H = 2, 2, 2, 2, 40, 19, 16  # prompts, rows of each, kv heads, queries of each, times, slots, channels
 COUNTS, LENGTHS = np.array([40, 1, 17, 0]), np.array([19, 3])
+MASK = behind_prefix(Mask(causal_mask(T, M), lengths_b=jnp.asarray(COUNTS)), S, jnp.asarray(LENGTHS))
 
 
 def drawn(seed, *shape):
@@ -22,17 +24,16 @@ def drawn(seed, *shape):
 
 
 def by_xla(q, own, prefix):
-    mask = jnp.tile(jnp.arange(T) <= jnp.arange(T)[:, None], (M, 1))
-    return attention.attend(q, (*own, mask), prefix and (*prefix, jnp.arange(S) < jnp.asarray(LENGTHS)[:, None]))
+    return attention(q, own, prefix, MASK)
 
 
 def by_kernels(q, own, prefix):
-    return flash.attend(q, own, jnp.asarray(COUNTS), prefix and (*prefix, jnp.asarray(LENGTHS)), interpret=True)
+    return pallas.attention(q, own, prefix, MASK)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_values_and_gradients_are_those_of_xla_at_counted_positions(shared, monkeypatch):
-    monkeypatch.setattr(flash, "_tiles", lambda *_: (16, 16))  # three tiles of queries, two of slots
+    monkeypatch.setattr(pallas, "_tiles", lambda *_: (16, 16))  # three tiles of queries, two of slots
     q = drawn(0, P * G, K, M * T, H)
     own = (drawn(1, P * G, K, T, H), drawn(2, P * G, K, T, H))
     prefix = (drawn(3, P, K, S, H), drawn(4, P, K, S, H)) if shared else None

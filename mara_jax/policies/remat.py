@@ -1,0 +1,36 @@
+"""Activation checkpointing: what a layer saves for the backward pass, and what that computes again."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mara_jax.policies.ops.attention import SAVED
+from mara_jax.policies.ops.select import select
+from mara_jax.policies.parameters import Architecture
+
+
+def checkpointed(arch: Architecture, layer: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer that saves what `Architecture.remat` says.
+
+    "none": the products of kernels and what attention's gradient needs; norms, rotary embedding and SwiGLU cost less
+    than they take. "elementwise": the products alone; "layer": only the layer's input. On a CPU `jax.checkpoint` saves
+    no memory outside of scans; there the operations see to it.
+    """
+    if arch.remat == "none" and select(arch).saves:
+        return layer
+    products: Any = functools.partial(_is_kernels_product, arch)
+    both = jax.checkpoint_policies.save_from_both_policies(
+        products, jax.checkpoint_policies.save_only_these_names(SAVED)
+    )
+    policy = {"none": both, "elementwise": products, "layer": None}[arch.remat]
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not arch.scan_layers)
+
+
+def _is_kernels_product(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:
+    """Whether a result is a kernel's product; of an adapter's two only the thin one between its factors is."""
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(prim, *avals, **params):
+        return False
+    (contracted, _), _ = params["dimension_numbers"]
+    return arch.lora is None or avals[0].shape[contracted[0]] != arch.lora.rank
