@@ -12,6 +12,7 @@ from mara_jax.plan import work
 from mara_jax.plan.chips import Chip
 from mara_jax.plan.programs import Sizes
 from mara_jax.policies import lora, parameters
+from mara_jax.policies.ops.select import uses_kernels
 from mara_jax.policies.parameters import Architecture
 
 # Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
