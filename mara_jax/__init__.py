@@ -2,5 +2,7 @@
 
 from mara_jax import cpu, precision
 
+__version__ = "0.1.0"
+
 cpu.use_own_matmuls()
 precision.keep_float32()

@@ -1,4 +1,4 @@
-"""The command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR [--config.x.y=VALUE]``."""
+"""The training command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR``."""
 
 import dataclasses
 import os
@@ -7,97 +7,107 @@ import sys
 import traceback
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from mara_jax import cli, config
-from mara_jax.parallel import hosts, mesh, sharding
-from mara_jax.train import workdir as workdir_of_run
+from mara_jax.cli import Flag
 
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:VARIANT", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; an existing run there is resumed.")
-# Only where processes do not find each other: TPU pods, SLURM and Open MPI need none of them.
-_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, the same for every process.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run together.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+COMMAND = cli.Command(
+    name="main",
+    purpose="""Trains the policy of a configuration by reinforcement learning on all devices, and writes its metrics,
+    checkpoints and figures to the workdir. A run that is there already is resumed from its last checkpoint. Several
+    processes of TPU pods, SLURM and Open MPI find each other; elsewhere the last three flags say it.""",
+    examples=(
+        "python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano",
+        "python -m mara_jax.main --config=configs/toy.py --workdir=runs/toy",
+        "python -m mara_jax.main --config=configs/onetwo.py:smol --help",
+    ),
+    flags=(
+        Flag("workdir", "DIR", "where the run writes, or is resumed"),
+        Flag("coordinator_address", "HOST:PORT", "of process 0, the same for every process"),
+        Flag("num_processes", "N", "how many processes run together", kind=int),
+        Flag("process_id", "I", "which of them this is, from 0", kind=int),
+    ),
+    configs=(config.LanguageRun, config.ToyRun),
+    required=("config", "workdir"),
+    interrupted="the same command resumes from the last checkpoint",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Parses flags, prepares the workdir and runs; returns the exit status."""
+    """Trains; returns the exit status."""
+    return cli.run(COMMAND, train, argv)
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command; errors as of `cli.parse`."""
+    return cli.parse(COMMAND, argv)
+
+
+def train(argv: list[str]) -> int:
+    """Trains what the command line asks for; imports wait until the config is known to be good.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values = parse(argv)
+    run, workdir = config.resolve(values.config), pathlib.Path(values.workdir)
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every write
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if isinstance(run, config.ToyRun):
+        if any(values[name].present for name in PROCESS_FLAGS):
+            raise ValueError(f"the toy runs in one process: leave out --{', --'.join(PROCESS_FLAGS)}")
+        _train_toy(run, workdir)
+        return 0
+    from mara_jax.parallel import hosts, mesh
+
+    mesh.join_processes(*(values[name].value for name in PROCESS_FLAGS))
     try:
-        run = parse(argv)
-        workdir = pathlib.Path(_WORKDIR.value or "")
-        join(run)
-    except (ValueError, OSError, flags.Error) as error:
-        return cli.refused(error)
-    try:
-        hosts.on_process_zero(lambda: workdir_of_run.check(workdir, run))
-        train(run, workdir)
+        _train_language_model(run, workdir)
     except hosts.RemoteError:
-        return 2  # the process that refused says why
-    except (ValueError, OSError) as error:
-        status = cli.refused(error)
-        if hosts.several_processes() and not isinstance(error, hosts.SharedError):
-            hosts.exit_at_once(status)
-        return status
-    except KeyboardInterrupt:
-        if hosts.is_process_zero():
-            print("mara_jax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return hosts.exit_at_once(130) if hosts.several_processes() else 130
-    except Exception:
-        if not hosts.several_processes():
+        return cli.REFUSED  # the process that raised it reports it
+    except BaseException as error:
+        if not hosts.several_processes() or isinstance(error, hosts.SharedError):
             raise
-        traceback.print_exc()
-        hosts.exit_at_once(1)
+        hosts.exit_at_once(_status(error))  # the others wait for this one in the middle of a computation
     return 0
 
 
-def join(run: config.Run) -> None:
-    """Makes the processes of a run one program, where there are several.
+def _status(error: BaseException) -> int:
+    """Reports an error of one of several processes; of an interruption, which reaches all of them, process 0 does."""
+    from mara_jax.parallel import hosts
 
-    Raises:
-      ValueError: they do not find each other, or the run is none of several processes.
-    """
-    if isinstance(run, config.LanguageRun):
-        mesh.join_processes(_ADDRESS.value, _PROCESSES.value, _PROCESS.value)
-    elif any(flag.value is not None for flag in (_ADDRESS, _PROCESSES, _PROCESS)):
-        raise ValueError("the toy runs in one process: leave out --coordinator_address, --num_processes, --process_id")
-
-
-def parse(argv: list[str]) -> config.Run:
-    """The checked run that the command line asks for.
-
-    Raises:
-      ValueError: a flag is missing or unknown, a field is unknown or of the wrong type, or the run cannot work.
-    """
-    cli.read_flags(FLAGS, argv)
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise ValueError(
-                f"--{flag.name} is missing: python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano"
-            )
-    return config.resolve(_CONFIG.value)
+    if isinstance(error, KeyboardInterrupt) and not hosts.is_process_zero():
+        return cli.INTERRUPTED
+    try:
+        return cli.report(COMMAND, error)
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
-def train(run: config.Run, workdir: pathlib.Path) -> None:
-    """Hands the run to the loop of its kind; imports wait until the config is known to be good."""
-    logging.set_verbosity(logging.ERROR)  # Orbax tells every write
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if isinstance(run, config.ToyRun) and run.sweep.betas:
-        from mara_jax.toy import sweep
+def _train_toy(run: config.ToyRun, workdir: pathlib.Path) -> None:
+    from mara_jax.toy import single_run, sweep
+    from mara_jax.train import workdir as run_directory
 
+    run_directory.check(workdir, run)
+    if run.sweep.betas:
         sweep.run(run, workdir)
-        return
-    if isinstance(run, config.ToyRun):
-        from mara_jax.toy import single_run
-
+    else:
         single_run.run(run, workdir)
-        return
+
+
+def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
+    """Arranges the devices and hands the run to the loop."""
+    from mara_jax.parallel import hosts, sharding
     from mara_jax.tasks import onetwo
     from mara_jax.train import loop, preflight
+    from mara_jax.train import workdir as run_directory
 
+    hosts.on_process_zero(lambda: run_directory.check(workdir, run))
     preflight.check_threshold(run)
-    with sharding.use(hosts.raise_on_all_processes(lambda: preflight.layout_of(run))), preflight.too_large():
+    layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
+    with sharding.use(layout), preflight.too_large():
         hosts.raise_on_all_processes(lambda: preflight.check_room(run))
         loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
 

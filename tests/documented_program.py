@@ -15,10 +15,6 @@ sys.path[0] = os.getcwd()  # as `python -m` has it
 def parser_of(module: str):
     """The function of a command that parses its arguments, the first of which is the command's name."""
     command = importlib.import_module(module if module == "mara_jax.main" else f"{module}.command")
-    if module == "mara_jax.figures":
-        return lambda words: command.parse(words[1:])
-    if module == "mara_jax.evaluate":  # its parser judges what stands before --help, and nothing runs
-        return lambda words: command.main([*words[1:], "--help"])
     return command.parse
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     ("sampling", "hf"),
     ("train", "toy"),
     ("cli",),
-    ("main", *COMMANDS),
+    ("main", "__main__", *COMMANDS),
 ]
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
 # Imports within a layer, and the one between commands: `bench` counts the work that `plan` counts.

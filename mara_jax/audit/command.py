@@ -1,21 +1,8 @@
-"""Says what a configuration, or a setting that other frameworks ship, really optimises; nothing is trained.
-
-python -m mara_jax.audit --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
-python -m mara_jax.audit --as=NAME [--level=sequence|token] [--config=...]
-python -m mara_jax.audit --rivals
-
---as      a setting by name; the configuration, if given, then gives method, beta, threshold and baseline
---level   log-ratios of whole strings or of tokens, for the estimators among the names
---group   strings a group, 1 to 4; 2 by default
---json    print one JSON object and nothing else
---rivals  the table of docs/rivals.md: where other methods end, each alone and with MARA; half a minute of CPU
-"""
+"""The audit command: what a configuration, or a setting that other frameworks ship, really optimises."""
 
 import json
-import sys
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -24,10 +11,32 @@ from rich.markup import escape
 from mara_jax import cli, config
 from mara_jax.audit import published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
+from mara_jax.cli import Flag
 from mara_jax.train import preflight
 from mara_jax.train.tables import NumberTable
 
-EXAMPLE = "python -m mara_jax.audit --config=configs/onetwo.py:nano, or --as=grpo"
+COMMAND = cli.Command(
+    name="audit",
+    purpose="""Compares the expected gradient of a configuration, or of a setting that other frameworks ship, with the
+    exact gradients of E[R] - beta KL on a policy small enough to enumerate, follows it to where it ends, and says in
+    one sentence what it optimises. Nothing is trained.""",
+    examples=(
+        "python -m mara_jax.audit --config=configs/onetwo.py:nano",
+        "python -m mara_jax.audit --as=grpo",
+        "python -m mara_jax.audit --as=k3_in_loss --level=sequence --json",
+    ),
+    flags=(
+        Flag("as", "NAME", "a setting by name; --config, if given, gives method, beta, threshold and baseline",
+             choices=published.NAMES),
+        Flag("level", "LEVEL", "log-ratios of whole strings or of tokens, for the estimators among the names",
+             choices=config.LEVELS),
+        Flag("group", "N", "strings a group", default=2, kind=int, least=1, most=4),
+        Flag("json", "", "print one JSON object and nothing else", default=False, kind=bool),
+        Flag("rivals", "", "print the table of docs/rivals.md: where other methods end, each alone and with MARA; it "
+             "takes half a minute", default=False, kind=bool),
+    ),
+    configs=(config.LanguageRun, config.ToyRun),
+)  # fmt: skip
 _ROWS = {
     "reverse_sequence": "reverse KL of whole strings",
     "forward_sequence": "forward KL of whole strings",
@@ -46,20 +55,22 @@ _FORMS = {
 
 
 def main(argv: list[str]) -> int:
-    """Parses flags, audits, prints; returns the exit status."""
-    if "--help" in argv[1:]:
-        print(f"{__doc__}\nnames: {', '.join(published.NAMES)}")
+    """Audits and prints; returns the exit status."""
+    return cli.run(COMMAND, audit, argv)
+
+
+def audit(argv: list[str]) -> int:
+    """Audits what the command line asks for.
+
+    Raises:
+      ValueError: one line.
+    """
+    values = parse(argv)
+    if values.rivals:
+        print(rivals_table.markdown(rivals_table.endings()))
         return 0
-    try:
-        asked = parse(argv)
-        if asked.rivals:
-            print(rivals_table.markdown(rivals_table.endings()))
-            return 0
-        record = audited(asked)
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if asked.json:
+    record = audited(values)
+    if values.json:
         print(json.dumps(record, allow_nan=False))
     else:
         show(record, Console(highlight=False))
@@ -72,48 +83,38 @@ def parse(argv: list[str]) -> flags.FlagValues:
     Raises:
       ValueError: an unknown flag or field, a wrong value, or nothing to audit.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
-    )
-    flags.DEFINE_string("as", None, "A setting by name instead of the configuration's.", flag_values=values)
-    flags.DEFINE_enum("level", None, ["sequence", "token"], "Log-ratios of --as.", flag_values=values)
-    flags.DEFINE_integer("group", 2, "Strings a group.", lower_bound=1, upper_bound=4, flag_values=values)
-    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
-    flags.DEFINE_bool("rivals", False, "Print the table of docs/rivals.md.", flag_values=values)
-    cli.read_flags(values, argv)
+    values = cli.parse(COMMAND, argv)
     if values["rivals"].value:
         beside = [f"--{name}" for name in ("config", "as", "level", "json") if values[name].present]
         if beside:
             raise ValueError(f"{beside[0]} has no meaning with --rivals, which prints one table: leave it out")
         return values
     if values["config"].value is None and values["as"].value is None:
-        raise ValueError(f"nothing to audit: give --config=FILE.py or --as=NAME, as in {EXAMPLE}")
+        raise ValueError(f"nothing to audit: give --config=FILE.py or --as=NAME, as in {COMMAND.examples[0]}")
     if values["level"].value and not values["as"].value:
         raise ValueError("--level goes with --as=NAME; of a configuration set --config.algorithm.level")
     return values
 
 
-def audited(asked: flags.FlagValues) -> dict[str, Any]:
+def audited(values: flags.FlagValues) -> dict[str, Any]:
     """The record of what was asked for.
 
     Raises:
       ValueError: a config that means nothing, or a setting that is not known.
     """
-    name, level = asked["as"].value, asked["level"].value
+    name, level = values["as"].value, values["level"].value
     run: config.Run | None = None
-    if asked["config"].value is not None:
-        run = config.build(asked["config"].value)
+    if values["config"].value is not None:
+        run = config.build(values["config"].value)
     one_token, refused = isinstance(run, config.ToyRun), ""
     if name is not None:
         base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
         setting = published.setting(name, base, level)
     else:
         assert run is not None
-        setting = published.configured(config_flags.get_config_filename(asked["config"]), run.algorithm)
+        setting = published.configured(config_flags.get_config_filename(values["config"]), run.algorithm)
         refused = refusal(run)
-    group = int(asked["group"].value or 0)
-    return verdict.audited(setting, one_token=one_token, group=group, refused=refused)
+    return verdict.audited(setting, one_token=one_token, group=values.group, refused=refused)
 
 
 def refusal(run: config.Run) -> str:
@@ -205,10 +206,3 @@ def _anchors(rows: list[dict[str, Any]]) -> NumberTable:
         gradient, distance = f"{row['gradient_error']:.1%}", f"{row['total_variation']:.4f}"
         table.add_row(f" of {row['group']}: gradient off by", gradient, "ends away by", distance)
     return table
-
-
-if __name__ == "__main__":
-    # Tiny sums in float64: an accelerator would be slower, not every one has float64, and compiling takes longest.
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
-    sys.exit(main(sys.argv))

@@ -1,3 +1,5 @@
+"""``python -m mara_jax.bench``."""
+
 import sys
 
 from mara_jax.bench.command import main

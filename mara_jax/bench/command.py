@@ -1,20 +1,4 @@
-"""Measures a training step: tokens a second, FLOPs against the least, against this machine's matmul; nothing is learnt.
-
-python -m mara_jax.bench --model=tiny|small|smol|SHAPE [--prompt=64] [--new=64] [--group=8] [--samples=32]
-                         [--dtype=bfloat16] [--remat=layer] [--micro_batches=1]
-python -m mara_jax.bench --config=configs/FILE.py[:VARIANT] [--config.section.field=VALUE ...]
-
---model     tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped, random weights; or smol:
-            SmolLM2-135M; or a published shape with random weights, its layers scanned: qwen2.5-0.5b, -3b, -7b, -32b.
-            Random prompts; completions never end, so that every run does the same work.
---dtype     of the model's matmuls: float32 or bfloat16; of --model, as are --remat (none, elementwise or layer) and
-            --micro_batches
---config    the configuration's policy, prompts, sizes and optimiser; completions end where they end
---repeats   timed steps after the one that compiles; medians are printed (5)
---threads   cores of the CPU that may be used (1); 0: all
---json      print one JSON object and nothing else
---out=DIR   also write it to DIR/bench.json
-"""
+"""The bench command: a training step in tokens a second, in FLOPs against the least, against this machine's matmul."""
 
 import dataclasses
 import json
@@ -24,44 +8,73 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 from mara_jax import cli, config, hf
 from mara_jax.bench import phases, speed
+from mara_jax.cli import Flag
 from mara_jax.hf import shapes
-from mara_jax.policies import parameters, transformer
+from mara_jax.policies import transformer
 from mara_jax.train import preflight
 from mara_jax.train.tables import NumberTable
 
-EXAMPLE = "python -m mara_jax.bench --model=tiny, or --config=configs/onetwo.py:smol"
-SHAPE = {"prompt": 64, "new": 64, "group": 8, "samples": 32, "micro_batches": 1}
-COMPUTED = {
-    "dtype": ("float32", ("float32", "bfloat16")),
-    "remat": ("none", parameters.REMAT),
-}
 SMOL = "smollm2-135m-instruct"
+# What --model's prompts, batch and policy are; a configuration has fields for the same.
+OF_MODEL = (
+    Flag("prompt", "N", "tokens of a prompt", 64, int, least=1),
+    Flag("new", "N", "tokens of a completion", 64, int, least=1),
+    Flag("group", "N", "completions per prompt", 8, int, least=1),
+    Flag("samples", "N", "completions in all", 32, int, least=1),
+    Flag("micro_batches", "N", "parts of the batch in the update", 1, int, least=1),
+    Flag("dtype", "DTYPE", "of the matmuls", "float32", choices=("float32", "bfloat16")),
+    Flag("remat", "WHAT", "activation checkpointing: what the backward pass recomputes", "none", choices=config.REMATS),
+)
+COMMAND = cli.Command(
+    name="bench",
+    purpose="""Times the rollout, the reference log-probs and the update of a training step, and sets them against the
+    FLOPs that they need at least and against a plain matmul on the same machine. Nothing is learnt. With --model,
+    prompts are random and completions never end, so that every run does the same work; with --config they end where
+    they end.""",
+    examples=(
+        "python -m mara_jax.bench --model=tiny",
+        "python -m mara_jax.bench --config=configs/onetwo.py:smol",
+    ),
+    flags=(
+        Flag("model", "NAME", "tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped with "
+             "random weights; smol: SmolLM2-135M; or a published shape with random weights, its layers scanned",
+             choices=(*phases.SIZES, "smol", *shapes.PUBLISHED)),
+        *(dataclasses.replace(flag, meaning=f"with --model: {flag.meaning}") for flag in OF_MODEL),
+        Flag("repeats", "N", "timed steps after the one that compiles; medians are printed", 5, int, least=1),
+        Flag("threads", "N", "cores of the CPU that may be used; 0: all", 1, int, least=0),
+        Flag("json", "", "print one JSON object and nothing else", False, bool),
+        Flag("out", "DIR", "also write the object to DIR/bench.json"),
+    ),
+    configs=(config.LanguageRun,),
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Parses flags, measures, prints; returns the exit status."""
-    if "--help" in argv[1:]:
-        print(__doc__)
-        return 0
-    try:
-        asked = parse(argv)
-        use_threads(asked.threads)
-        out = writable(asked.out)
-        case, params = wanted(asked)
-    except (ValueError, OSError, flags.Error) as error:
-        return cli.refused(error)
-    record = {"threads": asked.threads or available(), **speed.measure(case, params, asked.repeats)}
+    """Measures and prints; returns the exit status."""
+    return cli.run(COMMAND, bench, argv)
+
+
+def bench(argv: list[str]) -> int:
+    """Measures what the command line asks for.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values = parse(argv)
+    use_threads(values.threads)
+    out = writable(values.out)
+    case, params = case_of(values)
+    record = {"threads": values.threads or available(), **speed.measure(case, params, values.repeats)}
     record["load"] = round(os.getloadavg()[0], 2)
     text = json.dumps(record, allow_nan=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "bench.json").write_text(text + "\n")
-    if asked.json:
+    if values.json:
         print(text)
     else:
         show(record, Console(highlight=False))
@@ -74,33 +87,18 @@ def parse(argv: list[str]) -> flags.FlagValues:
     Raises:
       ValueError: an unknown flag or field, a wrong value, nothing to measure, a group that does not divide.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
-    )
-    flags.DEFINE_enum("model", None, [*phases.SIZES, "smol", *shapes.PUBLISHED], "A model by name.", flag_values=values)
-    for name in SHAPE:
-        flags.DEFINE_integer(name, None, "Of --model.", lower_bound=1, flag_values=values)
-    for name, (_, choices) in COMPUTED.items():
-        flags.DEFINE_enum(name, None, choices, "Of --model.", flag_values=values)
-    flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("threads", 1, "Cores; 0: all.", lower_bound=0, flag_values=values)
-    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder for bench.json.", flag_values=values)
-    cli.read_flags(values, argv)
-    if (values["config"].value is None) == (values["model"].value is None):
-        raise ValueError(f"give either --model=NAME or --config=FILE.py, as in {EXAMPLE}")
-    defaults = SHAPE | {name: usual for name, (usual, _) in COMPUTED.items()}
-    given = [name for name in defaults if values[name].value is not None]
-    if given and values["model"].value is None:
-        raise ValueError(f"--{given[0]} goes with --model; of a configuration set its own field")
-    for name, size in defaults.items():
-        if name not in given:
-            values[name].value = size
+    values = cli.parse(COMMAND, argv)
+    if (values.config is None) == (values.model is None):
+        raise ValueError(f"give either --model=NAME or --config=FILE.py, as in {' or '.join(COMMAND.examples)}")
+    if values.model is None:
+        for flag in OF_MODEL:
+            if values[flag.name].present:
+                raise ValueError(f"--{flag.name} goes with --model; of a configuration set its own field")
     for whole, part in (("samples", "group"), ("group", "micro_batches")):
-        counts = int(values[whole].value or 0), int(values[part].value or 1)
-        if counts[0] % counts[1]:
-            raise ValueError(f"--{whole}={counts[0]} is no multiple of --{part}={counts[1]}: choose one that is")
+        if values[whole].value % values[part].value:
+            raise ValueError(
+                f"--{whole}={values[whole].value} is no multiple of --{part}={values[part].value}: choose one that is"
+            )
     return values
 
 
@@ -133,25 +131,25 @@ def writable(out: str | None) -> pathlib.Path | None:
     return None if out is None else pathlib.Path(out)
 
 
-def wanted(asked: flags.FlagValues) -> tuple[phases.Case, Any]:
+def case_of(values: flags.FlagValues) -> tuple[phases.Case, Any]:
     """The case to measure, and its parameters.
 
     Raises:
       ValueError: a configuration that cannot run, or is the toy's.
     """
-    if asked["config"].value is not None:
-        return _configured(asked.config)
-    computed = {"compute_dtype": asked.dtype, "remat": asked.remat}
-    if asked.model == "smol":
+    if values.config is not None:
+        return _configured(values.config)
+    computed = {"compute_dtype": values.dtype, "remat": values.remat}
+    if values.model == "smol":
         policy, params = hf.load(SMOL, **computed)
         # No end token: every completion has its full length.
         policy = dataclasses.replace(policy, eos_ids=())
     else:
-        policy = phases.random_policy(asked.model, **computed)
+        policy = phases.random_policy(values.model, **computed)
         params = transformer.init(policy.architecture, jax.random.key(0))
-    prompts = phases.random_prompts(policy.architecture.vocab_size, asked.samples // asked.group, asked.prompt)
-    optimiser = config.Optimiser(micro_batches=asked.micro_batches)
-    case = phases.Case(asked.model, policy, prompts, asked.group, asked.new, optimiser=optimiser)
+    prompts = phases.random_prompts(policy.architecture.vocab_size, values.samples // values.group, values.prompt)
+    optimiser = config.Optimiser(micro_batches=values.micro_batches)
+    case = phases.Case(values.model, policy, prompts, values.group, values.new, optimiser=optimiser)
     return case, params
 
 

@@ -7,6 +7,7 @@ A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun
 
 from mara_jax.config.build import build, kind_of, resolve, unknown_field
 from mara_jax.config.checks import check, check_values
+from mara_jax.config.limits import Limit
 from mara_jax.config.schema import (
     ANCHORS,
     BASELINES,
@@ -14,8 +15,10 @@ from mara_jax.config.schema import (
     FIRST_MOMENTS,
     IMPORTANCES,
     KL_BESIDE_REWARD,
+    LEVELS,
     LORA_TARGETS,
     METHODS,
+    REMATS,
     TRAINABLE,
     Algorithm,
     Checkpoint,
@@ -47,12 +50,15 @@ __all__ = [
     "FIRST_MOMENTS",
     "IMPORTANCES",
     "KL_BESIDE_REWARD",
+    "LEVELS",
     "LORA_TARGETS",
     "METHODS",
+    "REMATS",
     "TRAINABLE",
     "Algorithm",
     "Checkpoint",
     "LanguageRun",
+    "Limit",
     "Lora",
     "Mesh",
     "Optimiser",

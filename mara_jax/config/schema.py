@@ -239,6 +239,7 @@ class LanguageRun:
 
     steps: int = setting(40, "rollouts of the run, each with its update", limits.COUNT)
     seed: int = setting(0, "of all randomness of the run", limits.FROM_ZERO)
+    show_samples: int = setting(2, "completions printed after each step", limits.FROM_ZERO)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)
@@ -249,7 +250,6 @@ class LanguageRun:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     mesh: Mesh = field(default_factory=Mesh)
     profile: Profile = field(default_factory=Profile)
-    show_samples: int = setting(2, "completions printed after each step", limits.FROM_ZERO)
 
 
 @dataclass(frozen=True)

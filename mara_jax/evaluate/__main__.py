@@ -1,5 +1,7 @@
+"""``python -m mara_jax.evaluate``."""
+
 import sys
 
 from mara_jax.evaluate.command import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv))

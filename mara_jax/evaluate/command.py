@@ -1,31 +1,61 @@
-"""Looks at finished runs: ``python -m mara_jax.evaluate show|compare RUN... [--markdown]``."""
+"""The evaluate command: one finished run in full, or several side by side."""
 
-import argparse
-import sys
-
+from absl import flags
 from rich.console import Console
 
-from mara_jax.evaluate import comparison
-from mara_jax.train import plots, report
+from mara_jax import cli
+from mara_jax.cli import Flag
+
+ACTIONS = ("show", "compare")
+COMMAND = cli.Command(
+    name="evaluate",
+    purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
+    draws its figure again; compare prints several runs side by side, with means over those that differ in their seed
+    alone.""",
+    examples=(
+        "python -m mara_jax.evaluate show runs/nano",
+        "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
+    ),
+    flags=(Flag("markdown", "", "print the comparison as a markdown table", False, bool),),
+    arguments="show|compare RUN ...",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Prints one run's final table and redraws its figure, or a comparison of several; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m mara_jax.evaluate", description=__doc__)
-    parser.add_argument("action", choices=("show", "compare"), help="one run in full, or several side by side")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir of a language-model run")
-    parser.add_argument("--markdown", action="store_true", help="print the comparison as a markdown table")
-    asked = parser.parse_args(argv)
+    """Prints; returns the exit status."""
+    return cli.run(COMMAND, evaluate, argv)
+
+
+def evaluate(argv: list[str]) -> int:
+    """Prints one run's final table and draws its figure again, or prints a comparison of several.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values, action, workdirs = parse(argv)
+    from mara_jax.evaluate import comparison
+    from mara_jax.train import plots, report
+
     console = Console(soft_wrap=True, highlight=False)
-    try:
-        if asked.action == "show":
-            for run in asked.runs:
-                console.print(report.final_table(run))
-                console.print(f"figure: {plots.final_figure(run)}")
-        else:
-            compared = comparison.compare(asked.runs)
-            console.print(compared.markdown if asked.markdown else compared.table)
-    except (ValueError, OSError) as error:
-        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if action == "compare":
+        compared = comparison.compare(workdirs)
+        console.print(compared.markdown if values.markdown else compared.table)
+        return 0
+    for workdir in workdirs:
+        console.print(report.final_table(workdir))
+        console.print(f"figure: {plots.final_figure(workdir)}")
     return 0
+
+
+def parse(argv: list[str]) -> tuple[flags.FlagValues, str, list[str]]:
+    """The flags of this command, what to do, and the workdirs of the runs.
+
+    Raises:
+      ValueError: an unknown flag or action, or no run.
+    """
+    values, arguments = cli.parse_with_arguments(COMMAND, argv)
+    if not arguments or arguments[0] not in ACTIONS:
+        raise ValueError(f"say what to do, {' or '.join(ACTIONS)}, as in {COMMAND.examples[0]}")
+    if not arguments[1:]:
+        raise ValueError(f"name at least one workdir, as in {COMMAND.examples[0]}")
+    return values, arguments[0], arguments[1:]

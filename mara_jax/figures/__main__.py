@@ -1,5 +1,11 @@
+"""``python -m mara_jax.figures``."""
+
 import sys
+
+import jax
 
 from mara_jax.figures.command import main
 
-sys.exit(main(sys.argv[1:]))
+# Many small programs, each run once: optimising them takes longer than it saves.
+jax.config.update("jax_disable_most_optimizations", True)
+sys.exit(main(sys.argv))

@@ -1,74 +1,70 @@
-"""Draws the didactic figures: ``python -m mara_jax.figures --out=DIR [--only=2,6] [--mode=faithful|converged]``.
+"""The figures command: each didactic figure as a PNG, an SVG and a JSON, with checks of what it must show."""
 
-Each figure is a PNG, an SVG and a JSON: every panel's trained distribution beside its exact optimum, the distance
-between them, and checks of what the figure must show. The exit status is 1 when a check fails.
-"""
-
-import argparse
 import pathlib
-import sys
 import time
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 from rich.console import Console
 
+from mara_jax import cli
+from mara_jax.cli import Flag
 from mara_jax.figures import drawing, experiments, figure_records
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.tables import NumberTable
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+COMMAND = cli.Command(
+    name="figures",
+    purpose="""Trains the small problems of the papers' figures and writes each figure as a PNG, an SVG and a JSON:
+    every panel's trained distribution beside its exact optimum, the distance between them, and checks of what the
+    figure must show. The exit status is 1 when a check fails.""",
+    examples=(
+        "python -m mara_jax.figures",
+        "python -m mara_jax.figures --only=2,6 --mode=converged --out=runs/figures",
+    ),
+    flags=(
+        Flag("out", "DIR", "folder to write into", "runs/figures"),
+        Flag("only", "2,6", f"some of {', '.join(figure_records.NAMES)}; all unless given"),
+        Flag("mode", "MODE", "the paper's optimiser settings, or exact gradients until the optimum", "faithful",
+             choices=tuple(experiments.MODES)),
+    ),
+    interrupted="figures already announced are whole",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Makes the figures asked for and prints their checks; returns the exit status."""
-    try:
-        names, mode, out = parse(argv)
-        out.mkdir(parents=True, exist_ok=True)
-        passed = make(names, mode, out)
-    except (ValueError, OSError) as error:
-        print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mara_jax: interrupted; figures already announced are whole", file=sys.stderr)
-        return 130
-    return 0 if passed else 1
+    """Makes the figures and prints their checks; returns the exit status."""
+    return cli.run(COMMAND, figures, argv)
+
+
+def figures(argv: list[str]) -> int:
+    """Makes the figures that the command line asks for; returns 1 where a check fails.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    names, mode, out = parse(argv)
+    out.mkdir(parents=True, exist_ok=True)
+    return 0 if make(names, mode, out) else 1
 
 
 def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
-    """Which figures, in which mode, and where to.
-
-    Args:
-      argv: the command's arguments, without its own name.
+    """Which figures, in which mode, and the folder for them.
 
     Raises:
-      ValueError: an argument, figure or mode is not known, or the folder cannot be one.
+      ValueError: a flag, figure or mode is not known, or the folder cannot be one.
     """
-    parser = _Parser(prog="python -m mara_jax.figures", description=__doc__)
-    parser.add_argument("--out", default="runs/figures", help="folder to write into (default: %(default)s)")
-    parser.add_argument("--only", metavar="2,6", help=f"figures among {','.join(figure_records.NAMES)} (default: all)")
-    parser.add_argument(
-        "--mode",
-        default="faithful",
-        help="faithful: the paper's optimiser settings (default); converged: exact gradients, until the optimum",
-    )
-    asked = parser.parse_args(argv)
-    names = [name.strip() for name in asked.only.split(",")] if asked.only is not None else list(figure_records.NAMES)
+    values = cli.parse(COMMAND, argv)
+    names = list(figure_records.NAMES) if values.only is None else [name.strip() for name in values.only.split(",")]
     for name in names:
         if name not in figure_records.NAMES:
             raise ValueError(
-                f"--only={asked.only}: {name!r} is no figure; use some of {','.join(figure_records.NAMES)}"
+                f"--only={values.only}: {name!r} is no figure; use some of {','.join(figure_records.NAMES)}"
             )
-    if asked.mode not in experiments.MODES:
-        raise ValueError(f"--mode={asked.mode} is not known: use {' or '.join(experiments.MODES)}")
-    out = pathlib.Path(asked.out)
+    out = pathlib.Path(values.out)
     for folder in (out, *out.parents):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out={asked.out}: {folder} is a file; choose a folder")
-    return list(dict.fromkeys(names)), asked.mode, out
+            raise ValueError(f"--out={values.out}: {folder} is a file; choose a folder")
+    return list(dict.fromkeys(names)), values.mode, out
 
 
 def make(names: list[str], mode: str, out: pathlib.Path) -> bool:
@@ -118,9 +114,3 @@ def table(records: list[dict[str, Any]]) -> NumberTable:
 
 def _count(record: dict[str, Any]) -> tuple[int, int]:
     return sum(check["pass"] for check in record["checks"]), len(record["checks"])
-
-
-if __name__ == "__main__":
-    # Many small programs, each run once: optimising them takes longer than it saves.
-    jax.config.update("jax_disable_most_optimizations", True)
-    sys.exit(main(sys.argv[1:]))

@@ -1,3 +1,5 @@
+"""``python -m mara_jax.plan``."""
+
 import sys
 
 from mara_jax.plan.command import main

@@ -1,68 +1,68 @@
-"""Plans a run for devices that need not be there: memory, fit, largest batch, work, exchanges, mesh; nothing is run.
-
-python -m mara_jax.plan --config=configs/FILE.py[:VARIANT] --topology=v5e:4x4 [--config.section.field=VALUE ...]
-
---topology       v5e:4x4, v5p:4x4x4, v6e:4x4 (TPU chips), h100:8 (GPUs of one node) or cpu:8 (simulated devices)
---shape          the policy has the shape of qwen2.5-0.5b, -3b, -7b or -32b, whatever policy.weights says
---prompt_tokens  of the longest prompt; from the tokenizer unless told, or the prompt's bytes where there is none
---suggested      plan for the mesh that plan suggests instead of the config's
---largest        also find the largest batch that fits, in groups: compiles several batches more
---json           print one JSON object and nothing else
-"""
+"""The plan command: memory, fit, largest batch, work and collectives of a run on devices that need not be there."""
 
 import dataclasses
 import json
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 from mara_jax import cli, config
+from mara_jax.cli import Flag
 from mara_jax.train.tables import NumberTable
 
-EXAMPLE = "python -m mara_jax.plan --config=configs/onetwo.py:nano --topology=cpu:8"
+COMMAND = cli.Command(
+    name="plan",
+    purpose="""Compiles the programs of a run for a topology of devices, which need not be there, and reads off them how
+    much memory a device needs, whether the run fits, what each device computes, moves and sends, and which mesh would
+    do better. Nothing is run.""",
+    examples=(
+        "python -m mara_jax.plan --config=configs/onetwo.py:nano --topology=cpu:8",
+        "python -m mara_jax.plan --config=configs/onetwo.py --topology=v5e:4x4",
+    ),
+    flags=(
+        Flag("topology", "KIND:SIZE", "v5e:4x4, v5p:4x4x4, v6e:4x4 (TPU chips), h100:8 (GPUs of one node) or cpu:8 "
+             "(simulated devices)"),
+        Flag("shape", "NAME", "of the policy, as qwen2.5-0.5b, -3b, -7b or -32b, whatever policy.weights says"),
+        Flag("prompt_tokens", "N", "of the longest prompt; counted by the tokenizer, or the prompt's bytes where there "
+             "is none, unless given", kind=int, least=1),
+        Flag("suggested", "", "plan for the mesh that plan suggests instead of the configuration's", False, bool),
+        Flag("largest", "", "also find the largest batch that fits, in groups: compiles several more", False, bool),
+        Flag("json", "", "print one JSON object and nothing else", False, bool),
+    ),
+    configs=(config.LanguageRun,),
+    required=("config", "topology"),
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Parses flags, plans, prints; returns the exit status: 0 also where a run does not fit."""
-    if "--help" in argv[1:]:
-        print(__doc__)
-        return 0
-    try:
-        asked = parse(argv)
-        from mara_jax.plan import planning  # imports what jax needs, once its devices are known
+    """Plans and prints; returns the exit status: 0 also where a run does not fit."""
+    return cli.run(COMMAND, plan, argv)
 
-        record = planning.plan(*wanted(asked))
-    except (ValueError, OSError, flags.Error) as error:
-        return cli.refused(error)
-    print(json.dumps(record, allow_nan=False)) if asked.json else show(record, Console(highlight=False))
+
+def plan(argv: list[str]) -> int:
+    """Plans what the command line asks for.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values = parse(argv)
+    from mara_jax.plan import planning  # imports what jax needs, once its devices are known
+
+    record = planning.plan(*arguments(values))
+    if values.json:
+        print(json.dumps(record, allow_nan=False))
+    else:
+        show(record, Console(highlight=False))
     return 0
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
-    """The flags of this command.
-
-    Raises:
-      ValueError: an unknown flag or field, a wrong value, no configuration or no topology.
-    """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "FILE.py or FILE.py:VARIANT", flag_values=values, lock_config=True, sys_argv=argv
-    )
-    flags.DEFINE_string("topology", None, "KIND:SIZE.", flag_values=values)
-    flags.DEFINE_string("shape", None, "A published model's.", flag_values=values)
-    flags.DEFINE_integer("prompt_tokens", None, "Of the longest prompt.", lower_bound=1, flag_values=values)
-    for name in ("suggested", "largest", "json"):
-        flags.DEFINE_bool(name, False, "See the top of this file.", flag_values=values)
-    cli.read_flags(values, argv)
-    for name in ("config", "topology"):
-        if values[name].value is None:
-            raise ValueError(f"--{name} is missing: {EXAMPLE}")
-    return values
+    """The flags of this command; errors as of `cli.parse`."""
+    return cli.parse(COMMAND, argv)
 
 
-def wanted(asked: flags.FlagValues) -> tuple[Any, ...]:
+def arguments(values: flags.FlagValues) -> tuple[Any, ...]:
     """The run, the topology and the choices that `planning.plan` takes.
 
     Raises:
@@ -71,16 +71,16 @@ def wanted(asked: flags.FlagValues) -> tuple[Any, ...]:
     from mara_jax.hf import shapes
     from mara_jax.plan import chips
 
-    topology = chips.parse(asked.topology)
-    run = config.resolve(asked.config)
+    topology = chips.parse(values.topology)
+    run = config.resolve(values.config)
     if not isinstance(run, config.LanguageRun):
         raise ValueError("the toy needs no plan: give a language model's configuration, as in configs/onetwo.py:smol")
-    if asked.shape is not None:
-        if asked.shape not in shapes.PUBLISHED:
-            raise ValueError(f"--shape={asked.shape!r} is not known: choose one of {', '.join(shapes.PUBLISHED)}")
-        run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, weights=asked.shape))
+    if values.shape is not None:
+        if values.shape not in shapes.PUBLISHED:
+            raise ValueError(f"--shape={values.shape!r} is not known: choose one of {', '.join(shapes.PUBLISHED)}")
+        run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, weights=values.shape))
     chips.simulate(topology)
-    return run, topology, asked.prompt_tokens, asked.suggested, asked.largest
+    return run, topology, values.prompt_tokens, values.suggested, values.largest
 
 
 def show(record: dict[str, Any], console: Console) -> None:

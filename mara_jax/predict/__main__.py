@@ -1,3 +1,5 @@
+"""``python -m mara_jax.predict``."""
+
 import sys
 
 from mara_jax.predict.command import main

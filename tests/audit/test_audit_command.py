@@ -58,7 +58,7 @@ def test_a_language_runs_threshold_out_of_reach_is_a_refusal():
     ("flags", "words"),
     [
         ([], "nothing to audit: give --config=FILE.py or --as=NAME"),
-        (["--as=grqo"], "--as=grqo is not known: choose one of k1_in_loss"),
+        (["--as=grqo"], "--as=grqo is unknown: choose one of k1_in_loss"),
         (["--as=grpo", "--level=token"], "--level=token has no meaning for --as=grpo"),
         (["--as=k3_in_loss", "--level=word"], "--level=word"),
         (["--rivals", "--as=grpo"], "--as has no meaning with --rivals, which prints one table: leave it out"),

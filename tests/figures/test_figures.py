@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mara_jax.figures import command, drawing
+from mara_jax.figures import command, drawing, figure_records
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -22,7 +22,7 @@ def strict(text: str):
 def faithful(tmp_path_factory):
     """All figures as the command makes them by default."""
     out = tmp_path_factory.mktemp("figures") / "new" / "folder"
-    status = command.main([f"--out={out}"])
+    status = command.main(["figures", f"--out={out}"])
     return status, out
 
 
@@ -78,14 +78,14 @@ def test_a_picture_says_what_it_shows(faithful):
     [
         (["--only=7"], "--only=7: '7' is no figure; use some of 1,2,3,4,5,6,iclr3,iclr4"),
         (["--only="], "--only=: '' is no figure"),
-        (["--mode=quick"], "--mode=quick is not known: use faithful or converged"),
-        (["--colour=red"], "--colour=red"),
-        (["2"], "unrecognized arguments: 2"),
+        (["--mode=quick"], "--mode=quick is unknown: choose one of faithful, converged"),
+        (["--colour=red"], "Unknown command line flag 'colour'"),
+        (["2"], "unexpected argument '2'"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capsys, arguments, words):
     out = tmp_path / "out"
-    assert command.main([f"--out={out}", *arguments]) == 2
+    assert command.main(["figures", f"--out={out}", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("mara_jax: ") and words in said.err
@@ -96,7 +96,7 @@ def test_a_file_is_no_folder(tmp_path, capsys):
     file = tmp_path / "taken"
     file.write_text("mine")
     for out in (file, file / "deeper"):
-        assert command.main([f"--out={out}"]) == 2
+        assert command.main(["figures", f"--out={out}"]) == 2
         assert f"{file} is a file; choose a folder" in capsys.readouterr().err
     assert file.read_text() == "mine"
 
@@ -109,9 +109,9 @@ def test_a_failed_check_is_named_and_ends_the_command_with_one(faithful, tmp_pat
         record["checks"][0] |= {"measured": 7.0, "pass": False}
         return record
 
-    monkeypatch.setattr(records, "record", planted)
+    monkeypatch.setattr(figure_records, "record", planted)
     monkeypatch.setenv("COLUMNS", "200")
-    assert command.main([f"--out={tmp_path}", "--only=3"]) == 1
+    assert command.main(["figures", f"--out={tmp_path}", "--only=3"]) == 1
     said = capsys.readouterr().out
     assert f"{len(honest['checks']) - 1} of {len(honest['checks'])}" in said
     assert f"{honest['checks'][0]['name']}: 7, not = 2.69e+43" in said

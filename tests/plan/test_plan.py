@@ -306,7 +306,7 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        ([NANO], "--topology is missing: python -m mara_jax.plan"),
+        ([NANO], "--topology is missing, as in python -m mara_jax.plan"),
         (["--topology=cpu:8"], "--config is missing"),
         ([NANO, "--topology=v9:8"], "--topology='v9:8' is none: write KIND:SIZE, as in v5e:4x4"),
         ([NANO, "--topology=v5p:4x4"], "v5p has 3 sizes, as in v5p:4x4x4"),

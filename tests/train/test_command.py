@@ -17,8 +17,6 @@ import commands
 import jax
 import numpy as np
 import pytest
-from absl import flags as absl_flags
-from ml_collections import config_flags
 
 from mara_jax import config
 from mara_jax.config import Algorithm, LanguageRun, Rollout, Toy, ToyRun, Warmup
@@ -256,43 +254,6 @@ def test_what_only_the_weights_can_tell_is_refused_before_anything_is_written(
         loop.run(cfg, onetwo.OneTwo(), tmp_path / "run")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
-
-
-SET = "from mara_jax.config import *\ndef get_config():\n    return "
-TOY = SET + "to_config_dict(ToyRun())"
-
-
-@pytest.mark.parametrize(
-    ("text", "flags", "words"),
-    [
-        (TOY, "--config=FILE --config.toy.batch=4", None),
-        (TOY, "--config FILE --config.toy.batch=4", None),
-        (TOY, "-config FILE -config.toy.batch 4", None),
-        (TOY, "--config=FILE --config.rollout.group_size=4", "unknown config field 'rollout.group_size'"),
-        (TOY, "--config=FILE -config.toy.bach=4", "unknown config field 'toy.bach': toy has no 'bach'; it has figure"),
-        (TOY, "--config=FILE --noconfig.toy.exakt", "unknown config field 'toy.exakt'"),
-        (SET + "ToyRun()", "--config=FILE", None),
-        (SET + "ToyRun()", "--config=FILE --config.steps=3", "to_config_dict(run)"),
-        (SET + "None", "--config=FILE", "a config is to_config_dict(LanguageRun(...)) or of a ToyRun, not None"),
-        ("x = 1", "--config=FILE", "the config file has no function get_config(variant)"),
-        (SET + "int('ten')", "--config=FILE", "invalid literal for int() with base 10: 'ten'"),
-    ],
-)
-def test_overrides_are_checked_against_the_config_that_was_loaded(monkeypatch, tmp_path, text, flags, words):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # one process loads one config, not eleven
-    file = tmp_path / "mine.py"
-    file.write_text(text)
-    argv = ["main", *flags.replace("FILE", str(file)).split()]
-    values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, lock_config=True, flag_values=values, sys_argv=argv)
-    if words is None:
-        training.read_flags(values, argv)
-        run = config.resolve(values["config"].value)
-        assert isinstance(run, ToyRun) and run.toy.batch == (4 if "batch" in flags else 32)
-        return
-    with pytest.raises(ValueError) as caught:
-        training.read_flags(values, argv)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_run_that_no_memory_holds_is_one_line():
