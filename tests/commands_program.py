@@ -5,6 +5,7 @@ everything but touched no device; the answer, a line too, is its exit status, wh
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -20,6 +21,8 @@ import transformers  # noqa: E402
 
 assert transformers.PreTrainedTokenizerFast and matplotlib.pyplot  # both import on demand
 PACKAGES = ("audit", "bench", "evaluate", "figures", "plan", "predict")
+for module in ("hf", "toy.sweep", "toy.single_run", "train.loop", *(f"{package}.command" for package in PACKAGES)):
+    importlib.import_module(f"mara_jax.{module}")
 SECONDS = 300  # after which a command is ended
 
 
@@ -40,8 +43,8 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         # A command must run from its first line: nothing may have imported it.
-        ran = {f"{command[0]}.__main__"} if command[0].split(".")[-1] in PACKAGES else {command[0]}
-        assert not ran & sys.modules.keys()
+        imported = sys.modules.get(command[0])
+        assert imported is None or (hasattr(imported, "__path__") and f"{command[0]}.__main__" not in sys.modules)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             child = os.fork()
             if not child:

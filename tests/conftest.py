@@ -1,7 +1,10 @@
-"""What tests of several folders share."""
+"""What tests of several folders share: how they compile, and commands as processes."""
 
 import functools
+import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 
 import commands
@@ -10,6 +13,21 @@ import pytest
 from jax._src import compiler
 
 FUSION = {"xla_cpu_use_fusion_emitters": False}
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """Gives the session one compilation cache: for this process, its workers, and the processes that tests start.
+
+    It begins empty, unless the environment names one that is kept.
+    """
+    if CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="mara_jax-compiled-")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 @functools.cache
@@ -22,15 +40,16 @@ def _known(**options: bool) -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request):
     """Programs that run a few times on little are compiled unoptimised: optimising would cost more than it saves.
 
-    Nor are they fused by XLA's emitters, which take half of the time that is left. A module asks for it with
-    `pytestmark = pytest.mark.usefixtures("quick_compilation")`. Modules that do not, and those that read a compiled
-    program or hold two of them to be equal bit for bit should not, compile as users do; so do processes that tests
-    start. The rest of XLA_FLAGS holds here too.
+    Nor are they fused by XLA's emitters, which take half of the time that is left. A module whose programs compute for
+    longer, or that reads what the optimiser made of them, is marked `optimised`. The rest of XLA_FLAGS holds here too.
     """
+    if request.node.get_closest_marker("optimised"):
+        yield
+        return
     options = compiler.get_compile_options
 
     def unfused(*args, env_options_overrides=None, **named):
@@ -45,14 +64,14 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> dict[str, str]:
-    """The environment of processes that share what they compile."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    return {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def quick_environment() -> dict[str, str]:
+    """The same for processes that tests start."""
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in FUSION.items() if _known(**FUSION))
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
 
 
 @pytest.fixture(scope="session")
-def command(compilation_cache) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+def command(quick_environment) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """Runs a command of this package as `python -m` does; all share an import and what they compile."""
-    with commands.forked(compilation_cache) as run:
+    with commands.forked(quick_environment) as run:
         yield run

@@ -33,7 +33,7 @@ def test_json_is_one_object_and_nothing_else():
     assert all(reward == 1 and answer in (0, 1, 2) for p, reward, answer in left if p > 1e-6)
 
 
-def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_told(capsys, quick_compilation):
+def test_a_configuration_that_training_refuses_is_audited_and_the_refusal_is_told(capsys):
     flags = ["audit", TOY, "--config.algorithm.estimator=k3_in_loss", "--config.algorithm.method=vanilla"]
     assert command.main(flags) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -19,7 +19,7 @@ VANILLA = Algorithm(method="vanilla", anchor="string", beta=BETA)
 
 
 @pytest.fixture(autouse=True)
-def x64(quick_compilation):
+def x64():
     with jax.enable_x64(True):
         yield
 

@@ -15,7 +15,7 @@ LOGITS = np.array([0.3, -1.0, 0.5, 1.2, -0.4])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def float64(quick_compilation):
+def float64():
     with jax.enable_x64(True):
         yield
 

@@ -14,9 +14,6 @@ SMALL = problems.Problem("small", np.log([0.5, 0.3, 0.15, 0.05]), np.array([0.2,
 PROBLEM_FIGURES = tuple(figure_records.FIGURES)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def converged():
     return {name: figure_records.record(name, "converged") for name in figure_records.NAMES}

@@ -8,9 +8,6 @@ from mara_jax.figures import families
 LONG = {"learning_rate": 5e-2, "steps": 4000}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def total_variation(logp_a, other_logp_a):
     return np.abs(np.exp(logp_a) - np.exp(other_logp_a)).sum() / 2
 

@@ -8,8 +8,6 @@ import pytest
 
 from mara_jax.figures import command, drawing, figure_records
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def strict(text: str):
     def refuse(constant):

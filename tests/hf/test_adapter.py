@@ -27,9 +27,6 @@ CASES = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """(directory of a torch model, our policy with a lora, our base, an adapter whose b is not zero)."""

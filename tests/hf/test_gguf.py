@@ -1,5 +1,5 @@
+import chex
 import gguf
-import jax
 import numpy as np
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_gguf_and_safetensors_of_one_model_are_the_same_model(tmp_path, name):
     write_gguf(tmp_path / "model.gguf", model, name.split("-")[0])
     expected_policy, expected = hf.load(tmp_path / "hf", tokenizer=False)
     policy, params = hf.load(tmp_path / "model.gguf", tokenizer=False)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    chex.assert_trees_all_equal(params, expected)
     assert policy.eos_ids == (1, 5)
     ours, theirs = vars(policy.architecture), vars(expected_policy.architecture)
     assert ours == pytest.approx({**theirs, "norm_eps": np.float32(theirs["norm_eps"])})

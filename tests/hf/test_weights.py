@@ -1,7 +1,7 @@
 import json
 import shutil
 
-import jax
+import chex
 import ml_dtypes
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_round_trip_is_bit_exact(tmp_path, dtype, sharded):
         assert (out / "model.safetensors.index.json").exists() == sharded
         assert tensors_in(out) == expected
         again, same = hf.load(out, tokenizer=False, param_dtype=dtype, scan_layers=scan)
-        jax.tree.map(np.testing.assert_array_equal, same, params)
+        chex.assert_trees_all_equal(same, params)
         assert again.architecture == policy.architecture
         # Through float32 and back loses nothing either.
         policy, wide = hf.load(tmp_path / "in", tokenizer=False)
@@ -159,7 +159,7 @@ def test_stored_rotary_frequencies_are_let_pass(single):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     without = hf.load(single, tokenizer=False)[1]
     change_tensors(single, lambda tensors: tensors.update({name: np.ones(4, np.float32)}))
-    jax.tree.map(np.testing.assert_array_equal, hf.load(single, tokenizer=False)[1], without)
+    chex.assert_trees_all_equal(hf.load(single, tokenizer=False)[1], without)
 
 
 @pytest.mark.parametrize("keep", [0, 20, -100])

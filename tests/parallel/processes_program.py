@@ -60,8 +60,7 @@ def forked(index: int, out: pathlib.Path, *rest) -> int:
 
 def main() -> None:
     asked, statuses = json.loads(sys.argv[1]), []
-    # XLA compiles these programs twice as fast without its fusion emitters, and compiling is nearly all there is to do.
-    layouts_program.add_flags(f"{layouts_program.PATIENCE} --xla_cpu_use_fusion_emitters=false")
+    layouts_program.add_flags(layouts_program.PATIENCE)
     for number, sizes in asked["jobs"]:
         out = pathlib.Path(sys.argv[2]) / str(number)
         out.mkdir()

@@ -18,34 +18,36 @@ FIELDS = {
     "rollout.length_buckets": 0,
     "optimiser.learning_rate": 1e-3,
 }
-# Number of processes, data x fsdp x tensor. The slow tests have tensor axes, packed streams, and the command itself.
-JOBS = [[1, None], [2, [1, 2, 1]], [4, [2, 2, 1]]]
+# By number of processes: data x fsdp x tensor. The slow tests have tensor axes, packed streams, and the command itself.
+MESHES = {2: [1, 2, 1], 4: [2, 2, 1]}
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory) -> pathlib.Path:
-    """The folder of all jobs, which one interpreter starts: importing costs as much as a job."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ran(request, quick_environment, tmp_path_factory) -> tuple[pathlib.Path, int]:
+    """The folder of a job of one process and of one of several, and how many: all are forks of one interpreter."""
+    number = request.param
+    jobs = [[1, None], [number, MESHES[number]]]
     out = tmp_path_factory.mktemp("jobs")
     weights = hand_made_policy.write(out / "small")
-    asked = {"weights": str(weights), "steps": 1, "fields": FIELDS, "jobs": JOBS}
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    asked = {"weights": str(weights), "steps": 1, "fields": FIELDS, "jobs": jobs}
+    environment = os.environ | quick_environment | {"PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(
         [sys.executable, str(HERE / "processes_program.py"), json.dumps(asked), str(out)],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     said = "".join(file.read_text(errors="replace")[-2000:] for file in sorted(out.glob("*/*.said")))
-    assert done.returncode == 0 and json.loads(done.stdout) == [[0] * number for number, _ in JOBS], done.stderr + said
-    return out
+    assert done.returncode == 0 and json.loads(done.stdout) == [[0] * count for count, _ in jobs], done.stderr + said
+    return out, number
 
 
-def seen(ran: pathlib.Path, number: int) -> list[dict]:
+def seen(folder: pathlib.Path, number: int) -> list[dict]:
     """What each process of a job saw."""
-    return [json.loads((ran / str(number) / f"{index}.json").read_text()) for index in range(number)]
+    return [json.loads((folder / str(number) / f"{index}.json").read_text()) for index in range(number)]
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_a_step_of_several_processes_is_that_of_one(ran, number):
-    (alone,), together = seen(ran, 1), seen(ran, number)
+def test_a_step_of_several_processes_is_that_of_one(ran):
+    folder, number = ran
+    (alone,), together = seen(folder, 1), seen(folder, number)
     (expected,) = alone["rows"]
     assert 0 < expected["valid/fraction"] < 1  # rewards differ, so there is something to reduce over the group
     for one in together:
@@ -58,19 +60,19 @@ def test_a_step_of_several_processes_is_that_of_one(ran, number):
             assert isinstance(value, float) or row[name] == value, name
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_several_processes_write_once(ran, number):
-    folder, lines = ran / str(number), []
-    for job in (ran / "1", folder):
+def test_several_processes_write_once(ran):
+    jobs, number = ran
+    folder, lines = jobs / str(number), []
+    for job in (jobs / "1", folder):
         lines.append((job / "metrics.jsonl").read_text().splitlines())
         assert sorted(file.name for file in job.iterdir() if file.suffix not in (".json", ".said")) == [
             "metrics.jsonl",
             "model",
         ]
     assert len(lines[0]) == len(lines[1]) == 1
-    assert json.loads(lines[1][0]) == seen(ran, number)[0]["rows"][0]
-    models = [load_file(job / "model" / "model.safetensors") for job in (ran / "1", folder)]
-    before = load_file(ran / "small" / "model.safetensors")
+    assert json.loads(lines[1][0]) == seen(jobs, number)[0]["rows"][0]
+    models = [load_file(job / "model" / "model.safetensors") for job in (jobs / "1", folder)]
+    before = load_file(jobs / "small" / "model.safetensors")
     assert models[0].keys() == models[1].keys() == before.keys()
     moved = max(float(np.abs(models[0][name] - before[name]).max()) for name in before)
     assert moved > 5e-4  # Adam's first step is the learning rate

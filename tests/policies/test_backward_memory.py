@@ -32,7 +32,7 @@ def temporary(layers: int) -> int:
     return memory.temp_size_in_bytes
 
 
-def test_neither_swiglu_nor_attention_weights_are_saved(quick_compilation):
+def test_neither_swiglu_nor_attention_weights_are_saved():
     few, many = map(temporary, LAYERS)
     numbers = (many - few) / (LAYERS[1] - LAYERS[0]) / 4 / (P * S + P * G * T)
     assert 0.85 * NUMBERS < numbers < NUMBERS

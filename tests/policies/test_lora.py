@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,6 @@ SCANNED = dataclasses.replace(ARCH, scan_layers=True)
 TOKENS = np.random.default_rng(0).integers(0, 38, (3, 7), dtype=np.int32)
 AT = np.broadcast_to(np.arange(7, dtype=np.int32), TOKENS.shape)
 WEIGHT = np.random.default_rng(9).normal(size=(3, 7, 38)).astype(np.float32)
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def drawn(shapes: dict, deviation: float, seed: int, dtype: str) -> dict:
@@ -124,7 +122,7 @@ def test_only_named_kernels_are_adapted_and_drawn_as_peft_draws_them():
     assert a.std() == pytest.approx(1 / 16 / np.sqrt(3), rel=0.05) and abs(a.mean()) < 0.003
     assert not np.any(adapter["layers_0"]["q"]["lora_b"])
     scanned = lora.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, scanned, parameters.to_scanned(adapter, 2))
+    chex.assert_trees_all_equal(scanned, parameters.to_scanned(adapter, 2))
 
 
 def test_attaching_copies_nothing_of_the_base():

@@ -1,5 +1,6 @@
 """Every form of an operation against the plain definition, values and gradients, in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ def assert_equal_in_values_and_gradients(one, other, *args):
 
     np.testing.assert_allclose(one(*args), other(*args), rtol=1e-12, atol=1e-12)
     gradients = (jax.jit(jax.grad(loss(form), range(len(args))))(*args) for form in (one, other))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-11), *gradients)
+    chex.assert_trees_all_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("widths", [(3, 4), (8, 1024), (1024, 8), (1024, 1280), (8, 1000)])

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_values_and_gradients_are_those_of_xla_at_counted_positions(shared, monk
         jax.jit(jax.grad(functools.partial(loss, attend), (0, 1, 2), has_aux=True))(q, own, prefix)
         for attend in (by_kernels, by_xla)
     )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-5), kernels, xla)
+    chex.assert_trees_all_close(kernels, xla, rtol=2e-5, atol=1e-5)
     assert all(float(jnp.abs(x).max()) > 0.1 for x in jax.tree.leaves(kernels))
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ def test_init_draws_the_stated_distributions_and_the_same_numbers_when_scanned()
     np.testing.assert_array_equal(params["layers_0"]["attn_norm"]["scale"], 1)
     assert not np.array_equal(params["layers_0"]["q"]["kernel"], params["layers_1"]["q"]["kernel"])
     scanned = parameters.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
-    jax.tree.map(np.testing.assert_array_equal, scanned, parameters.to_scanned(params, 3))
+    chex.assert_trees_all_equal(scanned, parameters.to_scanned(params, 3))
 
 
 @pytest.mark.parametrize(

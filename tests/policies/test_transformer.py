@@ -1,6 +1,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +25,6 @@ ARCHS = {
 }
 every_arch = pytest.mark.parametrize("arch", ARCHS.values(), ids=ARCHS.keys())
 forward = jax.jit(transformer.forward, static_argnums=0)
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def random_params(arch, seed=0):
@@ -121,21 +119,22 @@ def test_shared_prefix_equals_plain_concatenation_in_values_and_gradients(arch):
     for run in (_shared, _grouped):
         shared, shared_gradient = both(run)
         np.testing.assert_allclose(shared, plain, atol=1e-5)
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5 * largest), shared_gradient, plain_gradient)
+        chex.assert_trees_all_close(shared_gradient, plain_gradient, atol=1e-5 * largest, rtol=0)
 
 
 def test_blocks_of_times_change_nothing(monkeypatch):
     arch, prompts, completions_bt = MODELS["qwen3"], random_tokens(2, 6), random_tokens(6, 5)
 
     def gradient():
-        return jax.grad(lambda params: jnp.sum(jnp.sin(_grouped(arch, params, prompts, completions_bt))))(params)
+        loss = lambda params: jnp.sum(jnp.sin(_grouped(arch, params, prompts, completions_bt)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
 
     params = random_params(arch)
     whole = gradient()
     monkeypatch.setattr(cpu, "LEAST_BLOCK", 2)
     assert [len(cpu._blocks(t)) for t in (7, 5)] == [3, 2], "of padded prompts and of completions"
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(whole))
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-6 * largest), gradient(), whole)
+    chex.assert_trees_all_close(gradient(), whole, atol=2e-6 * largest, rtol=0)
 
 
 @every_arch
@@ -239,7 +238,7 @@ def test_scanned_equals_unrolled(arch):
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(stacked.k, jnp.stack(kv.k), atol=1e-5)
     back = parameters.to_unrolled(scanned, arch.layers)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)
     assert jax.tree.structure(back) == jax.tree.structure(params)
 
 
@@ -256,7 +255,7 @@ def test_remat_changes_neither_values_nor_gradients(arch):
     kept = run(arch)
     for remat in ("elementwise", "layer"):
         again = run(dataclasses.replace(arch, remat=remat))
-        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), again, kept)
+        chex.assert_trees_all_close(again, kept, atol=1e-5, rtol=0)
 
 
 @every_arch

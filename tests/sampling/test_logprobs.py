@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +16,6 @@ from mara_jax.sampling import head, logprobs
 
 LENGTHS = np.array([[1, 4, 7, 2], [7, 3, 1, 5]])
 WIDTH = 7
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_packing_by_hand():
@@ -91,7 +89,7 @@ def test_packed_equals_padded_in_values_and_gradients(streams, changes, monkeypa
     for name, ours, theirs in zip(head.Stats._fields, packed, padded, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), packed_grads, grads)
+    chex.assert_trees_all_close(packed_grads, grads, atol=1e-5 * scale, rtol=0)
 
 
 def test_what_lies_at_padding_changes_nothing():
@@ -103,7 +101,7 @@ def test_what_lies_at_padding_changes_nothing():
     prompts, lengths = jnp.array([[1, 2, 4, 0], [5, 0, 0, 0]]), jnp.array([3, 1])
     of = jax.jit(lambda tokens: logprobs.completion_hidden(policy.architecture, params, prompts, lengths, tokens, made))
     assert jnp.any(tokens != other)
-    jax.tree.map(np.testing.assert_array_equal, of(tokens), of(other))
+    chex.assert_trees_all_equal(of(tokens), of(other))
 
 
 def test_the_head_is_log_softmax_entropy_and_kl(monkeypatch):
@@ -128,7 +126,7 @@ def test_the_head_is_log_softmax_entropy_and_kl(monkeypatch):
     for most in (10**9, 100):
         monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), most)
         got = jax.jit(jax.value_and_grad(lambda *xs: ours(*xs), argnums=(0, 1), has_aux=True))(params, hidden)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, expected)
+        chex.assert_trees_all_close(got, expected, atol=2e-5, rtol=0)
 
 
 def test_token_kl_is_exact_and_its_sum_has_the_sequence_kl_as_mean():
@@ -169,4 +167,4 @@ def test_the_transformer_leaves_whole_rows_to_the_kernels():
     assert str(by_kernels.jaxpr).count("name=forward_kernel") == 2 * 3  # two layers: a prompt, completions and prefix
     assert "pallas_call" not in str(by_xla.jaxpr)
     results = (traced.lower().compile()(*args) for traced in (by_kernels, by_xla))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-5)

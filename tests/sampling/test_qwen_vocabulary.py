@@ -15,6 +15,7 @@ from mara_jax.sampling import logprobs, sample
 from mara_jax.tasks import onetwo
 from mara_jax.train import warmup
 
+init = jax.jit(transformer.init, static_argnums=0)
 completion_hidden = jax.jit(logprobs.completion_hidden, static_argnums=0)
 completion_logps = jax.jit(logprobs.completion_logps, static_argnums=0)
 ROWS = 151_936
@@ -46,7 +47,7 @@ def test_prompt_is_the_chat_template_around_figure_9(policy, prompts):
 
 
 def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
-    params = transformer.init(policy.architecture, jax.random.key(0))
+    params = init(policy.architecture, jax.random.key(0))
     # An untrained model's next token is near uniform over 151,936: tie the ends' rows to the mean hidden direction.
     hidden = completion_hidden(
         policy.architecture, params, jnp.asarray([prompts[0]]), jnp.array([len(prompts[0])]), jnp.zeros((1, 1, 1), int)
@@ -75,7 +76,7 @@ def test_both_end_tokens_end_and_lengths_mask_what_follows(policy, prompts):
 @pytest.mark.slow
 def test_padded_rows_decode_to_nothing_and_never_crash(policy, prompts):
     """An untrained model draws over all 151,936 rows, the 271 that no token owns included."""
-    params = transformer.init(policy.architecture, jax.random.key(1))
+    params = init(policy.architecture, jax.random.key(1))
     rollout = sample(policy, params, prompts, key=jax.random.key(0), group_size=512, max_new_tokens=4)
     tokens = np.asarray(rollout.tokens)
     assert tokens.max() > 151_664 and tokens.max() < ROWS

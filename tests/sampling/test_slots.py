@@ -14,9 +14,6 @@ PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
 GROUP, WIDTH = 16, 12
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def draw():
     """(slots, refilled every so many steps) -> what is drawn; slots 0: all samples at once."""

@@ -43,9 +43,6 @@ class Ended:
         return Score(good.astype(np.float32), np.where(good, np.arange(good.size) % 2, -1).astype(np.int32))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def setup() -> loop.Setup:
     arch = transformer.Architecture("qwen2", 64, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16, qkv_bias=True)

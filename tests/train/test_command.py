@@ -113,11 +113,11 @@ def test_the_measured_samples_are_kept(whole):
     assert all(row["ref_logp"] < 0 and row["reward"] == (row["answer"] is not None) for row in kept)
 
 
-def test_killed_and_resumed_equals_uninterrupted(main, whole, compilation_cache, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "mara_jax.main", *SMALL, f"--workdir={workdir}"],
-        cwd=ROOT, env=os.environ | compilation_cache, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        cwd=ROOT, env=os.environ | quick_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.time() + 240
     while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < 3:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Parity(onetwo.OneTwo):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once(quick_compilation):
+def compile_once():
     """A resumption uses the programs of its run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optim, "make", functools.cache(optim.make))
@@ -99,7 +100,7 @@ def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(c
     assert saved < 4 * sum(x.size for x in jax.tree.leaves(ref_params))  # the base is in none of them
     loaded, written = hf.load_adapter(policy, whole / "adapter")
     assert loaded.architecture == arch
-    jax.tree.map(np.testing.assert_array_equal, written, state.params)
+    chex.assert_trees_all_equal(written, state.params)
     told = json.loads((whole / "adapter" / "adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == cfg.policy.weights
 
@@ -120,7 +121,7 @@ def test_a_run_may_start_from_an_adapter_that_is_as_its_config_says(cfg, whole, 
     policy, params = model
     at = dataclasses.replace(CFG.lora, adapter=str(whole / "adapter"))
     started = adapter.start(dataclasses.replace(CFG, lora=at), policy, params)
-    jax.tree.map(np.testing.assert_array_equal, started, hf.load_adapter(policy, whole / "adapter")[1])
+    chex.assert_trees_all_equal(started, hf.load_adapter(policy, whole / "adapter")[1])
     plain = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=None))
     for change, words in (
         ({"rank": 4}, r"lora\.rank=4, but .* has 2: set --config\.lora\.rank=2"),
@@ -136,5 +137,5 @@ def test_a_run_may_start_from_an_adapter_that_is_as_its_config_says(cfg, whole, 
 def test_an_adapter_is_drawn_from_the_seed(model):
     policy, params = model
     first, again, other = (adapter.start(dataclasses.replace(CFG, seed=s), policy, params) for s in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     assert not np.array_equal(first["layers_0"]["q"]["lora_a"], other["layers_0"]["q"]["lora_a"])

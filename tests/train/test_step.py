@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +31,6 @@ LENGTHS = jnp.array([len(s) for s in STRINGS])
 REWARD = jnp.array([1.0 if s[-1] == END and len(s) > 1 else 0.0 for s in STRINGS])
 ANSWER = jnp.array([s[0] % 2 if r else -1 for s, r in zip(STRINGS, REWARD.tolist(), strict=True)])
 PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache
@@ -169,7 +167,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))
     for parts, buckets in ((3, 8), (6, 0)):
         summed, same = gradient(parts, buckets)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * scale), summed, whole)
+        chex.assert_trees_all_close(summed, whole, atol=1e-6 * scale, rtol=0)
         assert same.keys() == metrics.keys()
         for name, value in metrics.items():
             assert float(same[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,6 @@ PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
 SEQUENCE = Algorithm(method="mara", anchor="string", beta=BETA, threshold=TAU, importance="sequence")
 TOKEN = dataclasses.replace(SEQUENCE, importance="token", clip=0.2)
 TODAY = dataclasses.replace(SEQUENCE, importance="none")
-
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache
@@ -116,7 +114,7 @@ def test_three_updates_are_those_of_a_loop_by_hand(algorithm, parts):
     params, last = by_hand(algorithm, params_of(1))
     state, metrics = updated(algorithm, updates=3, parts=parts)
     assert int(state.step) == 1
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, params)
+    chex.assert_trees_all_close(state.params, params, atol=2e-5, rtol=0)
     # Ratios are the last update's, which saw the policy that the second had left; the rest is the first's.
     mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
     old = np.asarray(token_logp(params_of(1))[0])
@@ -142,7 +140,7 @@ def test_the_first_update_of_a_rollout_is_todays():
 def test_ratios_change_nothing_where_a_rollout_serves_one_update():
     today, _ = updated(TODAY)
     same, metrics = updated(SEQUENCE)
-    jax.tree.map(np.testing.assert_array_equal, same.params, today.params)
+    chex.assert_trees_all_equal(same.params, today.params)
     assert float(metrics["ratio/max"]) == float(metrics["ratio/mean"]) == 1.0
     assert float(metrics["ratio/effective_samples"]) == pytest.approx(4)
 
@@ -151,7 +149,7 @@ def test_a_sampler_that_agrees_changes_nothing_and_one_that_differs_is_weighted(
     on = dataclasses.replace(TODAY, truncate=1.5)
     today, _ = updated(TODAY)
     agreed, metrics = updated(on, sampler=1)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), agreed.params, today.params)
+    chex.assert_trees_all_close(agreed.params, today.params, atol=1e-6, rtol=0)
     assert float(metrics["sampler_weight/max"]) == pytest.approx(1, abs=1e-5)
     mask = np.asarray(logprobs.mask(LENGTHS, 3)[0])
     own, other = (np.asarray(token_logp(params_of(seed)))[0] for seed in (1, 3))
