@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mara_jax.hf.export import checked, gathered_elsewhere, whole_or_not_at_all, write_json, write_safetensors
-from mara_jax.hf.load import DTYPES, SafeTensors, arrays, read_json
+from mara_jax.hf.export import another_process_writes, atomic_directory, rows_with_dtypes, write_json, write_safetensors
+from mara_jax.hf.load import DTYPES, SafeTensors, read_arrays, read_json
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Lora
@@ -22,7 +22,7 @@ _BEYOND = """use_dora use_qalora lora_bias modules_to_save rank_pattern alpha_pa
 def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str = "", dtype: str | None = None) -> Path:
     """Write an adapter so that peft's `PeftModel.from_pretrained(model, out)` loads it.
 
-    Written beside `out` and renamed at the end, as by `export`; of several processes the first writes.
+    Written beside `out` and renamed at the end, as by `export`; of several processes process 0 writes.
 
     args: policy: its architecture has a `lora`; adapter: its parameters alone, unrolled or scanned; out: a path that
         does not exist, or an empty directory; base: the directory or hub id of the model it belongs to, by default
@@ -33,8 +33,8 @@ def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str =
     arch, out = policy.architecture, Path(out)
     if arch.lora is None:
         raise ValueError("the policy's architecture has no adapter: export() writes whole models")
-    rows = checked(lora.rows(arch), arch.layers, adapter, dtype)
-    if gathered_elsewhere(rows, adapter):
+    rows = rows_with_dtypes(lora.rows(arch), arch.layers, adapter, dtype)
+    if another_process_writes(rows, adapter):
         return out
     alpha = arch.lora.alpha
     modules = {row.path[-2]: row.name.split(".")[-3] for row, _ in rows}
@@ -50,7 +50,7 @@ def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str =
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    with whole_or_not_at_all(out) as building:
+    with atomic_directory(out) as building:
         write_json(building / _CONFIG, config)
         write_safetensors(building / _WEIGHTS, rows, adapter)
     hosts.barrier("export")
@@ -79,7 +79,7 @@ def load_adapter(
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
     shardings = None if layout is None else lora.shardings(arch, layout)
-    adapter = arrays(rows, lora.leaf_shapes(arch), shardings, tensors, DTYPES["float32"])
+    adapter = read_arrays(rows, lora.leaf_shapes(arch), shardings, tensors, DTYPES["float32"])
     return dataclasses.replace(policy, architecture=arch), adapter
 
 
@@ -95,8 +95,8 @@ def _settings(config: Mapping[str, Any], tensors: SafeTensors) -> Lora:
         raise ValueError(f"r={rank!r} and lora_alpha={alpha!r} must be numbers: fetch the file again")
     if config.get("use_rslora"):  # scaled by alpha / sqrt(r)
         alpha = alpha * rank**0.5
-    found = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}
-    return Lora(rank, float(alpha), tuple(name for name in parameters.KERNELS if name in found))
+    kernels = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}
+    return Lora(rank, float(alpha), tuple(name for name in parameters.KERNELS if name in kernels))
 
 
 def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: SafeTensors) -> None:
@@ -106,5 +106,5 @@ def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: SafeTensors
         raise ValueError(f"it {state} {name}: it must adapt the same kernels in every layer of the policy's model")
     for name, shape in expected.items():
         if tensors.shape(name) != shape:
-            found = list(tensors.shape(name))
-            raise ValueError(f"it holds {name} of shape {found}, expected {list(shape)}: it belongs to another model")
+            stored = list(tensors.shape(name))
+            raise ValueError(f"it holds {name} of shape {stored}, expected {list(shape)}: it belongs to another model")

@@ -51,29 +51,29 @@ def config_of(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def checked(rows: Sequence[Row], layers: int, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
-    """The rows with the dtype each is written in, once params are seen to be exactly these, of so many layers."""
+def rows_with_dtypes(rows: Sequence[Row], layers: int, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
+    """The rows of a table with the dtype each is written in; ValueError where params are not exactly these rows."""
     shapes = parameters.shapes_of(rows, layers)
-    found: dict[tuple[str, ...], Any] = {}
+    leaves: dict[tuple[str, ...], Any] = {}
 
     def walk(tree: Any, path: tuple[str, ...]) -> None:
         for key, value in tree.items():
             if isinstance(value, dict):
                 walk(value, (*path, key))
             else:
-                found[(*path, key)] = value
+                leaves[(*path, key)] = value
 
     walk(params, ())
-    for path in sorted(found.keys() ^ shapes.keys()):
+    for path in sorted(leaves.keys() ^ shapes.keys()):
         state = "lack" if path in shapes else "have the unexpected"
         raise ValueError(f"the parameters {state} {'/'.join(path)}: they must be those of the policy's architecture")
     for path, (shape, _) in shapes.items():
-        if tuple(found[path].shape) != shape:
+        if tuple(leaves[path].shape) != shape:
             raise ValueError(
-                f"{'/'.join(path)} has shape {list(found[path].shape)}, expected {list(shape)}: the "
+                f"{'/'.join(path)} has shape {list(leaves[path].shape)}, expected {list(shape)}: the "
                 "parameters must be those of the policy's architecture"
             )
-    dtypes = {path: dtype or str(leaf.dtype) for path, leaf in found.items()}
+    dtypes = {path: dtype or str(leaf.dtype) for path, leaf in leaves.items()}
     for path, name in dtypes.items():
         if name not in _STORED:
             raise ValueError(f"{'/'.join(path)} would be written in {name}: use one of {', '.join(_STORED)}")
@@ -142,7 +142,7 @@ def _write_weights(directory: Path, rows: list[tuple[Row, str]], params: Any, li
 
 
 @contextmanager
-def whole_or_not_at_all(out: Path) -> Iterator[Path]:
+def atomic_directory(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `out` at the end; FileExistsError where that holds something."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: choose another name or remove it")
@@ -156,8 +156,8 @@ def whole_or_not_at_all(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def gathered_elsewhere(rows: Iterable[tuple[Row, str]], params: Any) -> bool:
-    """Whether another process writes; then this one has done its part of it, tensor by tensor."""
+def another_process_writes(rows: Iterable[tuple[Row, str]], params: Any) -> bool:
+    """Whether process 0, not this one, writes; this one has then taken part in gathering each tensor for it."""
     if hosts.is_process_zero():
         return False
     for row, _ in rows:
@@ -178,7 +178,7 @@ def export(
     them.
 
     Everything is written to a temporary directory beside `out` and renamed at the end, so that `out` is never
-    half there. Of several processes, all of which call this, the first writes.
+    half there. Of several processes, all of which call this, process 0 writes.
 
     args: policy; params: of the policy's architecture, unrolled or scanned, an adapter attached or not: it is merged
         into its kernels; out: a path that does not exist,
@@ -188,8 +188,8 @@ def export(
     errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
     """
     arch, out, params = policy.architecture, Path(out), lora.merged(params)
-    rows = checked(parameters.table(arch), arch.layers, params, dtype)
-    if gathered_elsewhere(rows, params):
+    rows = rows_with_dtypes(parameters.table(arch), arch.layers, params, dtype)
+    if another_process_writes(rows, params):
         return out
     config = dict(policy.config) or config_of(arch)
     config.pop("torch_dtype", None)  # the older name of the same key
@@ -197,7 +197,7 @@ def export(
     generation: dict[str, Any] = {"eos_token_id": list(policy.eos_ids), "pad_token_id": policy.pad_id}
     if not policy.eos_ids:
         del generation["eos_token_id"]
-    with whole_or_not_at_all(out) as building:
+    with atomic_directory(out) as building:
         write_json(building / "config.json", config)
         write_json(building / "generation_config.json", generation)
         _write_weights(building, rows, params, max_shard_bytes)

@@ -26,9 +26,9 @@ _IN_LAYER = {
 
 def hf_name(name: str) -> str:
     """The Hugging Face name of a GGUF tensor; an unknown name stays as it is, and is then unexpected."""
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if found and found[2] in _IN_LAYER:
-        return f"model.layers.{found[1]}.{_IN_LAYER[found[2]]}.{found[3]}"
+    parts = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if parts and parts[2] in _IN_LAYER:
+        return f"model.layers.{parts[1]}.{_IN_LAYER[parts[2]]}.{parts[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{_TOP[stem]}.{kind}" if stem in _TOP else name
 
@@ -39,8 +39,8 @@ def unpermute(array: np.ndarray, heads: int) -> np.ndarray:
     llama.cpp rotates neighbouring channels (2i, 2i + 1), Hugging Face channels (i, i + h/2); so its converter
     interleaves the two halves of each head. Rows here are output channels, head by head.
     """
-    rows, rest = array.shape[0], array.shape[1:]
-    return array.reshape(heads, rows // heads // 2, 2, *rest).swapaxes(1, 2).reshape(rows, *rest)
+    rows, inputs = array.shape[0], array.shape[1:]
+    return array.reshape(heads, rows // heads // 2, 2, *inputs).swapaxes(1, 2).reshape(rows, *inputs)
 
 
 class GGUF:

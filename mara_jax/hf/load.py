@@ -94,12 +94,12 @@ class SafeTensors:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError in one line where it is not UTF-8, not JSON or no object."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not JSON ({error}): fetch the file again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, not an object: fetch the file again")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, not an object: fetch the file again")
+    return content
 
 
 def _check_names(arch: Architecture, tensors: Tensors) -> None:
@@ -133,9 +133,9 @@ def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
     """A head that a tied model stores all the same must be the embedding."""
     if not arch.tie_embeddings or _HEAD not in set(tensors.names()):
         return
-    # Each process looks at rows of its own.
-    own, of = jax.process_index(), jax.process_count()
-    rows = (slice(own * arch.vocab_size // of, (own + 1) * arch.vocab_size // of),)
+    # Each process compares its own part of the rows.
+    index, count = jax.process_index(), jax.process_count()
+    rows = (slice(index * arch.vocab_size // count, (index + 1) * arch.vocab_size // count),)
     if not np.array_equal(_read(tensors, _HEAD, rows), _read(tensors, "model.embed_tokens.weight", rows)):
         raise ValueError(
             f"{tensors.source} ties its embeddings but its {_HEAD} differs from them: set tie_word_embeddings to false"
@@ -149,45 +149,59 @@ def _read(tensors: Tensors, name: str, index: tuple[slice, ...] | None = None) -
     return array
 
 
-def fill(
+def read_params(
     arch: Architecture, tensors: Tensors, param_dtype: str, layout: sharding.Layout | None = None
 ) -> dict[str, Any]:
-    """Build the parameter tree from a checkpoint, one array of the tree in host memory at a time.
+    """The parameters of a checkpoint, read with one array of the tree in host memory at a time.
 
-    args: arch; tensors: the checkpoint; param_dtype: 'float32', 'bfloat16' or 'float16'; layout: where given, arrays
-        are made sharded, and each process reads only the parts that its devices hold.
-    returns: nested dict of jax arrays.
-    errors: ValueError for a missing, unexpected or misshapen tensor, a dtype that is not a float, or a head
-        that contradicts the embedding it is tied to.
+    Args:
+      arch: of the model.
+      tensors: the checkpoint.
+      param_dtype: "float32", "bfloat16" or "float16".
+      layout: where given, arrays are made sharded, and each process reads only the parts that its devices hold.
+
+    Returns:
+      A nested dict of jax arrays.
+
+    Raises:
+      ValueError: a missing, unexpected or misshapen tensor, a dtype that is not a float, or an LM head that differs
+        from the embedding it is tied to.
     """
     if param_dtype not in DTYPES:
         raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
     _check_names(arch, tensors)
     _check_tied_head(arch, tensors)
     shardings = None if layout is None else parameters.shardings(arch, layout)
-    return arrays(parameters.table(arch), parameters.leaf_shapes(arch), shardings, tensors, DTYPES[param_dtype])
+    return read_arrays(parameters.table(arch), parameters.leaf_shapes(arch), shardings, tensors, DTYPES[param_dtype])
 
 
-def arrays(
+def read_arrays(
     rows: Iterable[Row], shapes: Mapping[tuple[str, ...], Any], shardings: Any, tensors: Tensors, dtype: np.dtype
 ) -> dict[str, Any]:
-    """The arrays of a tree, filled from a checkpoint that has been seen to hold all rows.
+    """The arrays of a tree, read from a checkpoint that is known to hold all rows.
 
-    args: shapes: of the arrays, by path, with their logical axes; shardings: of the arrays, or None.
-    returns: nested dict of jax arrays.
+    Args:
+      rows: of the parameter table.
+      shapes: of the arrays, by path, with their logical axes.
+      shardings: of the arrays, or None.
+      tensors: the checkpoint.
+      dtype: of the arrays.
+
+    Returns:
+      A nested dict of jax arrays.
     """
-    leaves: dict[tuple[str, ...], list[Row]] = {}
+    rows_of: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        leaves.setdefault(row.path, []).append(row)
+        rows_of.setdefault(row.path, []).append(row)
     params: dict[str, Any] = {}
-    for path, of in leaves.items():
+    for path, layers in rows_of.items():
         if shardings is not None:
-            place = parameters.at(shardings, path)
-            parameters.put(params, path, _sharded(tensors, of, shapes[path][0], place, dtype))
+            placement = parameters.at(shardings, path)
+            parameters.put(params, path, _sharded(tensors, layers, shapes[path][0], placement, dtype))
             continue
-        stacked = of[0].layer is not None
-        host = np.empty((len(of), *of[0].shape), dtype)
-        for slot, row in zip(host, of, strict=True):
+        stacked = layers[0].layer is not None
+        host = np.empty((len(layers), *layers[0].shape), dtype)
+        for slot, row in zip(host, layers, strict=True):
             array = _read(tensors, row.name)
             slot[...] = array.T if row.transpose else array
         parameters.put(params, path, jnp.asarray(host if stacked else host[0]))
@@ -195,7 +209,7 @@ def arrays(
 
 
 def _sharded(
-    tensors: Tensors, rows: list[Row], shape: tuple[int, ...], place: jax.sharding.Sharding, dtype: np.dtype
+    tensors: Tensors, rows: list[Row], shape: tuple[int, ...], placement: jax.sharding.Sharding, dtype: np.dtype
 ) -> jax.Array:
     """One array of the tree, of which this process reads what its devices hold, each part once."""
     read: dict[str, np.ndarray] = {}  # slices are not hashable in Python 3.11; their text is
@@ -205,7 +219,7 @@ def _sharded(
             read[str(index)] = _part(tensors, rows, shape, index, dtype)
         return read[str(index)]
 
-    return jax.make_array_from_callback(shape, place, part)
+    return jax.make_array_from_callback(shape, placement, part)
 
 
 def _part(tensors: Tensors, rows: list[Row], shape: tuple[int, ...], index: tuple[slice, ...], dtype: np.dtype):
@@ -315,7 +329,7 @@ def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, lay
     generation = read_json(generation_file) if generation_file.is_file() else {}
     # Ids are checked first: it is cheap, and the weights may take minutes.
     policy = make_policy(arch, tokenizer, generation, config, source)
-    return policy, fill(arch, SafeTensors(source, _weight_files(directory)), param_dtype, layout)
+    return policy, read_params(arch, SafeTensors(source, _weight_files(directory)), param_dtype, layout)
 
 
 def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
@@ -329,10 +343,10 @@ def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choic
 
         tokenizer = from_gguf(file, gguf.reader)
     policy = make_policy(arch, tokenizer, {}, gguf.config, str(file))
-    return policy, fill(arch, gguf, param_dtype, layout)
+    return policy, read_params(arch, gguf, param_dtype, layout)
 
 
-def embedded(name: str) -> Path:
+def embedded_file(name: str) -> Path:
     """The weights file of an embedded model; FileNotFoundError where its package is not installed."""
     package, weights = EMBEDDED[name]
     # Only the package's place is looked up: importing it would pull in the tool it is a plugin of.
@@ -361,30 +375,31 @@ def _from_hub(name: str) -> Path:
 def load(
     where: str | Path,
     *,
-    scan_layers: bool = False,
-    compute_dtype: str = "float32",
     param_dtype: str = "float32",
-    remat: str = "none",
-    attention: str = "auto",
     tokenizer: bool = True,
     layout: sharding.Layout | None = None,
+    **choices: Any,
 ) -> tuple[Policy, dict[str, Any]]:
-    """Read a model: its policy (architecture, tokenizer, end tokens) and its parameters.
+    """A model: its policy (architecture, tokenizer, end tokens) and its parameters.
 
-    args: where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an
-        embedded model, or a hub id 'owner/name'; scan_layers: stack the layers and scan them; compute_dtype:
-        of matmuls, 'float32' or 'bfloat16'; param_dtype: of the parameters, 'float32', 'bfloat16' or
-        'float16'; remat: what the backward pass recomputes, 'none', 'elementwise' or 'layer';
-        attention: computed by 'xla', by 'kernels', or 'auto'; tokenizer: whether to read one; layout: shards the
-        parameters as they are read.
-    returns: (policy, params).
-    errors: FileNotFoundError where something is not there; ValueError, one line, where it is not what it
-        should be.
+    Args:
+      where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an embedded model, or
+        a hub id "owner/name".
+      param_dtype: of the parameters, "float32", "bfloat16" or "float16".
+      tokenizer: whether to read one.
+      layout: shards the parameters as they are read.
+      choices: how the model is computed: scan_layers, compute_dtype, remat and attention of `Architecture`.
+
+    Returns:
+      (policy, params).
+
+    Raises:
+      FileNotFoundError: something is not there.
+      ValueError: one line, where something is not what it should be.
     """
-    choices = {"scan_layers": scan_layers, "compute_dtype": compute_dtype, "remat": remat, "attention": attention}
     text, path = str(where), Path(where)
     if text in EMBEDDED:
-        return _load_gguf(embedded(text), tokenizer, param_dtype, layout, choices)
+        return _load_gguf(embedded_file(text), tokenizer, param_dtype, layout, choices)
     if path.suffix == ".gguf":
         return _load_gguf(path, tokenizer, param_dtype, layout, choices)
     if path.is_dir():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.hf.architecture import architecture
-from mara_jax.hf.load import EMBEDDED, embedded, read_config
+from mara_jax.hf.load import EMBEDDED, embedded_file, read_config
 from mara_jax.policies.parameters import Architecture
 
 _QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
@@ -45,7 +45,7 @@ def architecture_of(where: str, **choices: Any) -> Architecture:
       ValueError, FileNotFoundError: the shape is not known, or its description is not what it should be.
     """
     path = Path(where)
-    file = embedded(where) if where in EMBEDDED else path if path.suffix == ".gguf" else None
+    file = embedded_file(where) if where in EMBEDDED else path if path.suffix == ".gguf" else None
     if file is not None:
         from mara_jax.hf.gguf import GGUF
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mara_jax import config
 from mara_jax.hf import tokenizer as tokenizers
-from mara_jax.hf.load import EMBEDDED, embedded
+from mara_jax.hf.load import EMBEDDED, embedded_file
 from mara_jax.tasks import onetwo
 from mara_jax.train import shape
 
@@ -29,7 +29,7 @@ def _tokenizer(run: config.LanguageRun, task: onetwo.OneTwo) -> Any:
     if where == shape.NANO:
         pairs = task.demonstrations(run.seed, 0, 2000)
         return tokenizers.nano([text for pair in pairs for text in pair], shape.NANO_VOCABULARY)
-    file = embedded(where) if where in EMBEDDED else Path(where)
+    file = embedded_file(where) if where in EMBEDDED else Path(where)
     if file.suffix == ".gguf":
         from mara_jax.hf.gguf import GGUF
 
