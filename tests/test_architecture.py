@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -45,3 +46,29 @@ def test_imports_follow_the_layers(path):
     if folder in RANK:
         for other in imported_folders(path) - {folder} - EVERYWHERE:
             assert RANK[other] < RANK[folder] or (folder, other) in BESIDE, f"{folder} imports {other}"
+
+
+# Who may ask which platform programs are for: the operations, the LM head, the draw and `parallel/`; and beside the
+# model, what measures or plans devices and what writes checkpoints.
+ASKING = re.compile(r"\b(platform|on_one_cpu|default_backend)\(")
+MAY_ASK = (
+    "policies/ops/",
+    "sampling/head.py",
+    "sampling/draw.py",
+    "parallel/",
+    "bench/",
+    "plan/",
+    "train/checkpoint.py",
+)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_operations_ask_for_the_platform(path):
+    name = path.relative_to(ROOT).as_posix()
+    if not name.startswith(MAY_ASK):
+        assert not ASKING.search(path.read_text()), f"{name} asks for the platform: let ops/select.py choose"
+
+
+def test_flax_linen_is_in_the_transformer_alone():
+    users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "linen" in path.read_text()}
+    assert users == {"policies/transformer.py"}

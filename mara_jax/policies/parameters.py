@@ -217,29 +217,6 @@ def shapes_of(
     return out
 
 
-def layer_axes(arch: Architecture) -> dict[tuple[str, ...], tuple[str | None, ...]]:
-    """Logical axes of each array of one layer, by path within it."""
-    return {row.path[1:]: row.axes for row in _layer_rows(arch, 0)}
-
-
-def gathered(arch: Architecture, layer: Mapping[str, Any]) -> Any:
-    """Under jit: one layer's parameters as matmuls take them, in the compute dtype and whole along "embed".
-
-    args: layer: nested dict of one layer, with or without an adapter.
-    """
-    axes = layer_axes(arch)
-
-    def gather(path, array):
-        module, name = (key.key for key in path[:2])
-        if name == "scale":  # norms are computed in float32
-            return array
-        array = array.astype(arch.compute_dtype)
-        # A decoding loop's kernels may have a form of their own, and are gathered already.
-        return sharding.gather_kernel(array, axes[module, name]) if name == "kernel" and len(path) == 2 else array
-
-    return jax.tree_util.tree_map_with_path(gather, layer)
-
-
 def axis_sizes(arch: Architecture) -> dict[str, int]:
     """How many of each logical axis there are: heads, not their channels, since a head is not cut."""
     return {

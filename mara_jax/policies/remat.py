@@ -11,21 +11,22 @@ from mara_jax.policies.ops.select import select
 from mara_jax.policies.parameters import Architecture
 
 
-def checkpointed(arch: Architecture, layer: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer that saves what `Architecture.remat` says.
+def uses_checkpoints(arch: Architecture) -> bool:
+    """Whether layers go through `jax.checkpoint`: on a CPU it saves no memory outside of scans, and with remat "none"
+    the operations see to it there."""
+    return arch.remat != "none" or not select(arch).saves
+
+
+def checkpoint_policy(arch: Architecture) -> Callable[..., bool] | None:
+    """What the backward pass finds saved, by `Architecture.remat`.
 
     "none": the products of kernels and what attention's gradient needs; norms, rotary embedding and SwiGLU cost less
-    than they take. "elementwise": the products alone; "layer": only the layer's input. On a CPU `jax.checkpoint` saves
-    no memory outside of scans; there the operations see to it.
+    than they take. "elementwise": the products alone. "layer": only the layer's input.
     """
-    if arch.remat == "none" and select(arch).saves:
-        return layer
     products: Any = functools.partial(_is_kernels_product, arch)
-    both = jax.checkpoint_policies.save_from_both_policies(
-        products, jax.checkpoint_policies.save_only_these_names(SAVED)
-    )
-    policy = {"none": both, "elementwise": products, "layer": None}[arch.remat]
-    return jax.checkpoint(layer, policy=policy, prevent_cse=not arch.scan_layers)
+    attention = jax.checkpoint_policies.save_only_these_names(SAVED)
+    both = jax.checkpoint_policies.save_from_both_policies(products, attention)
+    return {"none": both, "elementwise": products, "layer": None}[arch.remat]
 
 
 def _is_kernels_product(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The decoder-only transformer of the Qwen2, Qwen3 and Llama families: pure functions of a nested dict of parameters.
+"""The decoder-only transformer of the Qwen2, Qwen3 and Llama families, in flax.linen.
 
 Norms, rotary embedding and softmax are in float32, matmuls in `Architecture.compute_dtype`. Masks come from lengths and
 slots, never from token values. `ops/` has the operations, `parameters.py` names and shapes every array.
@@ -7,33 +7,31 @@ slots, never from token values. `ops/` has the operations, `parameters.py` names
 import functools
 from typing import Any, NamedTuple
 
-import flax.struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from mara_jax.parallel import sharding
 from mara_jax.policies import lora, parameters
+from mara_jax.policies.kv_cache import KV, init_cache, slot_count, written
 from mara_jax.policies.ops import rotary
-from mara_jax.policies.ops.attention import SAVED, Mask, behind_prefix, cache_mask, causal_mask
+from mara_jax.policies.ops.attention import (
+    SAVED,
+    Mask,
+    behind_prefix,
+    cache_mask,
+    causal_mask,
+    heads_first,
+    tokens_first,
+)
 from mara_jax.policies.ops.rms_norm import rms_norm
-from mara_jax.policies.ops.select import Operations, select
+from mara_jax.policies.ops.select import select
 from mara_jax.policies.packing import Packing, pack_only, unpack
 from mara_jax.policies.parameters import Architecture, RopeScaling
-from mara_jax.policies.remat import checkpointed
+from mara_jax.policies.remat import checkpoint_policy, uses_checkpoints
 
 __all__ = ["KV", "Architecture", "RopeScaling", "forward", "forward_group", "init", "init_cache", "logits"]
-
-
-@flax.struct.dataclass
-class KV:
-    """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when scanned.
-
-    Heads come before time so that attention's batched matmuls read them as they lie.
-    """
-
-    k: Any
-    v: Any
 
 
 class Segment(NamedTuple):
@@ -49,121 +47,147 @@ class Segment(NamedTuple):
     packing: Packing | None = None
 
 
-def linear(ops: Operations, params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """x [..., d] by a kernel, plus a bias and the update of a LoRA adapter where there are any: [..., f]."""
-    return _with_bias_and_adapter(ops, params, functools.partial(ops.matmul, x))
+class RMSNorm(nn.Module):
+    """The root-mean-square norm over the last axis."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)), self.eps)
 
 
-def swiglu_linear(ops: Operations, params: dict[str, Any], gate: jax.Array, up: jax.Array) -> jax.Array:
-    """`linear` of silu(gate) * up."""
-    return _with_bias_and_adapter(ops, params, functools.partial(ops.swiglu_matmul, gate, up))
+class Linear(nn.Module):
+    """x [..., inputs] by a kernel, plus a bias and the update of a LoRA adapter where there are any: [..., features].
 
-
-def _with_bias_and_adapter(ops, params, multiply):
-    y = multiply(params["kernel"])
-    if lora.A in params:
-        y += ops.matmul(multiply(params[lora.A]), params[lora.B])
-    return y + params["bias"] if "bias" in params else y
-
-
-def attention(ops: Operations, arch: Architecture, params, x_btd, segment: Segment, prefix, cache):
-    """Grouped-query attention over a shared prefix, the KV cache and the tokens themselves: its output, and the KV."""
-    by_head = lambda name: linear(ops, params[name], x_btd).reshape(*x_btd.shape[:-1], -1, arch.head_dim)  # noqa: E731
-    q_btnh, k_btkh, v_btkh = by_head("q"), by_head("k"), by_head("v")
-    if arch.qk_norm:
-        q_btnh = rms_norm(q_btnh, params["q_norm"]["scale"], arch.norm_eps)
-        k_btkh = rms_norm(k_btkh, params["k_norm"]["scale"], arch.norm_eps)
-    q_btnh = rotary.rotate(q_btnh, segment.rope) * arch.head_dim**-0.5
-    k_btkh = rotary.rotate(k_btkh, segment.rope)
-    if segment.packing is not None:  # attention alone works on rows
-        q_btnh, k_btkh, v_btkh = (unpack(y, segment.packing) for y in (q_btnh, k_btkh, v_btkh))
-    q_bkxh, k_bkth, v_bkth = _heads_first(q_btnh, k_btkh, v_btkh)
-    kv, attend = KV(k_bkth, v_bkth), ops.attention
-    if cache is not None:  # written before it is read: a cache that is read first is copied at every step
-        kv = KV(_write(cache.k, k_bkth, segment.index), _write(cache.v, v_bkth, segment.index))
-        attend = ops.cached_attention
-    out_bkxh = attend(q_bkxh, (kv.k, kv.v), prefix and (prefix.k, prefix.v), segment.mask)
-    out_btx = _tokens_first(out_bkxh, q_btnh.shape)
-    if segment.packing is not None:
-        out_btx = pack_only(out_btx, segment.packing)
-    return linear(ops, params["o"], checkpoint_name(out_btx, SAVED)), kv
-
-
-def _heads_first(q_btnh, k_btkh, v_btkh):
-    """Queries [b, k, x, h], keys and values [b, k, t, h]; x: (query head of a kv head, time)."""
-    (b, t, n, h), k = q_btnh.shape, k_btkh.shape[2]
-    # Where kv heads stay whole, the query heads of each are sharded instead.
-    whole = sharding.shard_count("kv_heads") == 1 and n // k % sharding.shard_count("heads") == 0
-    axes = ("rows", None, "heads") if whole else ("rows", "kv_heads")
-    q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, n // k * t, h), *axes)
-    return q_bkxh, *(sharding.constrain(y.transpose(0, 2, 1, 3), "rows", "kv_heads") for y in (k_btkh, v_btkh))
-
-
-def _tokens_first(out_bkxh, shape_btnh):
-    """[b, t, n h]: a token's heads together."""
-    b, t, n, h = shape_btnh
-    return out_bkxh.reshape(b, n, t, h).swapaxes(1, 2).reshape(b, t, n * h)
-
-
-def _write(cache, new, index):
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, axis=2)
-
-
-def mlp(ops: Operations, params, x_btd):
-    """The feed-forward with SwiGLU."""
-    gate_btf, up_btf = (linear(ops, params[name], x_btd) for name in ("gate", "up"))
-    gate_btf, up_btf = (sharding.constrain(y_btf, "rows", None, "mlp") for y_btf in (gate_btf, up_btf))
-    return swiglu_linear(ops, params["down"], gate_btf, up_btf)
-
-
-def block(arch: Architecture, params, hidden, segments: tuple[Segment, ...], prefix: KV | None, cache: KV | None):
-    """One decoder layer: attention and feed-forward, each on the normed residual stream.
-
-    Several segments take turns, each with the KV of the one before as its prefix: so a kernel that is sharded over
-    devices is gathered once for all, and its gradient reduced once.
+    Of two inputs, gate and up, silu(gate) * up takes the place of x. The kernel is gathered once, however often this is
+    called, and its gradient reduced once. axes: the kernel's logical ones.
     """
-    ops, outputs, kv = select(arch), [], None
-    params = parameters.gathered(arch, params)
-    for number, (x_btd, segment) in enumerate(zip(hidden, segments, strict=True)):
-        # XLA for GPUs would join the segments' matmuls by a kernel, and copy both of their inputs to do so.
-        own = jax.tree.map(jax.lax.optimization_barrier, params) if number + 1 < len(segments) else params
-        normed_btd = rms_norm(x_btd, own["attn_norm"]["scale"], arch.norm_eps)
-        mixed_btd, kv = attention(ops, arch, own, normed_btd, segment, prefix, cache)
-        x_btd = sharding.constrain(x_btd + mixed_btd, "rows")
-        normed_btd = rms_norm(x_btd, own["mlp_norm"]["scale"], arch.norm_eps)
-        outputs.append(sharding.constrain(x_btd + mlp(ops, own, normed_btd), "rows"))
-        prefix = kv
-    return tuple(outputs), kv
+
+    arch: Architecture
+    inputs: int
+    features: int
+    axes: tuple[str, str]
+    bias: bool = False
+
+    def setup(self):
+        kernel = self._array("kernel", self.inputs, self.features)
+        # A decoding loop's kernels may have a form of their own, and are gathered already.
+        self.kernel = sharding.gather_kernel(kernel, self.axes) if isinstance(kernel, jax.Array) else kernel
+        self.adapter = [self._array(name) for name in (lora.A, lora.B) if self.has_variable("params", lora.A)]
+        self.bias_f = self._array("bias", self.features) if self.bias else None
+
+    def _array(self, name: str, *shape: int):
+        array = self.variable("params", name, nn.initializers.zeros, None, shape).value
+        return jax.tree.map(lambda leaf: leaf.astype(self.arch.compute_dtype), array)
+
+    def __call__(self, *inputs):
+        ops = select(self.arch)
+        multiply = functools.partial(ops.matmul if len(inputs) == 1 else ops.swiglu_matmul, *inputs)
+        # XLA for GPUs would join the matmuls of several calls, and copy their inputs to do so.
+        y = multiply(jax.lax.optimization_barrier(self.kernel))
+        if self.adapter:
+            y += ops.matmul(multiply(self.adapter[0]), self.adapter[1])
+        return y if self.bias_f is None else y + self.bias_f
 
 
-def embed(arch: Architecture, params, tokens_bt, replicated: bool = False):
-    """Token embeddings [b, t, d]; replicated: the table's channels are whole on every device, as when decoding."""
-    table_vd = params["embed"]["embedding"]
-    if replicated:
-        return sharding.constrain(table_vd[tokens_bt].astype(arch.compute_dtype), "rows")
-    return sharding.embedding_lookup(table_vd, tokens_bt, arch.compute_dtype)
+class Block(nn.Module):
+    """One decoder layer: attention and a feed-forward with SwiGLU, each on the normed residual stream.
+
+    Several segments take turns, each with the KV of the one before as its prefix.
+    """
+
+    arch: Architecture
+
+    def setup(self):
+        arch = self.arch
+        d, f, heads, kv_heads = arch.embed, arch.mlp, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+        self.attn_norm, self.mlp_norm = RMSNorm(arch.norm_eps), RMSNorm(arch.norm_eps)
+        self.q = Linear(arch, d, heads, ("embed", "heads"), arch.qkv_bias)
+        self.k = Linear(arch, d, kv_heads, ("embed", "kv_heads"), arch.qkv_bias)
+        self.v = Linear(arch, d, kv_heads, ("embed", "kv_heads"), arch.qkv_bias)
+        self.o = Linear(arch, heads, d, ("heads", "embed"))
+        if arch.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(arch.norm_eps), RMSNorm(arch.norm_eps)
+        self.gate, self.up = (Linear(arch, d, f, ("embed", "mlp")) for _ in range(2))
+        self.down = Linear(arch, f, d, ("mlp", "embed"))
+
+    def __call__(self, hidden, segments: tuple[Segment, ...], prefix: KV | None, cache: KV | None):
+        outputs, kv = [], None
+        for x_btd, segment in zip(hidden, segments, strict=True):
+            mixed_btd, kv = self.attention(self.attn_norm(x_btd), segment, prefix, cache)
+            x_btd = sharding.constrain(x_btd + mixed_btd, "rows")
+            outputs.append(sharding.constrain(x_btd + self.mlp(self.mlp_norm(x_btd)), "rows"))
+            prefix = kv
+        return tuple(outputs), kv if len(segments) == 1 else None
+
+    def attention(self, x_btd, segment: Segment, prefix: KV | None, cache: KV | None):
+        """Grouped-query attention over a shared prefix, the KV cache and the tokens themselves: output and KV."""
+        ops = select(self.arch)
+        by_head = (*x_btd.shape[:-1], -1, self.arch.head_dim)
+        q_btnh, k_btkh, v_btkh = (project(x_btd).reshape(by_head) for project in (self.q, self.k, self.v))
+        if self.arch.qk_norm:
+            q_btnh, k_btkh = self.q_norm(q_btnh), self.k_norm(k_btkh)
+        q_btnh = rotary.rotate(q_btnh, segment.rope) * self.arch.head_dim**-0.5
+        k_btkh = rotary.rotate(k_btkh, segment.rope)
+        if segment.packing is not None:  # attention alone works on rows
+            q_btnh, k_btkh, v_btkh = (unpack(y, segment.packing) for y in (q_btnh, k_btkh, v_btkh))
+        q_bkxh, *keys_values = heads_first(q_btnh, k_btkh, v_btkh)
+        attend, kv = ops.attention, KV(*keys_values)
+        if cache is not None:  # written before it is read: a cache that is read first is copied at every step
+            attend, kv = ops.cached_attention, written(cache, kv, segment.index)
+        out_bkxh = attend(q_bkxh, (kv.k, kv.v), prefix and (prefix.k, prefix.v), segment.mask)
+        out_btx = tokens_first(out_bkxh, q_btnh.shape)
+        if segment.packing is not None:
+            out_btx = pack_only(out_btx, segment.packing)
+        return self.o(checkpoint_name(out_btx, SAVED)), kv
+
+    def mlp(self, x_btd):
+        gate_btf, up_btf = (sharding.constrain(y, "rows", None, "mlp") for y in (self.gate(x_btd), self.up(x_btd)))
+        return self.down(gate_btf, up_btf)
 
 
-def decoder(arch: Architecture, params, tokens, segments: tuple[Segment, ...], prefix=None, cache=None):
-    """Hidden states after the final norm, one array for each segment, and the KV of the last one."""
-    hidden = tuple(embed(arch, params, tokens_bt, cache is not None) for tokens_bt in tokens)
-    layer = checkpointed(arch, functools.partial(block, arch))
-    if arch.scan_layers:
+class Embedding(nn.Module):
+    """A table of token embeddings [v, d]; replicated: its channels are whole on every device, as when decoding."""
 
-        def step(hidden, layer_inputs):
-            layer_params, layer_prefix, layer_cache = layer_inputs
-            hidden, kv = layer(layer_params, hidden, segments, layer_prefix, layer_cache)
-            return hidden, kv if len(segments) == 1 else None
+    arch: Architecture
 
-        hidden, kv = jax.lax.scan(step, hidden, (params["layers"], prefix, cache))
-    else:
-        kvs = []
-        for i in range(arch.layers):
-            at_layer = [kv and KV(kv.k[i], kv.v[i]) for kv in (prefix, cache)]
-            hidden, kv = layer(params[f"layers_{i}"], hidden, segments, *at_layer)
-            kvs.append(kv)
-        kv = KV(tuple(kv.k for kv in kvs), tuple(kv.v for kv in kvs))
-    return tuple(rms_norm(x_btd, params["final_norm"]["scale"], arch.norm_eps) for x_btd in hidden), kv
+    @nn.compact
+    def __call__(self, tokens_bt, replicated: bool = False):
+        arch = self.arch
+        table_vd = self.param("embedding", nn.initializers.zeros, (arch.vocab_size, arch.embed))
+        if replicated:
+            return sharding.constrain(table_vd[tokens_bt].astype(arch.compute_dtype), "rows")
+        return sharding.embedding_lookup(table_vd, tokens_bt, arch.compute_dtype)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers (scanned or unrolled) and the final norm: hidden states of each segment, and KV if it is one.
+
+    The initialisers named in these modules are never used: `init` draws parameters from the parameter table.
+    """
+
+    arch: Architecture
+
+    @nn.compact
+    def __call__(self, tokens, segments: tuple[Segment, ...], prefix: KV | None = None, cache: KV | None = None):
+        arch, block = self.arch, Block
+        embed, final_norm = Embedding(arch, name="embed"), RMSNorm(arch.norm_eps, name="final_norm")
+        hidden = tuple(embed(tokens_bt, cache is not None) for tokens_bt in tokens)
+        if uses_checkpoints(arch):
+            block = nn.remat(Block, policy=checkpoint_policy(arch), prevent_cse=not arch.scan_layers)
+        if arch.scan_layers:
+            options: Any = {"variable_axes": {"params": 0}, "in_axes": (nn.broadcast, 0, 0), "length": arch.layers}
+            scanned = nn.scan(block, split_rngs={"params": False}, **options)
+            hidden, kv = scanned(arch, name="layers")(hidden, segments, prefix, cache)
+        else:
+            kvs = []
+            for i in range(arch.layers):
+                at_layer = [kv and KV(kv.k[i], kv.v[i]) for kv in (prefix, cache)]
+                hidden, kv = block(arch, name=f"layers_{i}")(hidden, segments, *at_layer)
+                kvs.append(kv)
+            kv = None if None in kvs else KV(tuple(kv.k for kv in kvs), tuple(kv.v for kv in kvs))
+        return tuple(final_norm(x_btd) for x_btd in hidden), kv
 
 
 def forward(
@@ -201,16 +225,13 @@ def forward(
     if prefix_lengths_p is not None and b % prefix_lengths_p.shape[0]:
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
     group = arch.heads // arch.kv_heads
-    mask = Mask(causal_mask(t, group) if cache is None else cache_mask(t, group, _slots(cache), index, counts_b))
+    mask = Mask(causal_mask(t, group) if cache is None else cache_mask(t, group, slot_count(cache), index, counts_b))
     if prefix is not None:
-        mask = behind_prefix(mask, _slots(prefix), prefix_lengths_p)
+        mask = behind_prefix(mask, slot_count(prefix), prefix_lengths_p)
     segment = Segment(_rope(arch, positions_bt), mask, index)
-    (hidden_btd,), kv = decoder(arch, params, (tokens_bt,), (segment,), prefix, cache)
+    decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow
+    (hidden_btd,), kv = decoder.apply({"params": params}, (tokens_bt,), (segment,), prefix, cache)
     return hidden_btd, kv
-
-
-def _slots(kv: KV) -> int:
-    return jax.tree.leaves(kv.k)[0].shape[-2]
 
 
 def _rope(arch, positions_bt):
@@ -237,8 +258,9 @@ def forward_group(
     lengths_b = None if packing is None else jnp.sum(packing.slot_bt >= 0, axis=1, dtype=jnp.int32)
     mask = behind_prefix(Mask(causal_mask(t, group), lengths_b=lengths_b), s, prompt_lengths_p)
     completions = Segment(_rope(arch, positions_bt), mask, packing=packing)
-    (prompts_psd, rest), _ = decoder(arch, params, (prompt_tokens_ps, tokens_bt), (prompts, completions))
-    return prompts_psd, rest
+    decoder: Any = Decoder(arch)
+    tokens = (prompt_tokens_ps, tokens_bt)
+    return decoder.apply({"params": params}, tokens, (prompts, completions))[0]
 
 
 def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
@@ -251,19 +273,6 @@ def logits(arch: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
 def head_rows(arch: Architecture, params: Any) -> jax.Array:
     """The LM head's matrix [v, d]."""
     return params["embed" if arch.tie_embeddings else "head"]["embedding"]
-
-
-def init_cache(arch: Architecture, rows: int, length: int) -> KV:
-    """An empty KV cache: zeros in the compute dtype, with `length` slots for each of `rows` sequences."""
-
-    def zeros():
-        shape = (rows, arch.kv_heads, length, arch.head_dim)
-        if arch.scan_layers:
-            return sharding.constrain(jnp.zeros((arch.layers, *shape), arch.compute_dtype), None, "rows", "kv_heads")
-        each = (jnp.zeros(shape, arch.compute_dtype) for _ in range(arch.layers))
-        return tuple(sharding.constrain(array, "rows", "kv_heads") for array in each)
-
-    return KV(zeros(), zeros())
 
 
 def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:

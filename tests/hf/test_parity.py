@@ -50,9 +50,10 @@ def test_every_layer_matches_torch(pair):
 
     @jax.jit
     def run(params):
-        x_btd, outputs = transformer.embed(arch, params, tokens), []
+        x_btd, outputs = transformer.Embedding(arch).apply({"params": params["embed"]}, tokens), []
         for index in range(arch.layers):
-            (x_btd,), _ = transformer.block(arch, params[f"layers_{index}"], (x_btd,), (segment,), None, None)
+            layer = {"params": params[f"layers_{index}"]}
+            (x_btd,), _ = transformer.Block(arch).apply(layer, (x_btd,), (segment,), None, None)
             outputs.append(x_btd)
         return outputs, transformer.forward(arch, params, tokens, at)[0]
 

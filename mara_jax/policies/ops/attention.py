@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mara_jax.parallel import sharding
 from mara_jax.policies.parameters import wide
 
 # Finite, so that a masked score never makes a NaN; exp of it is exactly zero beside any real score.
@@ -92,3 +93,19 @@ def by_row(y_pkyc: jax.Array, rows: int) -> jax.Array:
     """The inverse of `by_prompt`: [b, k, x, c]."""
     p, k, _, c = y_pkyc.shape
     return y_pkyc.reshape(p, k, rows // p, -1, c).swapaxes(1, 2).reshape(rows, k, -1, c)
+
+
+def heads_first(q_btnh, k_btkh, v_btkh):
+    """Queries [b, k, x, h], keys and values [b, k, t, h]; x: (query head of a kv head, time)."""
+    (b, t, n, h), k = q_btnh.shape, k_btkh.shape[2]
+    # Where kv heads stay whole, the query heads of each are sharded instead.
+    whole = sharding.shard_count("kv_heads") == 1 and n // k % sharding.shard_count("heads") == 0
+    axes = ("rows", None, "heads") if whole else ("rows", "kv_heads")
+    q_bkxh = sharding.constrain(q_btnh.transpose(0, 2, 1, 3).reshape(b, k, n // k * t, h), *axes)
+    return q_bkxh, *(sharding.constrain(y.transpose(0, 2, 1, 3), "rows", "kv_heads") for y in (k_btkh, v_btkh))
+
+
+def tokens_first(out_bkxh, shape_btnh):
+    """[b, t, n h]: a token's heads together."""
+    b, t, n, h = shape_btnh
+    return out_bkxh.reshape(b, n, t, h).swapaxes(1, 2).reshape(b, t, n * h)
