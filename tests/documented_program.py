@@ -11,11 +11,14 @@ import sys
 
 sys.path[0] = os.getcwd()  # as `python -m` has it
 
+from mara_jax import config, main  # noqa: E402
+
 
 def parser_of(module: str):
     """The function of a command that parses its arguments, the first of which is the command's name."""
-    command = importlib.import_module(module if module == "mara_jax.main" else f"{module}.command")
-    return command.parse
+    if module == "mara_jax.main":  # checks the run, too
+        return lambda words: config.resolve(main.parse(words).config)
+    return importlib.import_module(f"{module}.command").parse
 
 
 def answer(parse, words: list[str]) -> str:
