@@ -34,11 +34,11 @@ def cost(model: str, group: int, new: int, turns: int) -> dict:
     prompts = phases.random_prompts(policy.architecture.vocab_size, PROMPTS, PROMPT)
     # A group of one has nothing to compare with, so that no baseline is used at any size.
     algorithm = config.Algorithm(method="vanilla", baseline="none")
-    case = phases.Case(model, policy, prompts, group, new, algorithm=algorithm)
     params = transformer.init(policy.architecture, jax.random.key(0))
-    done = speed.steps(case, params, turns)
+    setup = phases.setup_of(phases.run_of(PROMPTS, group, new, algorithm=algorithm), policy, params, prompts)
+    measured = speed.steps(setup, turns)
     rows = PROMPTS * (PROMPT + group * (new - 1))
-    seconds = {f"{name}_s": float(np.median(done.spent[name])) for name in phases.NAMES}
+    seconds = {f"{name}_s": float(np.median(measured.spent[name])) for name in phases.NAMES}
     return {
         "benchmark": "scaling",
         "group": group,
@@ -47,7 +47,7 @@ def cost(model: str, group: int, new: int, turns: int) -> dict:
         "prompt_share": PROMPTS * PROMPT / rows,
         **seconds,
         "step_s": sum(seconds.values()),
-        "gflop": sum(phases.counted(case, params, done.drawn, done.batch)) / 1e9,
+        "gflop": sum(phases.counted(setup, measured.completions, measured.batches)) / 1e9,
     }
 
 

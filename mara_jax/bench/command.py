@@ -16,6 +16,7 @@ from mara_jax.cli import Flag
 from mara_jax.hf import shapes
 from mara_jax.policies import transformer
 from mara_jax.train import preflight
+from mara_jax.train.startup import Setup
 from mara_jax.train.tables import NumberTable
 
 SMOL = "smollm2-135m-instruct"
@@ -67,8 +68,8 @@ def bench(argv: list[str]) -> int:
     values = parse(argv)
     use_threads(values.threads)
     out = writable(values.out)
-    case, params = case_of(values)
-    record = {"threads": values.threads or available(), **speed.measure(case, params, values.repeats)}
+    name, setup = case_of(values)
+    record = {"threads": values.threads or available(), **speed.measure(name, setup, values.repeats)}
     record["load"] = round(os.getloadavg()[0], 2)
     text = json.dumps(record, allow_nan=False)
     if out is not None:
@@ -131,8 +132,8 @@ def writable(out: str | None) -> pathlib.Path | None:
     return None if out is None else pathlib.Path(out)
 
 
-def case_of(values: flags.FlagValues) -> tuple[phases.Case, Any]:
-    """The case to measure, and its parameters.
+def case_of(values: flags.FlagValues) -> tuple[str, Setup]:
+    """The case to measure: its name, and its policy, prompts and sizes.
 
     Raises:
       ValueError: a configuration that cannot run, or is the toy's.
@@ -149,11 +150,11 @@ def case_of(values: flags.FlagValues) -> tuple[phases.Case, Any]:
         params = transformer.init(policy.architecture, jax.random.key(0))
     prompts = phases.random_prompts(policy.architecture.vocab_size, values.samples // values.group, values.prompt)
     optimiser = config.Optimiser(micro_batches=values.micro_batches)
-    case = phases.Case(values.model, policy, prompts, values.group, values.new, optimiser=optimiser)
-    return case, params
+    run = phases.run_of(len(prompts), values.group, values.new, optimiser=optimiser)
+    return values.model, phases.setup_of(run, policy, params, prompts)
 
 
-def _configured(fields: Any) -> tuple[phases.Case, Any]:
+def _configured(fields: Any) -> tuple[str, Setup]:
     run = config.resolve(fields)
     if not isinstance(run, config.LanguageRun):
         raise ValueError(
@@ -181,17 +182,8 @@ def _configured(fields: Any) -> tuple[phases.Case, Any]:
     task = onetwo.OneTwo(**dataclasses.asdict(run.task))
     policy, params = reference.load_base(run, task)
     encoded = reference.prompt_tokens(policy, task, run.policy.chat)
-    case = phases.Case(
-        run.policy.weights,
-        policy,
-        [encoded[i] for i in loop.prompt_ids(run, len(encoded), 0)],
-        run.rollout.group_size,
-        run.rollout.max_new_tokens,
-        run.rollout.length_buckets,
-        run.algorithm,
-        run.optimiser,
-    )
-    return case, params
+    prompts = [encoded[i] for i in loop.prompt_ids(run, len(encoded), 0)]
+    return run.policy.weights, phases.setup_of(run, policy, params, prompts)
 
 
 def show(record: dict[str, Any], console: Console) -> None:

@@ -18,7 +18,8 @@ from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import rollout
 from mara_jax.train import memory
-from mara_jax.train.state import Batch
+from mara_jax.train.startup import Setup
+from mara_jax.train.state import BySampler, State
 
 COPY_BYTES = 256 * 2**20
 # Told by jax itself whenever its backend compiles a program (a hit in the persistent cache included).
@@ -39,9 +40,9 @@ class Compilations:
     @contextlib.contextmanager
     def counted(self) -> Iterator[dict[str, float]]:
         """A dict that holds, after the block, what was compiled in it: programs, seconds."""
-        before, found = (self.count, self.seconds), {}
-        yield found
-        found |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
+        before, compiled = (self.count, self.seconds), {}
+        yield compiled
+        compiled |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
 
 
 def clock() -> float:
@@ -49,24 +50,25 @@ def clock() -> float:
     return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
 
 
-def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
+def measure(name: str, setup: Setup, repeats: int) -> dict[str, Any]:
     """Everything `python -m mara_jax.bench` reports of a case, as one flat-keyed record per phase.
 
     Args:
-      params: the policy's own, and the reference's.
+      name: of the case.
+      setup: its policy, prompts and sizes, from `phases.setup_of`.
       repeats: timed runs of each phase after one that compiles; medians are reported.
     """
-    drawn, batch, spent, compiled, peaks, machine = steps(case, params, repeats, machine=True)
-    counts = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
-    del batch
+    completions, batches, spent, compiled, peaks, machine = steps(setup, repeats, machine=True)
+    counts = phases.counted(setup, completions, batches), phases.least(setup, completions)
+    del batches
     record = {
-        "case": case.name,
+        "case": name,
         "backend": jax.default_backend(),
         "clock": "cpu_s" if jax.default_backend() == "cpu" else "s",
-        "shape": _shape(case, drawn),
+        "shape": _shape(setup, completions),
         "machine": machine,
-        "phases": _phases(spent, counts, drawn, machine),
-        "decode": _decode(case, params, drawn, statistics.median(spent["rollout"]), machine),
+        "phases": _phases(spent, counts, completions, machine),
+        "decode": _decode(setup, completions, statistics.median(spent["rollout"]), machine),
         "compiled": compiled,
         "memory": peaks,
     }
@@ -75,85 +77,84 @@ def measure(case: phases.Case, params: Any, repeats: int) -> dict[str, Any]:
 
 
 class Steps(NamedTuple):
-    """Timed steps: the last rollout and batch; by phase every repeat's seconds; compilations, peak memory (MiB),
+    """Timed steps: the last rollout and batches; by phase every repeat's seconds; compilations, peak memory (MiB),
     and what the machine gave plain work between the steps."""
 
-    drawn: rollout.Rollout
-    batch: Batch
+    completions: rollout.Rollout
+    batches: BySampler
     spent: dict[str, list[float]]
     compiled: dict[str, dict[str, float]]
     memory: dict[str, float]
     machine: dict[str, float]
 
 
-def steps(case: phases.Case, params: Any, repeats: int, machine: bool = False) -> Steps:
+def steps(setup: Setup, repeats: int, machine: bool = False) -> Steps:
     """One step that compiles, then `repeats` that are timed; machine: each beside plain matmuls and a copy."""
     compilations = Compilations()
     with compilations.counted() as warm_up:
-        state, drawn, batch, _ = _step(case, phases.fresh_state(case, params), params, 0)
+        state, completions, batches, _ = _step(setup, phases.fresh_state(setup), 0)
     first = peak_mib()
     memory.give_back()  # as the training loop does
     spent: dict[str, list[float]] = {name: [] for name in phases.NAMES}
     afterwards, peak, plain = {"programs": 0, "seconds": 0.0}, first, None
     for repeat in range(1, repeats + 1):
-        with compilations.counted() as found:
-            state, drawn, batch, times = _step(case, state, params, repeat)
-        afterwards = {name: count + found[name] for name, count in afterwards.items()}
+        with compilations.counted() as more:
+            state, completions, batches, times = _step(setup, state, repeat)
+        afterwards = {name: count + more[name] for name, count in afterwards.items()}
         for name, seconds in zip(phases.NAMES, times, strict=True):
             spent[name].append(seconds)
         if plain is None:
             peak = max(peak, peak_mib())  # of steps, not of what they are compared with
             if machine:
-                plain = Plain(case.policy.architecture, params, _rows(drawn), int(np.size(drawn.lengths)))
+                size = int(np.size(completions.lengths))
+                plain = Plain(setup.policy.architecture, setup.ref_params, _rows(completions), size)
         if plain is not None:
             plain.time()
     peaks = {"peak_mib": peak, "first_step_mib": first}
     compiled = {"warm_up": warm_up, "afterwards": afterwards}
     rates = {} if plain is None else plain.rates()
-    return Steps(drawn, batch, spent, compiled, peaks, rates)
+    return Steps(completions, batches, spent, compiled, peaks, rates)
 
 
-def _step(case: phases.Case, state, params: Any, seed: int):
+def _step(setup: Setup, state: State, seed: int):
     marks = [clock()]
-    drawn = phases.roll(case, state.params, seed)
+    completions = phases.roll(setup, state.params, seed)
     marks.append(clock())
-    batch = phases.refer(case, params, drawn, seed)
+    batches = phases.refer(setup, completions)
     marks.append(clock())
-    if seed == 0:
-        phases.compile_update(case, state, params, batch)
-    state = phases.update(case, state, params, batch)
+    state = phases.update(setup, state, batches)
     marks.append(clock())
-    return state, drawn, batch, np.diff(marks).tolist()
+    return state, completions, batches, np.diff(marks).tolist()
 
 
-def _rows(drawn: rollout.Rollout) -> int:
+def _rows(completions: rollout.Rollout) -> int:
     """Tokens that a forward pass reads: prompts once, and completions but for their last token."""
-    return int(np.sum(drawn.prompt_lengths) + np.sum(np.asarray(drawn.lengths) - 1))
+    return int(np.sum(completions.prompt_lengths) + np.sum(np.asarray(completions.lengths) - 1))
 
 
-def _shape(case: phases.Case, drawn: rollout.Rollout) -> dict[str, Any]:
-    lengths = np.asarray(drawn.lengths)
+def _shape(setup: Setup, completions: rollout.Rollout) -> dict[str, Any]:
+    lengths = np.asarray(completions.lengths)
     return {
-        "prompts": len(case.prompts),
-        "prompt_tokens": int(np.sum(drawn.prompt_lengths)),
-        "group": case.group_size,
+        "prompts": len(setup.prompts),
+        "prompt_tokens": int(np.sum(completions.prompt_lengths)),
+        "group": setup.cfg.rollout.group_size,
         "samples": int(lengths.size),
-        "max_new_tokens": case.max_new_tokens,
+        "max_new_tokens": setup.cfg.rollout.max_new_tokens,
         "new_tokens": int(lengths.sum()),
-        "parameters": parameters.count(case.policy.architecture),
+        "parameters": parameters.count(setup.policy.architecture),
     }
 
 
-def _phases(spent, counts, drawn: rollout.Rollout, machine: dict[str, float]) -> dict[str, Any]:
+def _phases(spent, counts, completions: rollout.Rollout, machine: dict[str, float]) -> dict[str, Any]:
     """For each phase: seconds, tokens/s (generated; then read by the model), FLOPs against the least, GFLOP/s, and that
     against plain matmuls: decoding's have few rows, and are compared with such."""
     counted, least = counts
-    generated = int(np.sum(drawn.lengths))
-    found = {}
-    for name, tokens in zip(phases.NAMES, (generated, _rows(drawn), _rows(drawn)), strict=True):
+    generated = int(np.sum(completions.lengths))
+    rows = {}
+    for name, tokens in zip(phases.NAMES, (generated, _rows(completions), _rows(completions)), strict=True):
         seconds, flops = statistics.median(spent[name]), getattr(counted, name)
         plain = machine["matmul_decode_gflops_per_s" if name == "rollout" else "matmul_gflops_per_s"]
-        found[name] = {
+        rows[name] = {
             "seconds": seconds,
             "all_seconds": spent[name],
             "tokens": tokens,
@@ -164,23 +165,23 @@ def _phases(spent, counts, drawn: rollout.Rollout, machine: dict[str, float]) ->
             "gflops_per_s": flops / seconds / 1e9,
             "of_matmul": flops / seconds / 1e9 / plain,
         }
-    return found
+    return rows
 
 
-def _decode(case: phases.Case, params, drawn: rollout.Rollout, seconds: float, machine) -> dict[str, float]:
+def _decode(setup: Setup, completions: rollout.Rollout, seconds: float, machine) -> dict[str, float]:
     """Bytes that each step of decoding must read at least, over its time: weights once, the keys and values seen."""
-    arch = case.policy.architecture
-    steps = int(np.max(drawn.lengths)) - 1
+    arch = setup.policy.architecture
+    steps = int(np.max(completions.lengths)) - 1
     if not steps:
         return {"steps": 0}
     prefill = jax.jit(rollout.prefill, static_argnums=0)
-    prefill_s = timed(lambda: prefill(arch, params, drawn.prompt_tokens, drawn.prompt_lengths), 3)
+    prefill_s = timed(lambda: prefill(arch, setup.ref_params, completions.prompt_tokens, completions.prompt_lengths), 3)
     each = max(seconds - prefill_s, 1e-9) / steps
     width = jnp.dtype(arch.compute_dtype).itemsize
     weights = (parameters.count(arch) - (0 if arch.tie_embeddings else arch.vocab_size * arch.embed)) * width
-    lengths = np.asarray(drawn.lengths)
+    lengths = np.asarray(completions.lengths)
     own = np.sum(lengths * (lengths - 1) / 2) / steps  # slots read in a mean step, over all rows
-    cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * width * (float(np.sum(drawn.prompt_lengths)) + own)
+    cache = 2 * arch.layers * arch.kv_heads * arch.head_dim * width * (float(np.sum(completions.prompt_lengths)) + own)
     rate = (weights + cache) / each / 1e9
     return {
         "steps": steps,

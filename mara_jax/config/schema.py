@@ -175,7 +175,6 @@ class Rollout:
         "continuous batching: completions decoded at once; as one ends, the next takes its row. 0: a static batch",
         limits.FROM_ZERO,
     )
-    compile_ahead: bool = setting(False, "compile all length buckets in the first step, so that no later step waits")
 
 
 @dataclass(frozen=True)

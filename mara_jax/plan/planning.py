@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from mara_jax import config
 from mara_jax.parallel import mesh, sharding
-from mara_jax.plan import chips, hlo, programs, prompts, suggest
+from mara_jax.plan import abstract, chips, hlo, prompts, suggest
 from mara_jax.plan.chips import GIB, Chip
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Architecture
-from mara_jax.train import capacity, shape
+from mara_jax.train import capacity, preflight, shape
 
 
 class Memory(NamedTuple):
@@ -53,22 +53,10 @@ class Phase(NamedTuple):
     exchanges: list[hlo.Collective]
 
 
-def layout_of(run: config.LanguageRun, devices: list[Any]) -> sharding.Layout:
-    """The mesh of a run over these devices, as training would make it.
-
-    Raises:
-      ValueError: sizes that do not fit the devices or the rows of a batch.
-    """
-    wanted = {axis: getattr(run.mesh, axis) for axis in mesh.AXES}
-    layout = sharding.layout(mesh.make_mesh(wanted, devices), run.mesh.overrides)
-    sharding.row_axes(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
-    return layout
-
-
 def phases(
     run: config.LanguageRun,
     arch: Architecture,
-    sizes: programs.Sizes,
+    sizes: abstract.Sizes,
     chip: Chip,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Phase]:
@@ -77,14 +65,16 @@ def phases(
     Args:
       tell: called with the name of each phase before it is compiled, since that takes minutes.
     """
-    made, found = programs.all_of(run, arch, sizes), {}
-    for name, program in made.items():
+    compiled = {}
+    for name, program in abstract.phase_programs(run, arch, sizes).items():
         tell(name)
-        found[name] = _phase(name, program, run, arch, sizes, chip)
-    return found
+        compiled[name] = _phase(name, program, run, arch, sizes, chip)
+    return compiled
 
 
-def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes: programs.Sizes, chip: Chip) -> Phase:
+def _phase(
+    name: str, program: abstract.PhaseProgram, run, arch: Architecture, sizes: abstract.Sizes, chip: Chip
+) -> Phase:
     held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
     cache = held.cache if name == "rollout" else 0
     memory = Memory(*held[:3], cache, batch, 0)
@@ -93,7 +83,7 @@ def _phase(name: str, program: programs.Program, run, arch: Architecture, sizes:
         told = "not compiled: what must be held has no room"
     else:
         try:
-            compiled = program.compile()
+            compiled = program.program.compile()
         except jax.errors.JaxRuntimeError as error:
             needed = needed_bytes(str(error))
             if needed is None:
@@ -167,7 +157,7 @@ def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) 
     return known._replace(temporaries=max(0, rest))
 
 
-def least_bytes(name: str, arch: Architecture, sizes: programs.Sizes) -> float:
+def least_bytes(name: str, arch: Architecture, sizes: abstract.Sizes) -> float:
     """The least that a device must read and write in its memory, with the mesh of the layout in use.
 
     A rollout reads every kernel in the compute dtype at each decoded token and the keys and values seen so far; the
@@ -260,12 +250,12 @@ def plan(
     """
     arch = shape.of_run(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
-    sizes = programs.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
+    sizes = abstract.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
     with sharding.use(sharding.layout(mesh.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
         advice = suggest.best(run, arch, sizes, chip, len(devices))
     if suggested and advice is not None:
         run = suggest.with_mesh(run, advice)
-    layout = layout_of(run, devices)
+    layout = preflight.layout_of(run, devices)
     with sharding.use(layout):
         found = phases(run, arch, sizes, chip, tell)
         record = _record(run, arch, sizes, topology, chip, layout, found)
@@ -310,7 +300,7 @@ def _row(phase: Phase) -> dict[str, Any]:
     }
 
 
-def largest_batch(run, arch, sizes: programs.Sizes, chip: Chip, layout, peak: int) -> dict[str, Any]:
+def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: int) -> dict[str, Any]:
     """The most groups of the run's size that fit, found by compiling; counted in steps that the mesh divides."""
     step = _least_groups(run, layout)
     asked = max(1, sizes.prompts // step)

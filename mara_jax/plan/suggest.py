@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mara_jax import config
 from mara_jax.plan import work
+from mara_jax.plan.abstract import Sizes
 from mara_jax.plan.chips import Chip
-from mara_jax.plan.programs import Sizes
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.ops.select import uses_kernels
 from mara_jax.policies.parameters import Architecture

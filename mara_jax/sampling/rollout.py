@@ -1,7 +1,7 @@
 """Completions drawn from a policy: one prefill per prompt, then decoding that stops early."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +46,44 @@ class Drawn(NamedTuple):
     steps: jax.Array
 
 
-def pad_prompts(
-    prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 32, least: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads token lists to one length, at least `least`, a multiple of `multiple` so that few shapes are compiled.
+class Prompts(NamedTuple):
+    """p prompts as `generate` takes them, each for a group of completions.
+
+    tokens [p, s], right-padded; lengths [p]; ids [p]: numbers of the prompts in the data; first_sample [p]: number of
+    each group's first sample; shaping: temperature and truncation, one entry a prompt.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    ids: jax.Array
+    first_sample: jax.Array
+    shaping: drawing.Shaping
+
+
+class Settings(NamedTuple):
+    """What is static in `generate`: another value is another compiled program.
+
+    slots: completions decoded at once, 0 for all; refill_every: decoding steps between refills of free rows.
+    """
+
+    group_size: int
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    slots: int = 0
+    refill_every: int = REFILL_EVERY
+
+
+class Pending(NamedTuple):
+    """A dispatched rollout: the policy, its prompts, and arrays that the device may still be computing."""
+
+    policy: Policy
+    prompts: Prompts
+    drawn: Drawn
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int, multiple: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads token lists to one length, a multiple of `multiple` so that few shapes are compiled.
 
     Raises:
       ValueError: a prompt has no token.
@@ -57,7 +91,7 @@ def pad_prompts(
     lengths_p = np.array([len(tokens) for tokens in prompts], np.int32)
     if lengths_p.min(initial=1) < 1:
         raise ValueError(f"prompt {int(lengths_p.argmin())} has no token: a policy needs at least one to start from")
-    width = -(-max(least, int(lengths_p.max())) // multiple) * multiple
+    width = -(-int(lengths_p.max()) // multiple) * multiple
     tokens_ps = np.full((len(prompts), width), pad_id, np.int32)
     for row, tokens in zip(tokens_ps, prompts, strict=True):
         row[: len(tokens)] = tokens
@@ -78,8 +112,6 @@ def sample(
     slots: int = 0,
     prompt_ids: Sequence[int] | np.ndarray | None = None,
     first_sample: int | Sequence[int] | np.ndarray = 0,
-    least_width: int = 0,
-    meanwhile: Callable[[], object] | None = None,
 ) -> Rollout:
     """Draws group_size completions of each prompt.
 
@@ -95,8 +127,6 @@ def sample(
         once, which takes fewer steps of more rows.
       prompt_ids: numbers of the prompts in the data; 0, 1, ... unless told.
       first_sample: number of each group's first sample; one a prompt where the same prompt comes more than once.
-      least_width: prompts are padded as if one had so many tokens: calls with other prompts then share a program.
-      meanwhile: called once while the device draws.
 
     Returns:
       A Rollout; its log-probs are the policy's own (temperature 1, untruncated).
@@ -111,62 +141,57 @@ def sample(
     ):
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
+    shaping = shaping_of(len(prompts), temperature, top_k, top_p)
+    placed = place_prompts(policy, prompts, group_size, shaping, prompt_ids, first_sample)
+    settings = Settings(group_size, max_new_tokens, policy.eos_ids, policy.pad_id, slots)
+    drawn = generate(policy.architecture, params, placed, key, settings)
+    return collect(Pending(policy, placed, drawn))
+
+
+def place_prompts(
+    policy: Policy,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    group_size: int,
+    shaping: drawing.Shaping,
+    ids: Sequence[int] | np.ndarray | None = None,
+    first_sample: int | Sequence[int] | np.ndarray = 0,
+) -> Prompts:
+    """Prompts, padded, on the devices that will hold their groups' rows; arguments and errors as of `sample`."""
     if not len(prompts):
         raise ValueError("no prompts were given: at least one is needed")
-    tokens = [_encode(policy, prompt) for prompt in prompts]
-    tokens_ps, lengths_p = pad_prompts(tokens, policy.pad_id, least=least_width)
-    ids_p = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids)
+    tokens_ps, lengths_p = pad_prompts([_encode(policy, prompt) for prompt in prompts], policy.pad_id)
+    ids_p = np.arange(len(prompts)) if ids is None else np.asarray(ids)
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
-    shaping = _shaping(len(prompts), temperature, top_k, top_p)
-    prompts_ps, prompt_lengths_p, ids_p, first_p = (
-        hosts.shard_prompts(array_p, group_size) for array_p in (tokens_ps, lengths_p, ids_p, first_p)
-    )
-    temperature_p = hosts.shard_prompts(shaping.temperature, group_size)
-    top_k_p, top_p_p = (
-        None if x is None else hosts.shard_prompts(x, group_size) for x in (shaping.top_k, shaping.top_p)
-    )
-    drawn = generate(
-        policy.architecture,
-        params,
-        prompts_ps,
-        prompt_lengths_p,
-        ids_p,
-        key,
-        temperature_p,
-        first_sample_p=first_p,
-        group_size=group_size,
-        max_new_tokens=max_new_tokens,
-        eos_ids=policy.eos_ids,
-        pad_id=policy.pad_id,
-        top_k_p=top_k_p,
-        top_p_p=top_p_p,
-        slots=slots,
-    )
-    tokens_pgt, logp_pgt, lengths_pg, finished_pg, _ = drawn
-    if meanwhile is not None:
-        meanwhile()
-    text = decode_text(policy, tokens_pgt, lengths_pg, finished_pg)
-    return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts_ps, prompt_lengths_p)
+    arrays = Prompts(tokens_ps, lengths_p, ids_p, first_p, shaping)  # pyright: ignore[reportArgumentType]
+    return jax.tree.map(lambda array_p: hosts.shard_prompts(array_p, group_size), arrays)
 
 
-def _shaping(prompts: int, temperature: Any, top_k: Any, top_p: Any) -> drawing.Shaping:
-    """One entry a prompt of each; None of what cuts nothing, which then costs nothing."""
+def collect(pending: Pending) -> Rollout:
+    """Waits for a dispatched rollout and decodes its text."""
+    tokens_pgt, logp_pgt, lengths_pg, finished_pg, _ = pending.drawn
+    text = decode_text(pending.policy, tokens_pgt, lengths_pg, finished_pg)
+    prompts = pending.prompts
+    return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts.tokens, prompts.lengths)
+
+
+def shaping_of(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0) -> drawing.Shaping:
+    """One entry a prompt of each (see `sample`); None where nothing is truncated, which then costs nothing."""
     limits = {
         "temperature": (temperature, np.float32, lambda v: (v >= 0) & (v < np.inf), "at least 0 and finite"),
         "top_k": (top_k, np.int32, lambda v: v >= 0, "at least 0 (0: all tokens)"),
         "top_p": (top_p, np.float32, lambda v: (v > 0) & (v <= 1), "in (0, 1]"),
     }
-    found = []
-    for name, (given, dtype, holds, words) in limits.items():
-        values = np.asarray(given)
+    checked = []
+    for name, (value, dtype, holds, words) in limits.items():
+        values = np.asarray(value)
         if values.shape not in ((), (prompts,)):
             raise ValueError(
                 f"{name} has the shape {values.shape}: give one number, or one for each of {prompts} prompts"
             )
         for value in values.ravel()[~holds(values).ravel()]:
             raise ValueError(f"{name}={value} must be {words}")
-        found.append(np.broadcast_to(values.astype(dtype), prompts))
-    temperature_p, top_k_p, top_p_p = found
+        checked.append(np.broadcast_to(values.astype(dtype), prompts))
+    temperature_p, top_k_p, top_p_p = checked
     return drawing.Shaping(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
 
 
@@ -203,42 +228,24 @@ def whole_text(policy: Policy, drawn: Rollout) -> list[list[str]]:
     return decode_text(policy, *(hosts.gather(x) for x in (drawn.tokens, drawn.lengths, drawn.finished)))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("arch", "group_size", "max_new_tokens", "eos_ids", "pad_id", "slots", "refill_every"),
-)
+@functools.partial(jax.jit, static_argnames=("arch", "settings"))
 def generate(
-    arch: transformer.Architecture,
-    params: dict,
-    prompt_tokens_ps: jax.Array,
-    prompt_lengths_p: jax.Array,
-    prompt_ids_p: jax.Array,
-    key: jax.Array,
-    temperature_p: jax.Array,
-    *,
-    first_sample_p: jax.Array,
-    group_size: int,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    top_k_p: jax.Array | None = None,
-    top_p_p: jax.Array | None = None,
-    slots: int = 0,
-    refill_every: int = REFILL_EVERY,
+    arch: transformer.Architecture, params: dict, prompts: Prompts, key: jax.Array, settings: Settings
 ) -> Drawn:
-    """The compiled draw behind `sample`."""
-    num_prompts = prompt_tokens_ps.shape[0]
-    b = num_prompts * group_size
-    last_pd, prefix = prefill(arch, params, prompt_tokens_ps, prompt_lengths_p)
+    """The compiled sampling behind `sample`."""
+    num_prompts, group_size = len(prompts.lengths), settings.group_size
+    b, slots, max_new_tokens = num_prompts * group_size, settings.slots, settings.max_new_tokens
+    last_pd, prefix = prefill(arch, params, prompts.tokens, prompts.lengths)
     arch, params, prefix = decoding.lay_out(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    sample_b = spread(first_sample_p) + jnp.tile(jnp.arange(group_size), num_prompts)
-    keys_b = drawing.token_keys(key, spread(prompt_ids_p), sample_b)
-    shaping = drawing.Shaping(temperature_p, top_k_p, top_p_p)
-    ends = jnp.array(eos_ids, jnp.int32)
-    start = decode.Start(arch, params, prefix, prompt_lengths_p, last_pd, keys_b, shaping, ends, max_new_tokens, pad_id)
+    sample_b = spread(prompts.first_sample) + jnp.tile(jnp.arange(group_size), num_prompts)
+    keys_b = drawing.token_keys(key, spread(prompts.ids), sample_b)
+    ends = jnp.array(settings.eos_ids, jnp.int32)
+    start = decode.Start(
+        arch, params, prefix, prompts.lengths, last_pd, keys_b, prompts.shaping, ends, max_new_tokens, settings.pad_id
+    )
     if 0 < slots < b:
-        tokens_bt, logp_bt, steps = refill.refilled(start, slots, refill_every)
+        tokens_bt, logp_bt, steps = refill.refilled(start, slots, settings.refill_every)
     else:
         tokens_bt, logp_bt, steps = decode.together(start)
     # A padding id may be an end token too, so the length is where the first end token stands.

@@ -1,8 +1,8 @@
 """Checks of a run before anything is loaded: its mesh, its threshold, the memory that it needs at least."""
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -12,14 +12,14 @@ from mara_jax.tasks import onetwo
 from mara_jax.train import capacity, shape
 
 
-def layout_of(run: config.LanguageRun) -> sharding.Layout:
-    """The devices as the config arranges them.
+def layout_of(run: config.LanguageRun, devices: Sequence[Any] | None = None) -> sharding.Layout:
+    """The run's mesh over these devices, by default all there are.
 
     Raises:
       ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be.
     """
-    wanted = dataclasses.asdict(run.mesh)
-    layout = sharding.layout(mesh.make_mesh({axis: wanted[axis] for axis in mesh.AXES}), run.mesh.overrides)
+    sizes = {axis: getattr(run.mesh, axis) for axis in mesh.AXES}
+    layout = sharding.layout(mesh.make_mesh(sizes, devices), run.mesh.overrides)
     sharding.row_axes(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
     return layout
 

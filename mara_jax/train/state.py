@@ -1,8 +1,9 @@
 """What a step reads and writes, as pytrees."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import struct
 
 from mara_jax.policies.packing import Packing
@@ -39,3 +40,22 @@ class Batch:
     ref_hidden: Hidden
     packing: Packing | None = None
     sampler_logp: jax.Array | None = None
+
+
+class BySampler(NamedTuple):
+    """One value for the policy's samples, one for the reference policy's; None where the estimator reads none of these.
+
+    (Only "reference_samples" does: its likelihood term is an expectation under the reference policy.)
+    """
+
+    policy: Any
+    reference: Any = None
+
+
+@struct.dataclass
+class Hyperparameters:
+    """Numbers that a compiled update takes as arguments, so that they can be swept: beta (reward units per nat) and
+    threshold (reward units)."""
+
+    beta: jax.Array | np.float32 | float
+    threshold: jax.Array | np.float32 | float

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,130 +14,121 @@ from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import placement
 from mara_jax.train.objective import Scored, objective
-from mara_jax.train.state import Batch, State
+from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 
-class Old(NamedTuple):
-    """Log-probs [p, g, t] of the policy before a rollout's first update; in that update they are yet to be found."""
+class Choices(NamedTuple):
+    """What is static in an update: another value is another compiled program.
 
-    first: jax.Array
+    algorithm: its beta and threshold are not read, see `state.Hyperparameters`; micro_batches: how many the batch is
+    split into; updates: of the optimiser, each on the whole batch.
+    """
+
+    arch: transformer.Architecture
+    algorithm: config.Algorithm
+    tx: optax.GradientTransformation
+    micro_batches: int = 1
+    updates: int = 1
+
+
+class OldPolicy(NamedTuple):
+    """Log-probs [p, g, t] of the policy before a rollout's first update; in that update (`is_current`) they are the
+    policy's own, and `logp` is not read."""
+
+    is_current: jax.Array
+    logp: jax.Array
+
+
+class Auxiliary(NamedTuple):
+    """What a loss gives besides its value: metrics (scalars) and the log-probs [p, g, t] of the policy's samples."""
+
+    metrics: dict[str, jax.Array]
     logp: jax.Array
 
 
 def loss(
     params: Any,
     ref_params: Any,
-    arch: transformer.Architecture,
-    algorithm: config.Algorithm,
-    batch: Batch,
-    reference: Batch | None,
-    beta,
-    threshold,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The scalar to minimise, and metrics of the batch.
+    batches: BySampler,
+    hyper: Hyperparameters,
+    choices: Choices,
+    old: OldPolicy | None = None,
+) -> tuple[jax.Array, Auxiliary]:
+    """The scalar to minimise on the batches, in one forward pass.
 
     Args:
-      batch: completions of the policy itself.
-      reference: completions of the reference; needed by the estimator "reference_samples" alone.
+      params: what is trained: all of the policy's parameters, or its adapter's.
+      ref_params: the reference policy's.
+      batches: completions of the policy and, where the estimator reads them, of the reference policy.
+      old: None where the policy itself drew its batch.
     """
-    value, (metrics, _) = _loss(params, ref_params, arch, algorithm, batch, reference, beta, threshold, None)
-    return value, metrics
-
-
-def _loss(params, ref_params, arch, algorithm, batch, reference, beta, threshold, old: Old | None):
-    """`loss`, with the log-probs of the batch's tokens beside its metrics."""
-    both = (batch, _used(algorithm, reference))
-    stats = jax.tree.map(lambda one: _stats(params, ref_params, arch, one), both, is_leaf=_is_batch)
-    value, metrics = _of_stats(stats, both, algorithm, beta, threshold, old)
-    return value, (metrics, stats[0].logp)
+    stats = _each(lambda batch: _token_stats(params, ref_params, batch, choices.arch), batches)
+    return _loss_of_stats(stats, batches, hyper, choices, old)
 
 
 def gradient(
     params: Any,
     ref_params: Any,
-    arch: transformer.Architecture,
-    algorithm: config.Algorithm,
-    batch: Batch,
-    reference: Batch | None,
-    beta,
-    threshold,
-    parts: int = 1,
-) -> tuple[Any, dict[str, jax.Array]]:
-    """The gradient of `loss` and its metrics, the batch taken through the model in `parts` of its groups' samples.
+    batches: BySampler,
+    hyper: Hyperparameters,
+    choices: Choices,
+    old: OldPolicy | None = None,
+) -> tuple[Any, Auxiliary]:
+    """The gradient of `loss`, accumulated over `choices.micro_batches`; arguments as of `loss`.
 
-    Memory falls with the number of parts, the result stays the same: baselines and anchors see whole groups, because
-    the objective is differentiated by the log-probabilities of all samples first (made by forward passes alone), and
-    each part's share of that is then drawn back through the model. Costs one more forward pass; one part costs none.
+    Memory falls with the number of micro-batches, the result stays the same: baselines and anchors see whole groups,
+    because the objective is first differentiated by the log-probs of all samples (from forward passes alone), and each
+    micro-batch then backpropagates its share of that. This costs one more forward pass; one micro-batch costs none.
     """
-    of = (params, ref_params, arch, algorithm, batch, reference, beta, threshold)
-    grads, (metrics, _) = _gradient(*of, parts, None)
-    return grads, metrics
+    count = choices.micro_batches
+    if count == 1:
+        return jax.grad(loss, has_aux=True)(params, ref_params, batches, hyper, choices, old)
+    micro_batches = _each(functools.partial(_split, count), batches)
+
+    def stats_of(params, micro_batch: BySampler) -> BySampler:
+        return _each(lambda batch: _token_stats(params, ref_params, batch, choices.arch), micro_batch)
+
+    stats = jax.lax.map(lambda micro_batch: stats_of(params, micro_batch), micro_batches)
+    stats = jax.tree.map(logprobs.joined, stats)
+
+    def loss_of_logp(logp: BySampler):
+        changed = _each(lambda stats, logp: stats._replace(logp=logp), stats, logp)
+        return _loss_of_stats(changed, batches, hyper, choices, old)
+
+    logp_gradient, auxiliary = jax.grad(loss_of_logp, has_aux=True)(_logp_of(stats))
+
+    def accumulate(total, xs):
+        micro_batch, logp_gradient = xs
+        _, backward = jax.vjp(lambda params: _logp_of(stats_of(params, micro_batch)), params)
+        return jax.tree.map(jnp.add, total, *backward(logp_gradient)), None
+
+    logp_gradients = jax.tree.map(lambda x: logprobs.split(x, count), logp_gradient)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(accumulate, zeros, (micro_batches, logp_gradients))
+    return total, auxiliary
 
 
-def _gradient(params, ref_params, arch, algorithm, batch, reference, beta, threshold, parts: int, old: Old | None):
-    """`gradient`, with the log-probs of the batch's tokens beside its metrics."""
-    if parts == 1:
-        of = (params, ref_params, arch, algorithm, batch, reference, beta, threshold, old)
-        return jax.grad(_loss, has_aux=True)(*of)
-    both = (batch, _used(algorithm, reference))
-    cut = jax.tree.map(functools.partial(_cut, parts), both, is_leaf=_is_batch)
-
-    def stats_of(params, part):
-        return jax.tree.map(lambda one: _stats(params, ref_params, arch, one), part, is_leaf=_is_batch)
-
-    stats = jax.tree.map(logprobs.joined, jax.lax.map(lambda part: stats_of(params, part), cut))
-
-    def of_logp(logp):
-        changed = tuple(None if one is None else one._replace(logp=x) for one, x in zip(stats, logp, strict=True))
-        return _of_stats(changed, both, algorithm, beta, threshold, old)
-
-    logp = tuple(None if one is None else one.logp for one in stats)
-    by_logp, metrics = jax.grad(of_logp, has_aux=True)(logp)
-
-    def add(total, xs):
-        part, by_logp = xs
-        logp_of = lambda params: tuple(None if one is None else one.logp for one in stats_of(params, part))  # noqa: E731
-        (more,) = jax.vjp(logp_of, params)[1](by_logp)
-        return jax.tree.map(jnp.add, total, more), None
-
-    cut_by_logp = jax.tree.map(lambda x: logprobs.split(x, parts), by_logp)
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (cut, cut_by_logp))
-    return total, (metrics, stats[0].logp)
+def _each(function: Callable[..., Any], *values: BySampler) -> BySampler:
+    """A function of what belongs to the policy's samples and, where there are any, to the reference's."""
+    reference = None if values[0].reference is None else function(*(value.reference for value in values))
+    return BySampler(function(*(value.policy for value in values)), reference)
 
 
-def _is_batch(x: Any) -> bool:
-    return isinstance(x, Batch)
+def _logp_of(stats: BySampler) -> BySampler:
+    return _each(lambda stats: stats.logp, stats)
 
 
-def _used(algorithm: config.Algorithm, reference: Batch | None) -> Batch | None:
-    return reference if config.estimator_of(algorithm) == "reference_samples" else None
-
-
-def _cut(parts: int, batch: Batch) -> Batch:
-    """What `_stats` reads of a batch, part by part on a new leading axis."""
-    whole = ("prompt_tokens", "prompt_lengths", "log_mass")
-    cut = {name: jnp.broadcast_to(x, (parts, *x.shape)) for name in whole for x in [getattr(batch, name)]}
-    cut |= {name: logprobs.split(getattr(batch, name), parts) for name in ("tokens", "lengths", "reward", "answer")}
+def _split(count: int, batch: Batch) -> Batch:
+    """What `_token_stats` reads of a batch as micro-batches, on a new leading axis."""
+    shared = ("prompt_tokens", "prompt_lengths", "log_mass")
+    arrays = {name: jnp.broadcast_to(x, (count, *x.shape)) for name in shared for x in [getattr(batch, name)]}
+    for name in ("tokens", "lengths", "reward", "answer"):
+        arrays[name] = logprobs.split(getattr(batch, name), count)
     # The packing and the reference's hidden states have that axis already; the sampler's log-probs are not read here.
-    return dataclasses.replace(batch, sampler_logp=None, **cut)
+    return dataclasses.replace(batch, sampler_logp=None, **arrays)
 
 
-def _of_stats(stats: tuple, both: tuple, algorithm: config.Algorithm, beta, threshold, old: Old | None):
-    """`objective` of the statistics of the batch, and where there are any of the reference's samples, and metrics."""
-    scored, drawn = (None if one is None else _scored(one, batch) for one, batch in zip(stats, both, strict=True))
-    assert scored is not None
-    scored = scored._replace(sampler_logp=both[0].sampler_logp)
-    if old is not None:
-        logp_pgt = jax.lax.stop_gradient(scored.logp)
-        scored = scored._replace(old_logp=jnp.where(old.first, logp_pgt, old.logp))
-    value, metrics = objective(algorithm, scored, drawn, beta, threshold)
-    return value, metrics | {
-        "kl/reverse": jnp.mean(jnp.sum(stats[0].kl * scored.mask, axis=-1)),
-        "length/mean": jnp.mean(both[0].lengths.astype(jnp.float32)),
-    }
-
-
-def _stats(params, ref_params, arch, batch: Batch) -> head.Stats:
+def _token_stats(params, ref_params, batch: Batch, arch: transformer.Architecture) -> head.Stats:
     """What policy and reference say of each token, [p, g, t]."""
     params = lora.attached(arch, ref_params, params)
     hidden = logprobs.completion_hidden(
@@ -147,6 +139,23 @@ def _stats(params, ref_params, arch, batch: Batch) -> head.Stats:
     )
 
 
+def _loss_of_stats(
+    stats: BySampler, batches: BySampler, hyper: Hyperparameters, choices: Choices, old: OldPolicy | None
+):
+    """`objective` of the tokens' statistics, with metrics."""
+    scored = _scored(stats.policy, batches.policy)._replace(sampler_logp=batches.policy.sampler_logp)
+    reference = None if stats.reference is None else _scored(stats.reference, batches.reference)
+    if old is not None:
+        logp_pgt = jax.lax.stop_gradient(scored.logp)
+        scored = scored._replace(old_logp=jnp.where(old.is_current, logp_pgt, old.logp))
+    value, metrics = objective(choices.algorithm, scored, reference, hyper.beta, hyper.threshold)
+    metrics |= {
+        "kl/reverse": jnp.mean(jnp.sum(stats.policy.kl * scored.mask, axis=-1)),
+        "length/mean": jnp.mean(batches.policy.lengths.astype(jnp.float32)),
+    }
+    return value, Auxiliary(metrics, scored.logp)
+
+
 def _scored(stats: head.Stats, batch: Batch) -> Scored:
     mask_pgt = logprobs.mask(batch.lengths, batch.tokens.shape[-1])
     assert stats.ref_logp is not None
@@ -154,47 +163,45 @@ def _scored(stats: head.Stats, batch: Batch) -> Scored:
     return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, batch.log_mass)
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "algorithm", "tx", "parts", "updates"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("state",))
 def update(
-    state: State,
-    ref_params: Any,
-    batch: Batch,
-    reference: Batch | None,
-    beta: jax.Array,
-    threshold: jax.Array,
-    *,
-    arch: transformer.Architecture,
-    algorithm: config.Algorithm,
-    tx: optax.GradientTransformation,
-    parts: int = 1,
-    updates: int = 1,
+    state: State, ref_params: Any, batches: BySampler, hyper: Hyperparameters, choices: Choices
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step: `updates` of the optimiser, each on the whole batch, which the first one's policy has drawn.
+    """One step of a run: `choices.updates` of the optimiser, each on the whole batch.
 
-    The old state's buffers are given up, so ref_params must not share them. Metrics are those of the first update,
-    which are the policy's that drew the batch; where there are more, ratios are those of the last, the stalest one.
+    The old state's buffers are donated, so ref_params must not share them.
+
+    Args:
+      state, ref_params: of the policy and of the frozen reference policy.
+      batches: as in `loss`; the policy that the first update changes has drawn its batch.
+      hyper: traced, so that they can be swept.
+      choices: static.
+
+    Returns:
+      The new state and metrics: those of the first update, whose policy drew the batch; where there are more,
+      importance ratios are those of the last, which is furthest from it.
     """
+    arch = choices.arch
 
-    def once(state: State, old: Old | None):
-        of = (state.params, ref_params, arch, algorithm, batch, reference, beta, threshold)
-        grads, (metrics, logp) = _gradient(*of, parts, old)
+    def update_once(state: State, old: OldPolicy | None):
+        grads, (metrics, logp) = gradient(state.params, ref_params, batches, hyper, choices, old)
         grads = placement.constrain_params(grads, arch)
-        changes, opt_state = tx.update(grads, state.opt_state, state.params)
+        changes, opt_state = choices.tx.update(grads, state.opt_state, state.params)
         metrics["grad/norm"] = optax.global_norm(grads)
-        new = State(state.step, optax.apply_updates(state.params, changes), opt_state)
-        return placement.constrain(new, arch, tx), metrics, logp
+        state = State(state.step, optax.apply_updates(state.params, changes), opt_state)
+        return placement.constrain(state, arch, choices.tx), metrics, logp
 
-    def again(carry, number: jax.Array):
+    def update_again(carry, number: jax.Array):
         state, old_logp = carry
         first = number == 0
-        state, metrics, logp = once(state, Old(first, old_logp))
+        state, metrics, logp = update_once(state, OldPolicy(first, old_logp))
         return (state, jnp.where(first, logp, old_logp)), metrics
 
-    if updates == 1:
-        state, metrics, _ = once(state, None)
+    if choices.updates == 1:
+        state, metrics, _ = update_once(state, None)
     else:
-        unknown = jnp.zeros(batch.tokens.shape, placement.param_dtype(arch))
-        (state, _), rows = jax.lax.scan(again, (state, unknown), jnp.arange(updates))
+        unknown = jnp.zeros(batches.policy.tokens.shape, placement.param_dtype(arch))
+        (state, _), rows = jax.lax.scan(update_again, (state, unknown), jnp.arange(choices.updates))
         metrics = {name: row[-1 if _is_of_ratios(name) else 0] for name, row in rows.items()}
     return dataclasses.replace(state, step=state.step + 1), metrics
 

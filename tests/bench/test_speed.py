@@ -7,14 +7,27 @@ from rich.console import Console
 
 from mara_jax import config
 from mara_jax.bench import command, phases, speed
-from mara_jax.plan import work
+from mara_jax.plan import abstract, work
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
+from mara_jax.train import startup
 
 
-def case_of(policy: Policy, prompt: int, new: int, group: int, samples: int, **more) -> phases.Case:
+def setup_of(policy: Policy, params, prompt: int, new: int, group: int, samples: int, **sections) -> startup.Setup:
     prompts = phases.random_prompts(policy.architecture.vocab_size, samples // group, prompt)
-    return phases.Case("case", policy, prompts, group, new, **more)
+    return phases.setup_of(phases.run_of(len(prompts), group, new, **sections), policy, params, prompts)
+
+
+def counted_of(policy: Policy, prompt: int, new: int, group: int, samples: int, micro_batches: int = 1) -> work.Least:
+    """FLOPs of the programs of a step in which no completion ends early, from shapes alone."""
+    optimiser = config.Optimiser(micro_batches=micro_batches)
+    run, sizes = (
+        phases.run_of(samples // group, group, new, optimiser=optimiser),
+        (samples // group, prompt, group, new),
+    )
+    sizes = abstract.Sizes(samples // group, prompt, group, new)
+    planned = abstract.phase_programs(run, policy.architecture, sizes)
+    return work.Least(*(planned[name].flops() for name in phases.NAMES))
 
 
 @pytest.mark.parametrize(
@@ -28,29 +41,25 @@ def case_of(policy: Policy, prompt: int, new: int, group: int, samples: int, **m
 def test_a_step_does_at_most_a_tenth_more_than_the_least(name, shape):
     """Counted from the programs themselves; every part of the step has its own bound."""
     policy = phases.random_policy(name)
-    _check_work(case_of(policy, *shape))
+    _check_work(policy, *shape)
 
 
-def _check_work(case: phases.Case) -> None:
-    policy = case.policy
-    params = jax.eval_shape(lambda: transformer.init(policy.architecture, jax.random.key(0)))
-    drawn, batch = phases.shapes(case, params)
-    counted, least = phases.counted(case, params, drawn, batch), phases.least(case, drawn)
+def _check_work(policy: Policy, prompt: int, new: int, group: int, samples: int) -> None:
+    counted = counted_of(policy, prompt, new, group, samples)
+    least = work.least(policy.architecture, [prompt] * (samples // group), [[new] * group] * (samples // group))
     for name in phases.NAMES:
         assert 1 <= getattr(counted, name) / getattr(least, name) <= 1.10, name
 
 
 @pytest.mark.parametrize("new", [256, 512])
 def test_long_completions_do_at_most_a_tenth_more_than_the_least(new):
-    _check_work(case_of(phases.random_policy("tiny"), 64, new, 8, 8))
+    _check_work(phases.random_policy("tiny"), 64, new, 8, 8)
 
 
 def test_micro_batches_compute_each_prompt_once_for_every_part():
     policy = phases.random_policy("tiny")
     layers = 2 * work.layer_parameters(policy.architecture)
-    parts = [case_of(policy, 64, 64, 8, 32, optimiser=config.Optimiser(micro_batches=n)) for n in (1, 2)]
-    params = jax.eval_shape(lambda: transformer.init(policy.architecture, jax.random.key(0)))
-    one, two = (phases.counted(case, params, *phases.shapes(case, params)) for case in parts)
+    one, two = (counted_of(policy, 64, 64, 8, 32, micro_batches) for micro_batches in (1, 2))
     assert two.rollout == one.rollout
     prompts = layers * 4 * 64
     assert two.reference - one.reference == pytest.approx(prompts, rel=0.1)
@@ -61,7 +70,7 @@ def record():
     arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
     policy = Policy(arch, None, (), 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
-    return speed.measure(case_of(policy, 8, 6, 2, 4), params, repeats=2)
+    return speed.measure("case", setup_of(policy, params, 8, 6, 2, 4), repeats=2)
 
 
 def test_nothing_is_compiled_after_the_first_step(record):
@@ -72,10 +81,11 @@ def test_nothing_is_compiled_after_the_first_step(record):
 def test_an_update_with_truncated_weights_is_measured():
     arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
     algorithm = config.Algorithm(method="mara", anchor="string", truncate=2.0)
-    case = case_of(Policy(arch, None, (), 0, {}, "random"), 8, 6, 2, 4, algorithm=algorithm)
     params = transformer.init(arch, jax.random.key(0))
-    assert all(len(times) == 1 for times in speed.steps(case, params, repeats=1).spent.values())
-    assert phases.counted(case, params, *phases.shapes(case, params)).update > 0
+    policy = Policy(arch, None, (), 0, {}, "random")
+    steps = speed.steps(setup_of(policy, params, 8, 6, 2, 4, algorithm=algorithm), repeats=1)
+    assert all(len(times) == 1 for times in steps.spent.values())
+    assert steps.batches.policy.sampler_logp is not None
 
 
 def test_tokens_and_bytes_by_hand(record):

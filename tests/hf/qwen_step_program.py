@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 from mara_jax import config, hf
 from mara_jax.parallel import mesh, sharding
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import optim, placement, step
-from mara_jax.train.state import Batch
+from mara_jax.train import optim, placement, programs
+from mara_jax.train.state import Batch, BySampler
 
 DATA, FSDP, TENSOR = map(int, sys.argv[2:])
 PROMPTS = np.random.default_rng(1).integers(0, 151936, (2, 12)).tolist()
@@ -37,7 +37,8 @@ def main() -> None:
 
     with sharding.use(layout):
         policy, ref_params = hf.load(sys.argv[1], tokenizer=False, scan_layers=True, remat="layer", layout=layout)
-        arch, tx = policy.architecture, optim.make(config.Optimiser(learning_rate=1e-5))
+        optimiser = config.Optimiser(learning_rate=1e-5)
+        arch, tx = policy.architecture, optim.make(optimiser)
         tell("loaded")
         drawn = rollout.sample(
             dataclasses.replace(policy, eos_ids=()), ref_params, PROMPTS, key=jax.random.key(0), group_size=GROUP,
@@ -48,11 +49,9 @@ def main() -> None:
         tell("reference")
         state = placement.fresh(arch, ref_params, tx)
         before = np.asarray(state.params["layers"]["down"]["kernel"][0, :4])
-        algorithm = config.Algorithm(method="mara", anchor="string")
-        state, metrics = step.update(
-            state, ref_params, batch, None, jnp.float32(0.1), jnp.float32(0.5), arch=arch,
-            algorithm=dataclasses.replace(algorithm, beta=1.0, threshold=0.0), tx=tx,
-        )  # fmt: skip
+        algorithm = config.Algorithm(method="mara", anchor="string", beta=0.1, threshold=0.5)
+        run = config.LanguageRun(algorithm=algorithm, optimiser=optimiser)
+        state, metrics = programs.update_program(run, arch, tx, state, ref_params, BySampler(batch))()
         kernel = state.params["layers"]["down"]["kernel"]
         moved = float(np.abs(np.asarray(kernel[0, :4]) - before).max())
     tell("update")

@@ -12,12 +12,13 @@ import sys
 import borders
 import jax
 import numpy as np
+import single_step
 
 from mara_jax import config
 from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.sampling import rollout
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, optim, placement, reference
+from mara_jax.train import optim, placement, reference, startup
 
 # More devices than cores: one may wait for another longer than XLA's 40 seconds.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900 --xla_cpu_collective_timeout_seconds=900"
@@ -54,7 +55,7 @@ def nudged(params, seed: int):
 def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=lambda *_: None, nudge=None) -> dict:
     """The run's losses, tokens and log-probs at each step, and what its state weighs."""
     layout = None if sizes is None else sharding.layout(mesh.make_mesh(dict(zip(mesh.AXES, sizes, strict=True))))
-    drawn, sample = [], rollout.sample
+    drawn, collect = [], rollout.collect
     with sharding.use(layout):
         task = onetwo.OneTwo()
         policy, ref_params = reference.load_base(run, task)
@@ -65,18 +66,18 @@ def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=l
         weights = cut([state.params, state.opt_state])
         prompts = reference.prompt_tokens(policy, task, run.policy.chat)
         log_mass = np.log(np.array([[0.6, 0.2]], np.float32))
-        setup = loop.Setup(run, task, policy, ref_params, prompts, log_mass, tx)
+        setup = startup.Setup(run, task, policy, ref_params, prompts, log_mass, tx)
 
-        def recorded(*args, **named):
-            drawn.append(sample(*args, **named))
+        def recorded(pending):
+            drawn.append(collect(pending))
             return drawn[-1]
 
-        rollout.sample, rows, snapshots = recorded, [], []
+        rollout.collect, rows, snapshots = recorded, [], []
         for done in range(steps):
             snapshots.append(jax.tree.map(hosts.gather, state.params))
-            state, row, _ = loop.iterate(setup, state, done)
+            state, row = single_step.train_step(setup, state, done)
             rows.append({k: v for k, v in row.items() if not k.startswith("time/")})
-        rollout.sample = sample
+        rollout.collect = collect
         at_end(setup, state, snapshots)
         where = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.opt_state)} if layout else set()
     return {

@@ -30,7 +30,8 @@ def ran(request, quick_environment, tmp_path_factory) -> tuple[pathlib.Path, int
     out = tmp_path_factory.mktemp("jobs")
     weights = hand_made_policy.write(out / "small")
     asked = {"weights": str(weights), "steps": 1, "fields": FIELDS, "jobs": jobs}
-    environment = os.environ | quick_environment | {"PYTHONPATH": str(HERE.parents[1])}
+    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
+    environment = os.environ | quick_environment | {"PYTHONPATH": paths}
     done = subprocess.run(
         [sys.executable, str(HERE / "processes_program.py"), json.dumps(asked), str(out)],
         env=environment, capture_output=True, text=True,

@@ -20,7 +20,15 @@ def train(
     out: pathlib.Path, weights: pathlib.Path, layouts: list, steps: int, fields: dict, nudges=(), **environment
 ) -> list:
     asked = {"weights": str(weights), "layouts": layouts, "steps": steps, "fields": fields, "nudges": nudges}
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment
+    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": paths,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        | environment
+    )
     done = subprocess.run(
         [sys.executable, str(HERE / "layouts_program.py"), json.dumps(asked), str(out)],
         env=environment, capture_output=True, text=True,

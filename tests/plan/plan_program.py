@@ -21,15 +21,16 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import numpy as np
+import single_step
 
 from mara_jax import config, hf
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import sharding
-from mara_jax.plan import chips, planning, programs
+from mara_jax.plan import abstract, chips, planning
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, optim, placement, reference, shape
+from mara_jax.train import optim, placement, preflight, reference, shape, startup
 
 
 def main() -> None:
@@ -40,10 +41,10 @@ def main() -> None:
     values.update_from_flattened_dict({"warmup.steps": int(weights == "nano")} | asked["fields"])
     run = config.resolve(values)
     assert isinstance(run, config.LanguageRun)
-    layout = planning.layout_of(run, jax.devices())
+    layout = preflight.layout_of(run, jax.devices())
     with sharding.use(layout):
         measured, prompt_tokens = train(run)
-        sizes = programs.sizes_of(run, prompt_tokens)
+        sizes = abstract.sizes_of(run, prompt_tokens)
         chip = chips.chip_of(chips.parse("cpu:8"))
         found = planning.phases(run, shape.of(run.policy), sizes, chip)
     planned = {name: phase.memory._asdict() | {"total": phase.memory.total} for name, phase in found.items()}
@@ -71,9 +72,9 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     prompts = reference.prompt_tokens(policy, task, run.policy.chat)
     # No end token: every completion has its full length, as plan assumes.
     policy = Policy(policy.architecture, policy.tokenizer, (), policy.pad_id, {}, policy.source)
-    setup = loop.Setup(run, task, policy, ref_params, prompts, np.log(np.array([[0.6, 0.2]], np.float32)), tx)
+    setup = startup.Setup(run, task, policy, ref_params, prompts, np.log(np.array([[0.6, 0.2]], np.float32)), tx)
     for done in range(2):
-        state, _, _ = loop.iterate(setup, state, done)
+        state, _ = single_step.train_step(setup, state, done)
     gc.collect()
     # Heap that compiling freed is left as it is: given back it would be counted as the step's, which takes it again for
     # small things that no plan speaks of (10 MB).
@@ -81,7 +82,7 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     own = sum(s.data.nbytes for x in jax.tree.leaves((state, ref_params)) for s in x.addressable_shards)
     before = status("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    loop.iterate(setup, state, 2)
+    single_step.train_step(setup, state, 2)
     grown = status("VmHWM") - before
     measured = {"arrays_before": held, "state_and_reference": own, "growth": grown, "total": held + grown}
     return measured | {"parameters": parameters.count(policy.architecture)}, max(map(len, prompts))

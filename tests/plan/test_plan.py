@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from mara_jax import config
 from mara_jax.hf import shapes
 from mara_jax.parallel import mesh, sharding
-from mara_jax.plan import chips, command, hlo, planning, programs, suggest
+from mara_jax.plan import abstract, chips, command, hlo, planning, suggest
 from mara_jax.policies import parameters
 from mara_jax.train import capacity, shape
 
@@ -77,10 +77,10 @@ def test_with_an_adapter_a_device_holds_one_policy_and_the_adapters_moments():
 def test_the_work_of_an_adapted_policy_by_hand():
     """Factors take 2 FLOPs a number and position forward, 6 in an update, which leaves out the gradients of frozen
     kernels and of the table, 2 each. Decoding multiplies them out once, 2 FLOPs a number of the kernel and rank."""
-    sizes = programs.Sizes(2, 32, 8, 10)
+    sizes = abstract.Sizes(2, 32, 8, 10)
     rollout, reference, update = (
-        [programs.all_of(run, shape.of_run(run), sizes)[name].flops() for run in (RUN, ADAPTED)]
-        for name in programs.PHASES
+        [abstract.phase_programs(run, shape.of_run(run), sizes)[name].flops() for run in (RUN, ADAPTED)]
+        for name in abstract.PHASES
     )
     adapter, kernels, layers = 2 * 4 * (128 + 128 + 128 + 512), 2 * (128 * 128 + 128 * 512), KERNELS - 512 * 128
     prompts, read, predicted = 2 * 32, 16 * 9, 16 * 10
@@ -259,7 +259,7 @@ def test_the_floor_is_by_hand():
 def test_least_bytes_of_the_phases_by_hand():
     """Nano on fsdp 2 x tensor 2: 2 sequences a device of 10 tokens after a prompt of 32."""
     arch, count = shape.nano(RUN.policy), KERNELS + NORMS + BIASES
-    sizes = programs.Sizes(2, 32, 2, 10)
+    sizes = abstract.Sizes(2, 32, 2, 10)
     with sharding.use(layout(1, 2, 2)):
         assert planning.least_bytes("reference", arch, sizes) == 4 * count / 2
         assert planning.least_bytes("update", arch, sizes) == 4 * count + 24 * count / 4
@@ -269,7 +269,7 @@ def test_least_bytes_of_the_phases_by_hand():
 
 def test_a_rollout_of_fewer_rows_takes_more_steps_and_less_cache():
     """16 completions of 10 tokens, 6 rows at once: three rounds of nine steps after the first token."""
-    sizes = programs.sizes_of(dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, slots=6)), 20)
+    sizes = abstract.sizes_of(dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, slots=6)), 20)
     assert (sizes.rows, sizes.steps) == (6, 27)
     few = dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, slots=4))
     arch = shape.nano(RUN.policy)
@@ -282,7 +282,7 @@ def test_estimates_are_near_what_was_compiled(name, cut, compiled):
     choices: Any = {"compute_dtype": "bfloat16", "remat": "layer", "scan_layers": True, "attention": "kernels"}
     policy = config.Policy(weights=f"qwen2.5-{name}", **choices)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
-    found = suggest.estimate(run, shape.of(policy), programs.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], *cut)
+    found = suggest.estimate(run, shape.of(policy), abstract.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], *cut)
     assert 0.9 < found.bytes / 2**30 / compiled < 1.33
 
 
@@ -290,7 +290,7 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
     """3B: alone on H100s parameters and moments, 46 GiB, leave no room; on v5e all 16 chips must share them."""
     policy = config.Policy(weights="qwen2.5-3b", compute_dtype="bfloat16", remat="layer", scan_layers=True)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
-    arch, sizes = shape.of(run.policy), programs.Sizes(16, 32, 16, 480)
+    arch, sizes = shape.of(run.policy), abstract.Sizes(16, 32, 16, 480)
     for kind, count in (("v5e", 16), ("h100", 8)):
         found = suggest.best(run, arch, sizes, chips.CHIPS[kind], count)
         assert found is not None

@@ -17,9 +17,8 @@ SMALL += ["rollout.max_new_tokens=4", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment = (
-        clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [clean.get("PYTHONPATH")])])} | environment
-    )
+    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [clean.get("PYTHONPATH")])]
+    environment = clean | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done

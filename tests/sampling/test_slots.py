@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_policy import END, tiny
 
+from mara_jax.sampling import draw as draws
 from mara_jax.sampling import rollout, sample
 
 PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
@@ -18,26 +19,14 @@ GROUP, WIDTH = 16, 12
 def draw():
     """(slots, refilled every so many steps) -> what is drawn; slots 0: all samples at once."""
     policy, params = tiny()
-    tokens_ps, lengths_p = rollout.pad_prompts(PROMPTS, policy.pad_id, multiple=8)
+    tokens_ps, lengths_p = map(jnp.asarray, rollout.pad_prompts(PROMPTS, policy.pad_id, multiple=8))
+    shaping = draws.Shaping(jnp.ones(3), None, None)
+    prompts = rollout.Prompts(tokens_ps, lengths_p, jnp.arange(3), jnp.zeros(3, jnp.int32), shaping)
 
     @functools.cache
     def drawn(slots: int, every: int = 1) -> rollout.Drawn:
-        return rollout.generate(
-            policy.architecture,
-            params,
-            jnp.asarray(tokens_ps),
-            jnp.asarray(lengths_p),
-            jnp.arange(3),
-            jax.random.key(1),
-            jnp.ones(3),
-            first_sample_p=jnp.zeros(3, jnp.int32),
-            group_size=GROUP,
-            max_new_tokens=WIDTH,
-            eos_ids=policy.eos_ids,
-            pad_id=policy.pad_id,
-            slots=slots,
-            refill_every=every,
-        )
+        settings = rollout.Settings(GROUP, WIDTH, policy.eos_ids, policy.pad_id, slots, every)
+        return rollout.generate(policy.architecture, params, prompts, jax.random.key(1), settings)
 
     return drawn
 

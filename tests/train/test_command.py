@@ -24,7 +24,7 @@ from mara_jax.hf import tokenizer
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
-from mara_jax.train import loop, metrics, preflight, reference
+from mara_jax.train import loop, metrics, preflight, reference, startup
 from mara_jax.train import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -285,7 +285,7 @@ def test_mara_refuses_a_threshold_that_invalid_completions_reach(threshold, meth
 def test_a_damaged_reference_is_named_with_the_cure(tmp_path, text):
     (tmp_path / "reference.json").write_text(text)
     with pytest.raises(ValueError, match=r"reference\.json .* Delete it, and the reference is measured again$"):
-        loop._measured(LanguageRun(), None, None, None, None, tmp_path, None)
+        startup.measured_reference(LanguageRun(), None, None, None, None, tmp_path, None)
 
 
 def test_metrics_keep_finished_steps_and_name_a_line_that_is_none(tmp_path):

@@ -7,43 +7,44 @@ import re
 import jax
 import pytest
 
+from mara_jax import config
 from mara_jax.bench import phases
-from mara_jax.policies import transformer
+from mara_jax.plan import abstract
 from mara_jax.sampling import head
-from mara_jax.train import step
+from mara_jax.train import programs, step
 
 WORDS, GROUP, NEW = 2048, 8, 16
 CHUNK = 2 * NEW * WORDS  # logits of an eighth of the tokens, all prompts' together
 
 
-def update_of(parts: int) -> tuple[tuple, dict]:
-    """Arguments, shapes alone, and settings of a small policy's update."""
-    policy = phases.random_policy("tiny")
-    arch = dataclasses.replace(policy.architecture, layers=1, embed=64, heads=1, kv_heads=1, mlp=64)
-    policy = dataclasses.replace(policy, architecture=arch)
-    optimiser = dataclasses.replace(phases.config.Optimiser(), micro_batches=parts)
-    case = phases.Case("case", policy, phases.random_prompts(WORDS, 2, 8), GROUP, NEW, optimiser=optimiser)
-    params = jax.eval_shape(lambda: transformer.init(arch, jax.random.key(0)))
-    _, batch = phases.shapes(case, params)
-    state = jax.eval_shape(lambda p: phases.fresh_state(case, p), params)
-    return phases._update_call(case, state, params, batch)
+def update_of(micro_batches: int) -> programs.Program:
+    """A small policy's update on shapes alone."""
+    arch = phases.random_policy("tiny").architecture
+    arch = dataclasses.replace(arch, layers=1, embed=64, heads=1, kv_heads=1, mlp=64)
+    run = phases.run_of(2, GROUP, NEW, optimiser=config.Optimiser(micro_batches=micro_batches))
+    return abstract.phase_programs(run, arch, abstract.Sizes(2, 32, GROUP, NEW))["update"].program
 
 
-def largest(parts: int) -> tuple[int, tuple[int, ...]]:
+def undonated(program: programs.Program):
+    """The update compiled anew, without donated buffers."""
+    *arrays, choices = program.args
+    return jax.jit(lambda *arrays: step.update.__wrapped__(*arrays, choices)).lower(*arrays).compile()
+
+
+def largest(micro_batches: int) -> tuple[int, tuple[int, ...]]:
     """The most elements of any array in the compiled update, and its shape."""
-    args, settings = update_of(parts)
     # Not the jitted update itself: what it traced under another limit would be used again.
-    text = jax.jit(lambda *args: step.update.__wrapped__(*args, **settings)).lower(*args).compile().as_text()
+    text = undonated(update_of(micro_batches)).as_text()
     shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\w\d+\[([\d,]+)\]", text)}
     shape = max(shapes, key=math.prod)
     return math.prod(shape), shape
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_no_array_of_completions_times_vocabulary(monkeypatch, parts):
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_no_array_of_completions_times_vocabulary(monkeypatch, micro_batches):
     """Neither in the forward nor in the backward pass: nothing larger than a chunk's logits or the head itself."""
     monkeypatch.setitem(head.MAX_LOGITS, jax.default_backend(), CHUNK)
-    size, shape = largest(parts)
+    size, shape = largest(micro_batches)
     assert size <= max(CHUNK, WORDS * 64) < 2 * GROUP * NEW * WORDS // 2, shape
 
 
@@ -55,9 +56,8 @@ def test_one_chunk_is_found(monkeypatch):
 
 def test_the_new_state_is_written_over_the_old_one():
     """All of it but the step's counter and the optimiser's, which XLA may place anew; no second copy of weights."""
-    args, settings = update_of(1)
-    stats = step.update.lower(*args, **settings).compile().memory_analysis()
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[0]))
+    program = update_of(1)
+    stats = program.compile().memory_analysis()
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.args[0]))
     assert held - 16 <= stats.alias_size_in_bytes <= held
-    kept = jax.jit(lambda *args: step.update.__wrapped__(*args, **settings)).lower(*args).compile()
-    assert kept.memory_analysis().alias_size_in_bytes == 0  # the figure tells the two apart
+    assert undonated(program).memory_analysis().alias_size_in_bytes == 0  # the figure tells the two apart

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mara_jax.config import Algorithm
@@ -14,9 +15,10 @@ from mara_jax.core import augment
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs
 from mara_jax.train import step
-from mara_jax.train.state import Batch
+from mara_jax.train.state import Batch, BySampler, Hyperparameters
 
 END, WIDTH, BETA, TAU = 3, 2, 0.3, 0.5
+HYPER = Hyperparameters(BETA, TAU)
 ARCH = transformer.Architecture(
     family="qwen3", vocab_size=4, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True
 )
@@ -43,6 +45,10 @@ def params_of(seed: int) -> dict:
 def string_logp(params) -> jax.Array:
     logp = logprobs.completion_logps(ARCH, params, PROMPT, PROMPT_LENGTH, TOKENS[None])
     return jnp.sum(logp[0] * logprobs.mask(LENGTHS[None], WIDTH)[0], axis=-1)
+
+
+def choices_of(algorithm: Algorithm, micro_batches: int = 1) -> step.Choices:
+    return step.Choices(ARCH, algorithm, optax.identity(), micro_batches)
 
 
 def batch_of(index, ref_params, log_mass) -> Batch:
@@ -108,7 +114,8 @@ def test_expected_gradient_is_the_objectives(algorithm):
         def of_pair(pair, other):
             reference = None if other is None else batch_of(other[None], ref_params, log_mass)
             batch = batch_of(pair, ref_params, log_mass)
-            return step.loss(params, ref_params, ARCH, algorithm, batch, reference, BETA, TAU)[0]
+            choices = choices_of(algorithm)
+            return step.loss(params, ref_params, BySampler(batch, reference), HYPER, choices)[0]
 
         if algorithm.kl == "forward" and algorithm.estimator == "auto":
             fixed = jax.vmap(lambda pair: of_pair(pair, jnp.int32(0)))(pairs)
@@ -129,8 +136,8 @@ def test_metrics_by_hand():
     ref_logp = string_logp(ref_params)
     index = jnp.array([int(jnp.argmax(REWARD)), 0])
     batch = batch_of(index, ref_params, masses(ref_logp, "reverse"))
-    of = jax.jit(lambda params: step.loss(params, ref_params, ARCH, Algorithm(), batch, None, BETA, TAU))
-    _, metrics = of(params)
+    choices = choices_of(Algorithm())
+    _, (metrics, _) = jax.jit(lambda params: step.loss(params, ref_params, BySampler(batch), HYPER, choices))(params)
     logp = string_logp(params)[index]
     assert float(metrics["reward/mean"]) == pytest.approx(float(REWARD[index].mean()))
     assert float(metrics["kl/k1"]) == pytest.approx(float((logp - ref_logp[index]).mean()), abs=1e-5)
@@ -159,9 +166,12 @@ def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
         return batch_of(chosen, ref_params, log_mass).replace(ref_hidden=hidden, packing=packing)
 
     def gradient(parts, buckets):
-        batches = (batch(chosen, parts, buckets) for chosen in (index, other))
-        of = jax.jit(lambda p, *both: step.gradient(p, ref_params, ARCH, algorithm, *both, BETA, TAU, parts))
-        return of(params, *batches)
+        reference = batch(other, parts, buckets) if algorithm.kl == "forward" else None
+        batches, choices = BySampler(batch(index, parts, buckets), reference), choices_of(algorithm, parts)
+        grads, (metrics, _) = jax.jit(lambda p, batches: step.gradient(p, ref_params, batches, HYPER, choices))(
+            params, batches
+        )
+        return grads, metrics
 
     whole, metrics = gradient(1, 0)
     scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole))

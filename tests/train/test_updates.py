@@ -14,7 +14,7 @@ from mara_jax.config import Algorithm, Optimiser
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs
 from mara_jax.train import optim, step
-from mara_jax.train.state import Batch, State
+from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 ARCH = transformer.Architecture(
     family="qwen3", vocab_size=5, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True
@@ -66,10 +66,9 @@ def fresh(tx) -> State:
 
 
 def updated(algorithm, updates=1, parts=1, sampler=None, arch=ARCH):
-    return step.update(
-        fresh(_adam()), params_of(2), batch(parts, sampler), None, jnp.float32(BETA), jnp.float32(TAU),
-        arch=arch, algorithm=algorithm, tx=_adam(), parts=parts, updates=updates,
-    )  # fmt: skip
+    choices = step.Choices(arch, algorithm, _adam(), parts, updates)
+    hyper = Hyperparameters(jnp.float32(BETA), jnp.float32(TAU))
+    return step.update(fresh(_adam()), params_of(2), BySampler(batch(parts, sampler)), hyper, choices)
 
 
 @functools.cache
@@ -168,8 +167,10 @@ def dtypes(tree) -> set:
 def test_bfloat16_computes_and_float32_remembers():
     """Gradients, weights and both moments are float32 where the model multiplies in bfloat16."""
     arch = dataclasses.replace(ARCH, compute_dtype="bfloat16")
-    of = (params_of(2), arch, SEQUENCE, batch(), None, BETA, TAU)
-    gradient = jax.make_jaxpr(lambda params: step.gradient(params, *of)[0])(params_of(1))
+    choices, hyper = step.Choices(arch, SEQUENCE, _adam()), Hyperparameters(BETA, TAU)
+    gradient = jax.make_jaxpr(
+        lambda params: step.gradient(params, params_of(2), BySampler(batch()), hyper, choices)[0]
+    )(params_of(1))
     assert {str(x.dtype) for x in gradient.out_avals} == {"float32"}
     assert "bf16[" in str(gradient) and "bf16[" not in str(jax.make_jaxpr(token_logp)(params_of(1)))
     state, metrics = jax.eval_shape(lambda: updated(SEQUENCE, updates=2, arch=arch))

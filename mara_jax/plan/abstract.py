@@ -1,0 +1,166 @@
+"""The three programs of a training step on shapes alone: nothing is loaded, allocated or run."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax import config
+from mara_jax.parallel import sharding
+from mara_jax.plan import work
+from mara_jax.policies import lora
+from mara_jax.policies.packing import Packing
+from mara_jax.policies.parameters import Architecture
+from mara_jax.policies.policy import Policy
+from mara_jax.sampling import draw, logprobs, rollout
+from mara_jax.train import optim, placement, programs
+from mara_jax.train.state import Batch, BySampler
+
+PHASES = ("rollout", "reference", "update")
+
+
+class PhaseProgram(NamedTuple):
+    """The program of one phase on arguments that are shapes with shardings, and how often its while loops run.
+
+    batch: of the arguments, what belongs to neither policy nor reference nor optimiser.
+    """
+
+    program: programs.Program
+    trips: tuple[int, ...]
+    batch: Any
+
+    def flops(self) -> int:
+        """Of its matmuls, all devices together, from its jaxpr."""
+        return work.flops(self.program.function, *self.program.args, trips=self.trips)
+
+
+class Sizes(NamedTuple):
+    """A step's shapes: prompts of so many (padded) tokens, samples of each, most tokens of one, rows of a rollout."""
+
+    prompts: int
+    prompt_tokens: int
+    group: int
+    new_tokens: int
+    slots: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Completions decoded at once."""
+        return min(self.slots or self.prompts * self.group, self.prompts * self.group)
+
+    @property
+    def steps(self) -> int:
+        """Of decoding, where every completion has its full length: the first token comes from the prompt."""
+        return -(-self.prompts * self.group // self.rows) * (self.new_tokens - 1)
+
+
+def sizes_of(run: config.LanguageRun, prompt_tokens: int) -> Sizes:
+    """A run's shapes, its prompts padded as a rollout pads them."""
+    padded = -(-prompt_tokens // 32) * 32
+    sizes = run.rollout
+    return Sizes(sizes.prompts_per_step, padded, sizes.group_size, sizes.max_new_tokens, sizes.slots)
+
+
+def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[str, PhaseProgram]:
+    """The programs of one step in the layout in use, with every completion at its full length.
+
+    Raises:
+      ValueError: rows or parameters that the mesh does not divide.
+    """
+    tx = optim.make(run.optimiser)
+    state, ref_params = placement.abstract(arch, tx), placement.abstract_reference(arch)
+    params = state.params if arch.lora is None else lora.beside(ref_params, state.params)
+    prompts = _prompts(sizes)
+    policy = Policy(arch, None, (0,), 0, {}, "shapes")  # which tokens end a completion does not matter
+    key = _replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+    rollout_program = programs.rollout_program(run, policy, params, prompts, key)
+    batch = _batch(run, sizes, prompts)
+    reference_program = programs.reference_program(run, arch, ref_params, batch, batch.packing)
+    batch = dataclasses.replace(batch, ref_hidden=_hidden(run, sizes, reference_program))
+    reads_reference_samples = config.estimator_of(run.algorithm) == "reference_samples"
+    batches = BySampler(batch, batch if reads_reference_samples else None)
+    update_program = programs.update_program(run, arch, tx, state, ref_params, batches)
+    # Where rows are refilled, the loop over refills holds another over the decoding steps between them.
+    refilled = sizes.rows < sizes.prompts * sizes.group
+    trips = (sizes.steps, rollout.REFILL_EVERY) if refilled else (sizes.steps,)
+    completions = (batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing)
+    return {
+        "rollout": PhaseProgram(rollout_program, trips, (prompts.tokens, prompts.lengths, prompts.ids)),
+        "reference": PhaseProgram(reference_program, (), completions),
+        "update": PhaseProgram(update_program, (), batches),
+    }
+
+
+def _prompts(sizes: Sizes) -> rollout.Prompts:
+    numbers, ones = _of_prompts(sizes, jnp.int32), _of_prompts(sizes, jnp.float32)
+    shaping = draw.Shaping(ones, None, None)
+    return rollout.Prompts(_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, shaping)
+
+
+def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
+    """A batch without the reference's hidden states, whose shapes its program tells."""
+    unknown: Any = None
+    return Batch(
+        prompt_tokens=prompts.tokens,
+        prompt_lengths=prompts.lengths,
+        tokens=_of_groups(sizes, jnp.int32, sizes.new_tokens),
+        lengths=_of_groups(sizes, jnp.int32),
+        reward=_of_groups(sizes, jnp.float32),
+        answer=_of_groups(sizes, jnp.int32),
+        log_mass=_of_prompts(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
+        ref_hidden=unknown,
+        packing=_packing(run, sizes),
+        sampler_logp=_of_groups(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
+    )
+
+
+def _hidden(run: config.LanguageRun, sizes: Sizes, reference_program: programs.Program) -> logprobs.Hidden:
+    """The reference's hidden states, as its program returns them: packed sequences on the devices of their rows."""
+    shapes = reference_program.function.eval_shape(*reference_program.args)
+    layout, micro_batches = sharding.current(), run.optimiser.micro_batches
+    if layout is None:
+        return shapes
+    lead = (None,) if micro_batches > 1 else ()
+    prompts, _ = sharding.row_shardings(layout, sizes.prompts, sizes.group // micro_batches)
+    of_prompts = jax.NamedSharding(layout.mesh, jax.P(*lead, *prompts.spec))
+    of_rows = sharding.named_sharding(layout, (*lead, "rows"))
+    return jax.tree.map(
+        lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+        shapes,
+        logprobs.Hidden(of_prompts, of_rows),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _packing(run: config.LanguageRun, sizes: Sizes) -> Packing | None:
+    if not run.rollout.length_buckets or sizes.new_tokens == 1:
+        return None
+    micro_batches, shards, width = run.optimiser.micro_batches, sharding.shard_count("rows"), sizes.new_tokens - 1
+    rows = sizes.prompts * sizes.group // micro_batches
+    lead = (micro_batches,) if micro_batches > 1 else ()
+    shapes = ((*lead, rows, width), (*lead, shards, rows // shards * width))
+    layout = sharding.current()
+    of_rows = None if layout is None else sharding.named_sharding(layout, (*(None,) * len(lead), "rows"))
+    slot, place = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=of_rows) for shape in shapes)
+    return Packing(slot, place)  # pyright: ignore[reportArgumentType]
+
+
+def _of_prompts(sizes: Sizes, dtype: Any, *rest: int) -> Any:
+    """An array [p, ...] of the batch, where rollouts put it."""
+    return _placed((sizes.prompts, *rest), dtype, 0, sizes)
+
+
+def _of_groups(sizes: Sizes, dtype: Any, *rest: int) -> Any:
+    """An array [p, g, ...] of the batch, where rollouts put it."""
+    return _placed((sizes.prompts, sizes.group, *rest), dtype, 1, sizes)
+
+
+def _placed(shape: tuple[int, ...], dtype: Any, which: int, sizes: Sizes) -> Any:
+    layout = sharding.current()
+    placed = None if layout is None else sharding.row_shardings(layout, sizes.prompts, sizes.group)[which]
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+
+def _replicated(shape: tuple[int, ...], dtype: Any) -> Any:
+    layout = sharding.current()
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=None if layout is None else sharding.replicated(layout))
