@@ -21,7 +21,7 @@ LAYERS = [
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
 # Imports within a layer, and the one between commands: `bench` counts the work that `plan` counts.
 BESIDE = {("config", "core"), ("toy", "train"), ("bench", "plan")}
-EVERYWHERE = {"cpu", "precision"}
+EVERYWHERE = {"cpu", "plot_style", "precision"}
 
 
 def imported_folders(path: pathlib.Path) -> set[str]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mara_jax import cli
 from mara_jax.cli import Flag
-from mara_jax.figures import drawing, experiments, figure_records
+from mara_jax.figures import computation, drawing, experiments
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.tables import NumberTable
 
@@ -23,7 +23,7 @@ COMMAND = cli.Command(
     ),
     flags=(
         Flag("out", "DIR", "folder to write into", "runs/figures"),
-        Flag("only", "2,6", f"some of {', '.join(figure_records.NAMES)}; all unless given"),
+        Flag("only", "2,6", f"some of {', '.join(computation.NAMES)}; all unless given"),
         Flag("mode", "MODE", "the paper's optimiser settings, or exact gradients until the optimum", "faithful",
              choices=tuple(experiments.MODES)),
     ),
@@ -54,11 +54,11 @@ def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
       ValueError: a flag, figure or mode is not known, or the folder cannot be one.
     """
     values = cli.parse(COMMAND, argv)
-    names = list(figure_records.NAMES) if values.only is None else [name.strip() for name in values.only.split(",")]
+    names = list(computation.NAMES) if values.only is None else [name.strip() for name in values.only.split(",")]
     for name in names:
-        if name not in figure_records.NAMES:
+        if name not in computation.NAMES:
             raise ValueError(
-                f"--only={values.only}: {name!r} is no figure; use some of {','.join(figure_records.NAMES)}"
+                f"--only={values.only}: {name!r} is no figure; use some of {','.join(computation.NAMES)}"
             )
     out = pathlib.Path(values.out)
     for folder in (out, *out.parents):
@@ -73,17 +73,15 @@ def make(names: list[str], mode: str, out: pathlib.Path) -> bool:
     records = []
     for name in names:
         began = time.monotonic()
-        record = figure_records.record(name, mode)
-        png, svg = drawing.render(record)
+        record = computation.record(name, mode)
         stem = out / (f"figure{name}" if name.isdigit() else name)
+        picture = drawing.write(record, stem.with_suffix(".png"))
         workdirs.write_json(stem.with_suffix(".json"), record)
-        stem.with_suffix(".png").write_bytes(png)
-        stem.with_suffix(".svg").write_bytes(svg)
         records.append(record)
         passed, total = _count(record)
         console.print(
             f"figure {name:<5} {len(record['panels']):>2} trainings, {passed} of {total} checks pass, "
-            f"{time.monotonic() - began:4.1f} s   {stem.with_suffix('.png')}"
+            f"{time.monotonic() - began:4.1f} s   {picture}"
         )
     console.print(table(records))
     return all(check["pass"] for record in records for check in record["checks"])

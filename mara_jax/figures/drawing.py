@@ -1,10 +1,9 @@
 """The didactic figures, drawn from the records behind them."""
 
-import io
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mara_jax.train.plots import GRID, INK, OWN, QUIET, REFERENCE, STYLE, VANILLA
+from mara_jax.plot_style import GRID, INK, OWN, QUIET, REFERENCE, VANILLA, horizontal_grid, save, style
 
 MISUSED = "#a3416b"  # an objective shown because it must not be used
 COLOURS = {
@@ -33,26 +32,24 @@ ROWS = {
 SIZE, DPI = (13.333, 7.5), 150  # a slide of 16 to 9
 
 
-def render(record: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Draws a figure; equal records give equal bytes.
+def write(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
+    """Draws a figure as PNG and SVG; equal records give equal files.
 
     Args:
-      record: what `figures.figure_records.record` returns.
+      record: what `figures.computation.record` returns.
+      path: of the PNG.
 
     Returns:
-      The PNG and the SVG.
+      That path.
     """
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+    with style():
         figure = Figure(figsize=SIZE, dpi=DPI)
         figure.text(0.02, 0.965, record["title"], fontsize=20, fontweight="bold", va="top")
         figure.text(0.02, 0.905, record["claim"], fontsize=12, color=QUIET, va="top")
         figure.text(0.02, 0.022, how_trained(record), fontsize=9, color=QUIET)
         drawers = {"1": _families, "3": _ratios, "iclr3": _few, "iclr4": _few}
         drawers.get(record["figure"], _many)(figure, record)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
+        return save(figure, path)
 
 
 def how_trained(record: dict[str, Any]) -> str:
@@ -121,8 +118,7 @@ def _problem(above: Axes, below: Axes, problem: dict[str, Any]) -> None:
     for ax in (above, below):
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_xlim(-0.5, len(problem["reward"]) - 0.5)
-        ax.set_axisbelow(True)
-        ax.grid(axis="y", color=GRID, linewidth=0.8)
+        horizontal_grid(ax)
 
 
 def _panel(ax: Axes, panel: dict[str, Any], reference: Sequence[float], *, last: bool) -> None:

@@ -1,17 +1,13 @@
 """The didactic experiments of the papers: trainings on enumerated problems, and how far they end from exact optima."""
 
-import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from mara_jax.core import advantages, augment, objectives, targets
-from mara_jax.policies import categorical
+from mara_jax.core import targets
 from mara_jax.toy import training
 from mara_jax.toy.problems import Problem
 
@@ -74,18 +70,12 @@ def optimum(problem: Problem, objective: Objective, beta: float) -> np.ndarray:
     """
     with jax.enable_x64(True):
         ref_logp_a, reward_a = jnp.asarray(problem.ref_logp), jnp.asarray(problem.reward)
-        if objective.method == "mara" and not objective.algorithm1:
-            logp_a = targets.mara(ref_logp_a, reward_a, beta, problem.threshold, objective.direction)
-            return np.asarray(logp_a)
-        if objective.algorithm1:
-            reward_a = _algorithm1_reward(ref_logp_a, reward_a, beta, problem.threshold)
-        solve = targets.reverse_kl if objective.direction == "reverse" else targets.forward_kl
-        return np.asarray(solve(ref_logp_a, reward_a, beta))
+        return np.asarray(training.optimum(ref_logp_a, reward_a, beta, problem.threshold, _choices(objective)))
 
 
-def _algorithm1_reward(ref_logp_a, reward_a, beta, threshold):
-    """Rewards after Algorithm 1, anchored over the whole good set."""
-    return augment.mara(reward_a[None], ref_logp_a[None], beta=beta, threshold=threshold, direction="reverse")[0][0]
+def _choices(objective: Objective, **settings) -> training.Choices:
+    augmentation = "reverse" if objective.algorithm1 else None
+    return training.Choices(objective.method, objective.direction, augmentation=augmentation, **settings)
 
 
 def train(problem: Problem, objective: Objective, betas: tuple[float, ...], settings: Settings) -> np.ndarray:
@@ -100,83 +90,20 @@ def train(problem: Problem, objective: Objective, betas: tuple[float, ...], sett
     Returns:
         Final log-probabilities (nats), float64 [b, a].
     """
-    if objective.algorithm1:
-        logits_ba = _train_algorithm1(
-            jnp.asarray(problem.ref_logp, jnp.float32),
-            jnp.asarray(problem.reward, jnp.float32),
-            jnp.asarray(betas, jnp.float32),
-            problem.threshold,
-            settings.seed,
-            dataclasses.replace(settings, seed=0),  # static, so that seeds share one program
-        )
-        return _log_normalised(logits_ba)
-    choices = training.Choices(
-        method=objective.method,
-        direction=objective.direction,
-        gradients=settings.gradients,
-        steps=settings.steps,
-        batch=settings.batch,
-        every=settings.steps,  # only the end is of interest here
-    )
-    ended = training.grid(
+    runs = training.grid(
         jnp.asarray(problem.ref_logp),
         jnp.asarray(problem.reward),
         betas=jnp.asarray(betas),
         seeds=jnp.asarray([settings.seed]),
         threshold=problem.threshold,
         learning_rate=settings.learning_rate,
-        choices=choices,
+        choices=_choices(
+            objective,
+            gradients=settings.gradients,
+            steps=settings.steps,
+            batch=settings.batch,
+            every=settings.steps,  # only the end is of interest here
+        ),
     )
-    return _log_normalised(ended.logp_a[:, 0])
-
-
-def _log_normalised(logits_ba) -> np.ndarray:
-    logits_ba = np.asarray(logits_ba, np.float64)
+    logits_ba = np.asarray(runs.logp_a[:, 0], np.float64)
     return logits_ba - np.logaddexp.reduce(logits_ba, axis=-1, keepdims=True)
-
-
-@functools.partial(jax.jit, static_argnames="settings")
-def _train_algorithm1(ref_logp_a, reward_a, beta_b, threshold, seed, settings: Settings):
-    """Logits [b, a] after training under the forward KL with Algorithm 1's reward.
-
-    `train.sweep` does not offer this pair, because it is not an objective anyone should choose.
-    """
-    tx = optax.adam(settings.learning_rate)
-
-    def sampled_loss(logits_a, beta, key):
-        logp_a = categorical.log_probs(logits_a)
-        draw_key, ref_key = jax.random.split(key)
-        drawn_g = categorical.sample(draw_key, jax.lax.stop_gradient(logp_a), settings.batch)
-        read_g = categorical.sample(ref_key, ref_logp_a, settings.batch)
-        reward_1g, _ = augment.mara(
-            reward_a[drawn_g][None], ref_logp_a[drawn_g][None], beta=beta, threshold=threshold, direction="reverse"
-        )
-        ones_1g1 = jnp.ones((1, settings.batch, 1))
-        return objectives.forward_kl_samples(
-            logp_a[drawn_g][None, :, None],
-            ones_1g1,
-            reward_1g,
-            logp_a[read_g][None, :, None],
-            ones_1g1,
-            ones_1g1[..., 0],
-            beta=beta,
-            advantage=advantages.none,
-        )[0]
-
-    def exact_loss(logits_a, beta, _):
-        augmented_a = _algorithm1_reward(ref_logp_a, reward_a, beta, threshold)
-        return -categorical.objective(logits_a, ref_logp_a, augmented_a, beta, "forward")
-
-    loss = sampled_loss if settings.gradients == "sampled" else exact_loss
-
-    def one(beta):
-        def step(carry, index):
-            logits_a, opt_state = carry
-            gradient_a = jax.grad(loss)(logits_a, beta, jax.random.fold_in(jax.random.key(seed), index))
-            updates_a, opt_state = tx.update(gradient_a, opt_state)
-            return (logits_a + updates_a, opt_state), None
-
-        start = jnp.zeros_like(ref_logp_a)
-        return jax.lax.scan(step, (start, tx.init(start)), jnp.arange(settings.steps))[0][0]
-
-    return jax.vmap(one)(beta_b)

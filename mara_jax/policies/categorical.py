@@ -65,34 +65,6 @@ def sample(key: PRNGKeyArray, logp_a: Float[Array, " a"], count: int) -> Int[Arr
     return jnp.stack([sum(passed_nm, zero_m), sum(inside_m, zero_m)], axis=-1) @ jnp.array([size, 1], jnp.int32)
 
 
-def objective(
-    logits_a: Float[Array, " a"],
-    ref_logp_a: Float[Array, " a"],
-    reward_a: Float[Array, " a"],
-    beta: Scalar,
-    direction: Direction = "reverse",
-) -> Float[Array, ""]:
-    """E[R] - beta KL, summed over every outcome (Eq. 2 or 5).
-
-    Args:
-        logits_a: the policy's logits.
-        ref_logp_a: reference log-probabilities (nats); for "forward" they need not be normalised.
-        reward_a: reward of each outcome.
-        beta: regularisation strength.
-        direction: "reverse" for KL(pi || ref), "forward" for KL(ref || pi).
-
-    Returns:
-        The objective (reward units).
-
-    Raises:
-        ValueError: for an unknown direction.
-    """
-    check_direction(direction)
-    logp_a = log_probs(logits_a)
-    divergence = (kl.reverse if direction == "reverse" else kl.forward)(logp_a, ref_logp_a)
-    return jnp.sum(jnp.exp(logp_a) * reward_a) - beta * divergence
-
-
 def exact_gradient(
     logits_a: Float[Array, " a"],
     ref_logp_a: Float[Array, " a"],
@@ -100,15 +72,15 @@ def exact_gradient(
     beta: Scalar,
     direction: Direction = "reverse",
 ) -> Float[Array, " a"]:
-    """Gradient of `objective` in the logits, in closed form.
+    """Gradient of E[R] - beta KL (Eq. 2 or 5) in the logits, in closed form.
 
-    Reverse: p (A - p.A) with A = R - beta (log p - log ref). Forward: p (R - p.R) + beta (ref - S p), S the
-        sum of
+    Reverse: p (A - p.A) with A = R - beta (log p - log ref). Forward: p (R - p.R) + beta (ref - S p), S the sum of
     the reference.
 
     Args:
         logits_a: the policy's logits.
-        ref_logp_a: reference log-probabilities (nats); above -inf for "reverse".
+        ref_logp_a: reference log-probabilities (nats); above -inf for "reverse", not necessarily normalised for
+            "forward".
         reward_a: reward of each outcome.
         beta: regularisation strength.
         direction: "reverse" or "forward".

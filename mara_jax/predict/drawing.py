@@ -6,7 +6,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.markup import escape
 
-from mara_jax.train import plots
+from mara_jax import plot_style
 from mara_jax.train.tables import NumberTable
 
 NAMES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
@@ -171,12 +170,10 @@ def write(found: dict[str, Any], out: Path) -> Path:
     Returns:
       The path of the PNG.
     """
-    with matplotlib.rc_context(plots.STYLE):  # pyright: ignore[reportArgumentType]
+    with plot_style.style():
         figure = draw(found)
         out.mkdir(parents=True, exist_ok=True)
-        path = out / "prediction.png"
-        figure.savefig(path, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        path = plot_style.save(figure, out / "prediction.png")
     part = out / "prediction.part"
     part.write_text(to_json(found, indent=1) + "\n")
     part.replace(path.with_suffix(".json"))
@@ -198,9 +195,8 @@ def draw(found: dict[str, Any]) -> Figure:
         ax.set_xscale("log")
         ax.set_xlim(found["betas"][0], found["betas"][-1])
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.axvline(settings["beta"], color=plots.INK, linewidth=1.2, linestyle=(0, (4, 2)))
-        ax.set_axisbelow(True)
-        ax.grid(axis="y", color=plots.GRID, linewidth=0.8)
+        ax.axvline(settings["beta"], color=plot_style.INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        plot_style.horizontal_grid(ax)
     for ax in axes[1]:
         ax.set_xlabel("beta (dashed: as configured)")
     handles = {
@@ -209,7 +205,7 @@ def draw(found: dict[str, Any]) -> Figure:
     figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=10.5)
     title = f"predicted optimum of {NAMES[settings['objective']]}, {settings['kl']} KL, $\\beta$ = {settings['beta']:g}"
     figure.text(0.012, 0.975, title, fontsize=16, fontweight="bold", va="top")
-    figure.text(0.012, 0.925, textwrap.fill(found["verdict"], 150), fontsize=10.5, color=plots.QUIET, va="top")
+    figure.text(0.012, 0.925, textwrap.fill(found["verdict"], 150), fontsize=10.5, color=plot_style.QUIET, va="top")
     return figure
 
 
@@ -224,10 +220,10 @@ def _shares(ax: Axes, found: dict[str, Any], name: str, direction: str) -> None:
         low, high = curves["share_low"][:, a], curves["share_high"][:, a]
         ax.fill_between(beta, low, high, color=colour, alpha=0.18, linewidth=0)
         ax.plot(beta, curves["share"][:, a], color=colour, linewidth=width, label=f'"{found["answers"][a]}"')
-    ax.axhline(found["collapsed_at"], color=plots.QUIET, linewidth=0.9, linestyle=":")
+    ax.axhline(found["collapsed_at"], color=plot_style.QUIET, linewidth=0.9, linestyle=":")
     marked = [(flip["beta"], flip["share"]) for flip in objective["flips"] if flip["leads"]][:6]
     if marked:
-        ax.plot(*zip(*marked, strict=True), "o", color=plots.INK, markersize=6, label="leader changes", zorder=4)
+        ax.plot(*zip(*marked, strict=True), "o", color=plot_style.INK, markersize=6, label="leader changes", zorder=4)
     ax.set_ylim(-0.02, 1.04)
     ax.set_ylabel("share of the answers")
     ax.set_title(f"{NAMES[name]}, {direction} KL", loc="left", fontsize=11.5)
@@ -235,7 +231,7 @@ def _shares(ax: Axes, found: dict[str, Any], name: str, direction: str) -> None:
 
 def _numbers(ax: Axes, found: dict[str, Any]) -> None:
     kl, beta = found["settings"]["kl"], found["betas"]
-    colours = {"vanilla": plots.VANILLA, "answers": plots.OWN, "strings": "#7c3aed"}
+    colours = {"vanilla": plot_style.VANILLA, "answers": plot_style.OWN, "strings": "#7c3aed"}
     lines = {"vanilla": "-", "answers": "-", "strings": "--"}
     for name, objective in found["objectives"][kl].items():
         if not _trusted(objective):

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from mara_jax.core import diversity, targets
-from mara_jax.train.plots import INK, OWN, QUIET, STYLE, VANILLA
+from mara_jax.plot_style import INK, OWN, QUIET, VANILLA, save, style
 
 SHADES = LinearSegmentedColormap.from_list("coverage", ["#f6f1e7", "#9cc9cf", OWN, "#062e38"])
 
@@ -37,13 +37,10 @@ def diagram(workdir: str | os.PathLike) -> Path:
         trained_vgb = arrays["coverage"][:, :, :, 0].mean(-1)
         good_ga = np.asarray(axes["reward"]) >= axes["thresholds"][0]
         optimum_vgb = diversity.coverage(arrays["target_logp_a"][:, :, :, 0, 0], good_ga[:, None])
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+    with style():
         draw = _maps if len(axes["gaps"]) > 1 else _lines
         figure = draw(axes, trained_vgb, optimum_vgb)
-        path = workdir / "phase.png"
-        figure.savefig(path, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    return path
+        return save(figure, workdir / "phase.png")
 
 
 def summary(ended: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:

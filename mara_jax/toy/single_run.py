@@ -11,13 +11,13 @@ import numpy as np
 
 from mara_jax.config import ToyRun, estimator_of
 from mara_jax.core import forecast, kl
-from mara_jax.toy import problems, training
-from mara_jax.train import plots, reference, report
+from mara_jax.toy import problems, run_figure, training
+from mara_jax.train import reference, report
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 
 EVERY = 10  # steps between two rows of metrics.jsonl
-# The config's name of an estimator -> the field of sweep.Choices and its value there.
+# The config's name of an estimator -> the field of training.Choices and its value there.
 ESTIMATORS = {
     "k1_in_reward": {"reverse_estimator": "k1_in_reward"},
     "k2_in_loss": {"reverse_estimator": "k2_in_loss"},
@@ -28,7 +28,7 @@ ESTIMATORS = {
 
 
 def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
-    """What is static in a run of this config, in the words of train.sweep; its course recorded each `every` steps."""
+    """What is static in a run of this config, recorded every `every` steps."""
     return training.Choices(
         method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
         direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
@@ -98,7 +98,7 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         "collapse": known,
     }
     workdirs.write_json(workdir / "result.json", result)
-    figure = plots.toy_figure(workdir)
+    figure = run_figure.save_figure(workdir)
     good = problem.reward >= settings.threshold
     mass, best = (float(np.exp(logp_a)[good].sum()) for logp_a in (ended.logp_a, ended.target_logp_a))
     display.note(

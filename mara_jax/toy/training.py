@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mara_jax.core import advantages, augment, kl, objectives, targets
+from mara_jax.core.targets import Scalar
 from mara_jax.policies import categorical
 
 
@@ -22,12 +23,15 @@ from mara_jax.policies import categorical
 class Choices:
     """What is static in a run.
 
-    `gradients` "sampled" estimates from `batch` draws a step, "exact" sums over the outcomes.
-    `reverse_estimator` and `forward_estimator` say how the KL is estimated from samples. Reverse: k1 in the
-    reward or k2 as a loss term. Forward: "samples" of the reference, the "ratio" ref/pi on the policy's own,
-    k3 as a loss term on them, or "exact" for the KL alone. `anchor` takes MARA's anchor from the "batch"
-    (Algorithm 1) or from the whole good set, "all" (as exact gradients always do). `baseline` is a name in
-    `core.advantages`. The course of a run is recorded before every `every`-th step, which must divide `steps`.
+    `gradients`: "sampled" estimates them from `batch` draws a step, "exact" sums over the outcomes.
+    `reverse_estimator` and `forward_estimator`: how the KL is estimated from samples. Reverse: k1 in the reward or k2
+    as a loss term. Forward: "samples" of the reference, the "ratio" ref/pi on the policy's own, k3 as a loss term on
+    them, or "exact" for the KL alone.
+    `anchor`: MARA's anchor from the "batch" (Algorithm 1) or from the whole good set, "all" (as exact gradients do).
+    `baseline`: a name in `core.advantages`.
+    `augmentation`: the KL that MARA's rewards are made for, by default that of `direction`. Rewards made for the other
+    one (Algorithm 1's beside the forward KL) are what Figure 6 warns of.
+    `every`: the course of a run is recorded before every `every`-th step, which must divide `steps`.
     """
 
     method: Literal["vanilla", "mara"] = "vanilla"
@@ -37,6 +41,7 @@ class Choices:
     forward_estimator: Literal["samples", "ratio", "k3_in_loss", "exact"] = "samples"
     anchor: Literal["batch", "all"] = "batch"
     baseline: str = "none"
+    augmentation: targets.Direction | None = None
     steps: int = 1000
     batch: int = 32
     every: int = 1
@@ -105,7 +110,7 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
     # One working precision, whatever that of the problem's arrays: float64 only where jax has it switched on.
     dtype = jnp.result_type(float)
     ref_logp_a, reward_a = jnp.asarray(ref_logp_a, dtype), jnp.asarray(reward_a, dtype)
-    target_logp_a = _target(ref_logp_a, reward_a, swept, choices)
+    target_logp_a = optimum(ref_logp_a, reward_a, swept.beta, swept.threshold, choices)
     good_a = reward_a >= swept.threshold
     uniform_a = jnp.where(good_a, -jnp.log(jnp.maximum(jnp.sum(good_a), 1)), -jnp.inf)
     tx = optax.adam(swept.learning_rate)
@@ -203,6 +208,7 @@ _KNOWN = {
     "forward_estimator": ("samples", "ratio", "k3_in_loss", "exact"),
     "anchor": ("batch", "all"),
     "baseline": tuple(advantages.BY_NAME),
+    "augmentation": (None, "reverse", "forward"),
 }
 
 
@@ -216,23 +222,42 @@ def check(choices: Choices) -> None:
         ValueError: naming the field, its value and the known ones.
     """
     for field, known in _KNOWN.items():
-        if getattr(choices, field) not in known:
-            raise ValueError(f"{field} {getattr(choices, field)!r} is not known: use one of {', '.join(known)}")
+        value = getattr(choices, field)
+        if value not in known:
+            raise ValueError(f"{field} {value!r} is not known: use one of {', '.join(map(str, known))}")
     if choices.every < 1 or choices.steps % choices.every:
         raise ValueError(f"every {choices.every} does not divide the {choices.steps} steps: use a divisor of them")
 
 
-def _target(ref_logp_a, reward_a, swept, choices):
+def optimum(
+    ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], beta: Scalar, threshold: Scalar, choices: Choices
+) -> Float[Array, " a"]:
+    """The distribution that the objective is maximised by.
+
+    Args:
+        ref_logp_a: log-probabilities of the reference (nats).
+        reward_a: reward of each outcome.
+        beta: regularisation strength, above 0.
+        threshold: reward from which an outcome is good.
+        choices: method, direction and augmentation.
+
+    Returns:
+        Log-probabilities (nats).
+    """
+    direction = choices.direction
+    if choices.method == "mara" and choices.augmentation in (None, direction):
+        return targets.mara(ref_logp_a, reward_a, beta, threshold, direction)
     if choices.method == "mara":
-        return targets.mara(ref_logp_a, reward_a, swept.beta, swept.threshold, choices.direction)
-    optimum = targets.reverse_kl if choices.direction == "reverse" else targets.forward_kl
-    return optimum(ref_logp_a, reward_a, swept.beta)
+        whole_set = {"beta": beta, "threshold": threshold, "direction": choices.augmentation}
+        (reward_a,), (ref_logp_a,) = augment.mara(reward_a[None], ref_logp_a[None], **whole_set)
+    return (targets.reverse_kl if direction == "reverse" else targets.forward_kl)(ref_logp_a, reward_a, beta)
 
 
 def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
     """Gradient of the loss at the logits: minus that of the objective, or an estimate of it."""
     # Over all outcomes at once the group is the whole set, so its anchor is the anchor over the good set.
-    settings = {"beta": swept.beta, "threshold": swept.threshold, "direction": choices.direction}
+    direction = choices.augmentation or choices.direction
+    settings = {"beta": swept.beta, "threshold": swept.threshold, "direction": direction}
     all_reward_1a, all_ref_1a = reward_a[None], ref_logp_a[None]
     if choices.method == "mara":
         all_reward_1a, all_ref_1a = augment.mara(all_reward_1a, all_ref_1a, **settings)

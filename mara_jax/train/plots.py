@@ -1,34 +1,17 @@
 """The figure of a run, drawn from what it wrote."""
 
-import json
 import os
 import textwrap
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mara_jax.core import diversity
+from mara_jax.plot_style import GRID, INK, OWN, QUIET, REFERENCE, VANILLA, horizontal_grid, save, style
 from mara_jax.train import report
-
-INK, QUIET, GRID = "#222222", "#6b7280", "#e5e7eb"
-REFERENCE, VANILLA, OWN = "#9ca3af", "#d97706", "#0f6e84"
-STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "hatch.linewidth": 1.2,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "mara_jax",  # the same run gives the same file
-}
 
 
 def final_figure(workdir: str | os.PathLike) -> Path:
@@ -49,7 +32,7 @@ def final_figure(workdir: str | os.PathLike) -> Path:
       ValueError: one of them cannot be read.
     """
     record = report.read(workdir)
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+    with style():
         figure = Figure(figsize=(12.0, 6.6), dpi=150)
         grid = figure.add_gridspec(
             3,
@@ -69,56 +52,7 @@ def final_figure(workdir: str | os.PathLike) -> Path:
         figure.text(0.012, 0.965, _headline(record), fontsize=16, fontweight="bold", va="top")
         objective = textwrap.fill(record.reference["objective"], 150)
         figure.text(0.012, 0.915, objective, fontsize=10, color=QUIET, va="top")
-        path = record.workdir / "figure.png"
-        figure.savefig(path, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    return path
-
-
-def toy_figure(workdir: str | os.PathLike) -> Path:
-    """Draws a toy run: reference and rewards above; the trained policy beside its objective's optimum below.
-
-    Args:
-      workdir: the run's folder, with config.json and result.json.
-
-    Returns:
-      The path of figure.png in it; figure.svg lies beside it.
-    """
-    workdir = Path(workdir)
-    config, result = (json.loads((workdir / name).read_text()) for name in ("config.json", "result.json"))
-    algorithm, outcome = config["algorithm"], np.arange(len(result["reward"]))
-    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(9.0, 6.2), dpi=150)
-        given, ended = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
-        figure.subplots_adjust(left=0.09, right=0.92, top=0.87, bottom=0.09, hspace=0.22)
-        given.bar(outcome, result["reference"], 1.0, color=REFERENCE, label="reference")
-        given.set_ylabel("probability")
-        rewards = given.twinx()
-        rewards.step(outcome, result["reward"], where="mid", color=INK, linewidth=1.6, label="reward")
-        rewards.set_ylim(0, 1.12)
-        rewards.spines["right"].set_visible(True)
-        rewards.set_ylabel("reward")
-        handles = [*given.get_legend_handles_labels()[0], *rewards.get_legend_handles_labels()[0]]
-        given.legend(handles=handles, frameon=False, loc="upper right", fontsize=9)
-        colour = VANILLA if algorithm["method"] == "vanilla" else OWN
-        ended.bar(outcome, result["policy"], 1.0, color=colour, alpha=0.75, label="trained policy")
-        ended.step(outcome, result["optimum"], where="mid", color=INK, linewidth=1.6, label="exact optimum")
-        ended.set_xlabel("outcome")
-        ended.set_ylabel("probability")
-        ended.legend(frameon=False, loc="upper right", fontsize=9)
-        _grid(ended)
-        name = "vanilla" if algorithm["method"] == "vanilla" else "MARA"
-        title = f"{name}, {algorithm['kl']} KL, $\\beta$ = {algorithm['beta']:g}"
-        figure.text(0.02, 0.96, title, fontsize=15, fontweight="bold", va="top")
-        distances = (
-            f"total variation to the optimum {result['distance_to_optimum']:.3f}, "
-            f"to uniform over the good outcomes {result['distance_to_uniform']:.3f}"
-        )
-        figure.text(0.02, 0.912, distances, fontsize=10, color=QUIET, va="top")
-        path = workdir / "figure.png"
-        figure.savefig(path, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    return path
+        return save(figure, record.workdir / "figure.png")
 
 
 def _headline(record: report.Record) -> str:
@@ -167,7 +101,7 @@ def _bars(ax: Axes, record: report.Record) -> None:
     ax.set_ylim(0, 1.06)
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.set_ylabel("probability of a completion")
-    _grid(ax)
+    horizontal_grid(ax)
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, fontsize=10, handlelength=1.6)
 
 
@@ -211,7 +145,7 @@ def step_ticks(first: int, last: int) -> list[int]:
 def _line(ax: Axes, step: np.ndarray, value: np.ndarray, colour: str, title: str) -> None:
     ax.plot(step, value, color=colour, linewidth=2, marker="o" if len(step) < 4 else None, markersize=5)
     ax.set_title(title, loc="left", fontsize=11)
-    _grid(ax)
+    horizontal_grid(ax)
 
 
 def _trend(ax: Axes, step: np.ndarray, value: np.ndarray) -> None:
@@ -229,8 +163,3 @@ def _trend(ax: Axes, step: np.ndarray, value: np.ndarray) -> None:
         ax.annotate(label, (0.99, 0.05), **at_corner)
     low, high = (np.nanmin(value), np.nanmax(value)) if np.isfinite(value).any() else (0.0, 1.0)
     ax.set_ylim(min(0.0, 1.1 * low), max(1.15 * high, 0.1))
-
-
-def _grid(ax: Axes) -> None:
-    ax.set_axisbelow(True)
-    ax.grid(axis="y", color=GRID, linewidth=0.8)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from mara_jax.figures import experiments, figure_checks, figure_records
+from mara_jax.figures import computation, expectations, experiments
 from mara_jax.toy import problems
 
 SMALL = problems.Problem("small", np.log([0.5, 0.3, 0.15, 0.05]), np.array([0.2, 1.0, 1.0, 0.0]), 0.8)
-PROBLEM_FIGURES = tuple(figure_records.FIGURES)
+PROBLEM_FIGURES = tuple(computation.FIGURES)
 
 
 @pytest.fixture(scope="module")
 def converged():
-    return {name: figure_records.record(name, "converged") for name in figure_records.NAMES}
+    return {name: computation.record(name, "converged") for name in computation.NAMES}
 
 
 def panels_of(record):
@@ -65,7 +65,7 @@ def test_the_optimum_of_the_misused_reward_by_another_solver(beta):
 def test_flips_are_where_the_closed_form_puts_them():
     p = problems.figure2()
     tie = (p.reward[79] - p.reward[20]) / (p.ref_logp[20] - p.ref_logp[79])
-    np.testing.assert_allclose(figure_checks.flip_beta(p, experiments.OBJECTIVES["reverse"]), tie, atol=2e-6)
+    np.testing.assert_allclose(expectations.flip_beta(p, experiments.OBJECTIVES["reverse"]), tie, atol=2e-6)
     np.testing.assert_allclose(tie, 0.25 / 1.9, atol=2e-4)
 
 
@@ -87,7 +87,7 @@ def test_large_batches_follow_the_exact_gradient(name):
 def test_alone_in_its_batch_a_sample_is_its_own_anchor():
     """With one draw a step Algorithm 1 in the batch changes nothing: what is left is the plain forward KL.
 
-    Draws of both are those of `train.sweep`, so the two trainings are the same, step by step.
+    Draws of both are those of `toy.training`, so the two trainings are the same, step by step.
     """
     for batch in (1, 8):
         settings = experiments.Settings("sampled", learning_rate=1e-2, steps=200, batch=batch)
@@ -100,7 +100,7 @@ def test_alone_in_its_batch_a_sample_is_its_own_anchor():
 
 
 def test_distances_by_hand():
-    got = figure_records.measured(np.log([0.5, 0.5]), np.log([0.75, 0.25]), np.array([True, False]))
+    got = computation.measured(np.log([0.5, 0.5]), np.log([0.75, 0.25]), np.array([True, False]))
     assert got["tv_to_optimum"] == pytest.approx(0.25)
     assert got["kl_trained_to_optimum"] == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))
     assert got["kl_optimum_to_trained"] == pytest.approx(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
@@ -111,7 +111,7 @@ def test_distances_by_hand():
 # Figures
 
 
-@pytest.mark.parametrize("name", figure_records.NAMES)
+@pytest.mark.parametrize("name", computation.NAMES)
 def test_every_figure_shows_what_it_must_when_converged(converged, name):
     record = converged[name]
     assert [check["name"] for check in record["checks"] if not check["pass"]] == []
@@ -155,7 +155,7 @@ def test_checks_notice_distributions_turned_around(converged, name):
     for panel in panels.values():
         panel["optimum"].reverse()
         panel["trained"].reverse()
-    checks = figure_checks.of(name, figure_records.FIGURES[name].problem(), panels, "converged")
+    checks = expectations.of(name, computation.FIGURES[name].problem(), panels, "converged")
     from_panels = ("optimum", "the same from the optimum")
     assert any(not check["pass"] and check["name"].startswith(from_panels) for check in checks)
     assert any(not check["pass"] and check["name"].startswith("trained") for check in checks)
@@ -170,7 +170,7 @@ def test_checks_notice_a_few_percent_of_the_uniform(converged, name, kind):
     for panel in panels.values():
         p_a = np.array(panel[kind])
         panel[kind] = list((1 - share) * p_a + share / len(p_a))
-    checks = figure_checks.of(name, figure_records.FIGURES[name].problem(), panels, "converged")
+    checks = expectations.of(name, computation.FIGURES[name].problem(), panels, "converged")
     assert any(not check["pass"] and check["name"].startswith(kind) for check in checks)
 
 
@@ -180,23 +180,23 @@ def test_the_misused_reward_does_not_pass_as_mara(converged):
     for beta in experiments.BETAS:
         swapped["mara_forward", beta] = panels["algorithm1_forward", beta]
         swapped["algorithm1_forward", beta] = panels["mara_forward", beta]
-    failed = [c["name"] for c in figure_checks.of("6", problems.figure6(), swapped, "converged") if not c["pass"]]
+    failed = [c["name"] for c in expectations.of("6", problems.figure6(), swapped, "converged") if not c["pass"]]
     for beta in experiments.BETAS:
         assert any(name.startswith(f"optimum, mara_forward, beta {beta:g}:") for name in failed)
         assert any(name.startswith(f"trained, algorithm1_forward, beta {beta:g}:") for name in failed)
 
 
 def test_a_check_says_what_it_measured():
-    assert figure_checks.near("x", 1.05, 1.0, 0.1)["pass"] and not figure_checks.near("x", 1.2, 1.0, 0.1)["pass"]
-    assert figure_checks.at_least("x", 1.0, 1.0)["pass"] and not figure_checks.at_least("x", 0.9, 1.0)["pass"]
-    assert figure_checks.at_most("x", 1.0, 1.0)["pass"] and not figure_checks.at_most("x", 1.1, 1.0)["pass"]
-    for check in (figure_checks.near, figure_checks.at_least, figure_checks.at_most):
-        arguments = ("x", float("nan"), 1.0, *((0.1,) if check is figure_checks.near else ()))
+    assert expectations.near("x", 1.05, 1.0, 0.1)["pass"] and not expectations.near("x", 1.2, 1.0, 0.1)["pass"]
+    assert expectations.at_least("x", 1.0, 1.0)["pass"] and not expectations.at_least("x", 0.9, 1.0)["pass"]
+    assert expectations.at_most("x", 1.0, 1.0)["pass"] and not expectations.at_most("x", 1.1, 1.0)["pass"]
+    for check in (expectations.near, expectations.at_least, expectations.at_most):
+        arguments = ("x", float("nan"), 1.0, *((0.1,) if check is expectations.near else ()))
         assert not check(*arguments)["pass"]
 
 
 def test_unknown_figures_and_modes_are_refused():
     with pytest.raises(ValueError, match=r"figure '7'.*1, 2, 3, 4, 5, 6, iclr3, iclr4"):
-        figure_records.record("7", "faithful")
+        computation.record("7", "faithful")
     with pytest.raises(ValueError, match=r"mode 'quick'.*faithful or converged"):
-        figure_records.record("2", "quick")
+        computation.record("2", "quick")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mara_jax.core import diversity
-from mara_jax.figures import experiments, families, figure_checks
+from mara_jax.figures import expectations, experiments, figure1
 from mara_jax.toy import problems
 
 FEW_BETAS = (1.0, 0.1, 0.01, 0.001)
@@ -130,7 +130,7 @@ def _problem_record(name: str, mode: str) -> dict[str, Any]:
         },
         "drawn_betas": list(figure.drawn),
         "panels": list(panels.values()),
-        "checks": figure_checks.of(name, problem, panels, mode),
+        "checks": expectations.of(name, problem, panels, mode),
     }
 
 
@@ -159,18 +159,18 @@ def measured(trained_a: np.ndarray, optimum_a: np.ndarray, good_a: np.ndarray | 
 
 
 def _families_record(mode: str) -> dict[str, Any]:
-    settings, mixture = experiments.MODES[mode], families.Mixture()
+    settings, mixture = experiments.MODES[mode], figure1.Mixture()
     x_a, target_a = mixture.x_a, mixture.logp_a
     panels = {}
-    for family in families.FAMILIES:
+    for family in figure1.FAMILIES:
         for direction in ("reverse", "forward"):
-            _, fitted_a = families.fit(
+            _, fitted_a = figure1.fit(
                 target_a, x_a, family, direction, learning_rate=settings.learning_rate, steps=settings.steps
             )
             best_a = target_a
             if family == "gaussian":
-                best_a = families.gaussian_logp(families.best_gaussian(target_a, x_a, direction), x_a)
-            mean, deviation = families.moments(fitted_a, x_a)
+                best_a = figure1.gaussian_logp(figure1.best_gaussian(target_a, x_a, direction), x_a)
+            mean, deviation = figure1.moments(fitted_a, x_a)
             panels[family, direction] = {
                 "family": family,
                 "method": "fit",
@@ -198,8 +198,8 @@ def _families_record(mode: str) -> dict[str, Any]:
     }
 
 
-def _families_checks(panels, mixture: families.Mixture, mode: str) -> list[figure_checks.Check]:
-    near, at_least, at_most = figure_checks.near, figure_checks.at_least, figure_checks.at_most
+def _families_checks(panels, mixture: figure1.Mixture, mode: str) -> list[expectations.Check]:
+    near, at_least, at_most = expectations.near, expectations.at_least, expectations.at_most
     mean, deviation = mixture.moments
     seeks, covers = panels["gaussian", "reverse"], panels["gaussian", "forward"]
     heavier, left = int(np.argmax(mixture.weight)), mixture.x_a < 0
@@ -217,7 +217,7 @@ def _families_checks(panels, mixture: families.Mixture, mode: str) -> list[figur
     for side, there in (("left", left), ("right", ~left)):
         mass = float(np.array(covers["trained"])[there].sum())
         checks.append(at_least(f"Gaussian, forward KL: mass on the {side} side", mass, 0.3))
-    reached = figure_checks.REACHED if sharp else 0.12
+    reached = expectations.REACHED if sharp else 0.12
     for (family, direction), panel in panels.items():
         what = "target" if family == "categorical" else "best Gaussian"
         name = f"{family}, {direction} KL: total variation from trained to {what}"
