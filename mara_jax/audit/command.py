@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mara_jax import cli, config
-from mara_jax.audit import published, rivals_table, verdict
+from mara_jax.audit import computation, published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.cli import Flag
 from mara_jax.train import preflight
@@ -114,7 +114,7 @@ def audited(values: flags.FlagValues) -> dict[str, Any]:
         assert run is not None
         setting = published.configured(config_flags.get_config_filename(values["config"]), run.algorithm)
         refused = refusal(run)
-    return verdict.audited(setting, one_token=one_token, group=values.group, refused=refused)
+    return computation.audit(setting, one_token=one_token, group=values.group, refused=refused)
 
 
 def refusal(run: config.Run) -> str:
@@ -162,8 +162,9 @@ def _gradients(record: dict[str, Any]) -> NumberTable:
     for name, words in _ROWS.items():
         cells = []
         for part in ("kl", "objective"):
-            found = record["gradients"][part][name]
-            cells += ["-" if found["cosine"] is None else f"{found['cosine']:.4f}", verdict.percent(found)]
+            comparison = record["gradients"][part][name]
+            cosine = comparison["cosine"]
+            cells += ["-" if cosine is None else f"{cosine:.4f}", verdict.percent(comparison)]
         table.add_row(f" {words}", *cells)
     return table
 

@@ -123,15 +123,15 @@ def exact_gradients(problem: problems.Problem, params, reward, ref_logp) -> dict
     visits_c = enumeration.expected_visits(params, problem.strings)
     ref_cv = jax.nn.log_softmax(jnp.asarray(problem.ref_params))
 
-    def of(f: Callable) -> jax.Array:
+    def gradient(f: Callable) -> jax.Array:
         return jax.grad(lambda p: f(enumeration.string_logp(p, problem.strings), jax.nn.log_softmax(p)))(params)
 
     return {
-        "reward": of(lambda logp, _: jnp.sum(jnp.exp(logp) * reward)),
-        "reverse_sequence": of(lambda logp, _: kl.reverse(logp, ref_logp)),
-        "forward_sequence": of(lambda logp, _: kl.forward(logp, ref_logp)),
-        "reverse_token": of(lambda _, logp_cv: visits_c @ kl.reverse(logp_cv, ref_cv)),
-        "forward_token": of(lambda _, logp_cv: visits_c @ kl.forward(logp_cv, ref_cv)),
+        "reward": gradient(lambda logp, _: jnp.sum(jnp.exp(logp) * reward)),
+        "reverse_sequence": gradient(lambda logp, _: kl.reverse(logp, ref_logp)),
+        "forward_sequence": gradient(lambda logp, _: kl.forward(logp, ref_logp)),
+        "reverse_token": gradient(lambda _, logp_cv: visits_c @ kl.reverse(logp_cv, ref_cv)),
+        "forward_token": gradient(lambda _, logp_cv: visits_c @ kl.forward(logp_cv, ref_cv)),
     }
 
 

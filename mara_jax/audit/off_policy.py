@@ -32,20 +32,21 @@ def rows(setting: Setting, problem: problems.Problem, group: int) -> list[dict[s
     """
     algorithm = setting.algorithm
     kinds = [("updates", algorithm.importance != "none"), ("sampler", algorithm.truncate > 0)]
-    asked = [(kind, scale) for kind, used in kinds if used for scale in SCALES]
-    if not asked:
+    cases = [(kind, scale) for kind, used in kinds if used for scale in SCALES]
+    if not cases:
         return []
     over = gradients.case(setting, problem, group, problems.anchors(problem, algorithm))
     over = over._replace(ref_groups=enumeration.groups(len(problem.reward), 1))
-    now_rkcv, old_rkcv, sampler_rkcv = (np.stack(x) for x in zip(*(_policies(problem, *a) for a in asked), strict=True))
+    policies = (_policies(problem, *kind_and_scale) for kind_and_scale in cases)
+    now_rkcv, old_rkcv, sampler_rkcv = (np.stack(params) for params in zip(*policies, strict=True))
     drawn = gradients.Drawn(old_rkcv, sampler_rkcv)
-    found, exact, nats, share = _compared(setting, over, now_rkcv, drawn, *problems.augmented(problem, algorithm))
-    want = exact["reward"] - algorithm.beta * exact[f"{algorithm.kl}_sequence"]
-    found, want = (np.asarray(x).reshape(*now_rkcv.shape[:2], -1) for x in (found, want))
-    measured = zip(asked, found, want, nats.mean(axis=1).tolist(), share.mean(axis=1).tolist(), strict=True)
+    expected, exact, nats, share = _compared(setting, over, now_rkcv, drawn, *problems.augmented(problem, algorithm))
+    objective = exact["reward"] - algorithm.beta * exact[f"{algorithm.kl}_sequence"]
+    expected, objective = (np.asarray(x).reshape(*now_rkcv.shape[:2], -1) for x in (expected, objective))
+    means = nats.mean(axis=1).tolist(), share.mean(axis=1).tolist()
     return [
-        {"between": kind, "nats": far, "effective_share": kept, **gradients.compare(got, true)}
-        for (kind, _), got, true, far, kept in measured
+        {"between": kind, "nats": distance, "effective_share": effective, **gradients.compare(estimate, true)}
+        for (kind, _), estimate, true, distance, effective in zip(cases, expected, objective, *means, strict=True)
     ]
 
 

@@ -100,12 +100,12 @@ def augmented(problem: Problem, algorithm: config.Algorithm) -> tuple[np.ndarray
     """(reward, ref_logp) of all strings, augmented as one group: the anchor is that of the whole set."""
     if algorithm.method == "vanilla":
         return problem.reward, problem.ref_logp
-    given = {"beta": algorithm.beta, "threshold": algorithm.threshold, "direction": algorithm.kl}
+    settings = {"beta": algorithm.beta, "threshold": algorithm.threshold, "direction": algorithm.kl}
     reward, ref_logp, answer = (jnp.asarray(x)[None] for x in (problem.reward, problem.ref_logp, problem.answer))
     if algorithm.anchor == "string":
-        pair = augment.mara(reward, ref_logp, **given)
+        pair = augment.mara(reward, ref_logp, **settings)
     else:
-        pair = augment.mara_answers(reward, ref_logp, answer, jnp.asarray(log_mass(problem, algorithm)), **given)
+        pair = augment.mara_answers(reward, ref_logp, answer, jnp.asarray(log_mass(problem, algorithm)), **settings)
     return np.asarray(pair[0][0]), np.asarray(pair[1][0])
 
 

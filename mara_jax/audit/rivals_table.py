@@ -103,12 +103,12 @@ def _placed_rows():
         ("k1", "reward"), ("k2", "reward"), ("k3", "reward"),
         ("k1", "loss"), ("k2", "loss"), ("k3", "loss"), ("k1_ratio", "loss"),
     )  # fmt: skip
-    made = []
+    placed = []
     for estimator, place in uses:
         loss = rival_losses.placed_loss(estimator, place, "sequence", BETA)
         optimum = known.get(kl.effective(estimator, place, "sequence").name)
-        made.append(Row(f"{estimator} in the {place}, N=1", loss, 1, optimum))
-    return made
+        placed.append(Row(f"{estimator} in the {place}, N=1", loss, 1, optimum))
+    return placed
 
 
 def _grpo_end(group):

@@ -1,15 +1,8 @@
-"""An audit as one record of numbers and words: what a setting optimises, where it ends, in one sentence."""
+"""What an audited setting optimises, in one sentence, from the numbers of `audit.computation`."""
 
-import dataclasses
 from typing import Any
 
-import jax
-import numpy as np
-
-from mara_jax import config
-from mara_jax.audit import fixed_point, gradients, off_policy, problems
-from mara_jax.audit.published import Setting
-from mara_jax.core import diversity, kl
+from mara_jax.audit import gradients
 
 REACHED = 1e-3  # total variation below which a stationary point is a closed form
 BALANCED = 1e-2  # and below which good strings or answers count as equal
@@ -35,148 +28,6 @@ OPTIMUM_WORDS = {
 }
 
 
-def audited(
-    setting: Setting,
-    *,
-    one_token: bool = False,
-    group: int = gradients.GROUP,
-    refused: str = "",
-) -> dict[str, Any]:
-    """Everything an audit finds, as numbers and words that can be written as JSON.
-
-    Args:
-        setting: what is audited.
-        one_token: on five outcomes of one token instead of fifteen strings.
-        group: strings a group, 1 to 4.
-        refused: why training refuses the setting, if it does.
-
-    Returns:
-        The record: see docs/audit.md.
-
-    Raises:
-        ValueError: a group too small for the baseline, or a beta of 0 that a formula divides by.
-    """
-    with jax.enable_x64(True):
-        problem = problems.five() if one_token else problems.strings()
-        found = gradients.gradients(setting, problem, group)
-        whole = problems.anchors(problem, setting.algorithm)
-        end = gradients.fixed_point_of(setting, problem, group, whole)
-        record = {
-            "name": setting.name,
-            "verdict": "",
-            "form": setting.form,
-            "rule": _rule(setting.algorithm),
-            "refused": refused or None,
-            "algorithm": dataclasses.asdict(setting.algorithm),
-            "enumerated": {
-                "strings": len(problem.reward),
-                "good": int(np.sum(problem.reward >= setting.algorithm.threshold)),
-                "policies": len(problem.params),
-                "group": group,
-            },
-            "problem": _listed(problem),
-            **_identified(setting, found),
-            "gradients": {
-                part: {name: gradients.compare(found["expected"][part], want) for name, want in found[part].items()}
-                for part in ("kl", "objective")
-            },
-            "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
-            "stale": off_policy.rows(setting, problem, group),
-            "anchor_in_group": _anchor_bias(setting, problem, group, end),
-            "five_outcomes": _five(setting, group, end if one_token else None),
-        }
-    record["optimum"] = optimum(record)
-    record["verdict"] = sentence(record)
-    return record
-
-
-def _listed(problem: problems.Problem) -> dict[str, list[Any]]:
-    """What a closed form needs, string by string, in the order of the probabilities; answer None for no answer."""
-    lengths = problem.strings.mask.sum(axis=1)
-    return {
-        "tokens": [row[:length].tolist() for row, length in zip(problem.strings.tokens, lengths, strict=True)],
-        "reference": np.exp(problem.ref_logp).tolist(),
-        "reward": problem.reward.tolist(),
-        "answer": [None if answer < 0 else int(answer) for answer in problem.answer],
-    }
-
-
-def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
-    """The row of `core.kl.effective` that the estimator, its place and its level stand in, and the other level's."""
-    pair = config.ESTIMATORS.get(algorithm.estimator)
-    if pair is None:
-        return None
-    other = "token" if algorithm.level == "sequence" else "sequence"
-    return {
-        "level": algorithm.level,
-        "sentence": kl.effective(*pair, algorithm.level).sentence,
-        "other_level": other,
-        "other_sentence": kl.effective(*pair, other).sentence,
-    }
-
-
-def _identified(setting: Setting, found) -> dict[str, Any]:
-    """Which KL, how strong, whether the reward's gradient is that of E[R], and whether the whole is one objective."""
-    got = found["expected"]
-    whole = {name: gradients.factor_of(got["objective"], want) for name, want in found["objective"].items()}
-    matched = [name for name in gradients.KLS if whole[name] is not None]
-    return {
-        "kl": gradients.identify(got["kl"], found["unit"], setting.algorithm.beta),
-        "reward_factor": gradients.factor_of(got["objective"] - got["kl"], found["reward"]["reward"]),
-        "objective": {"name": matched[0], "factor": whole[matched[0]]} if matched else None,
-    }
-
-
-def _ended(end: fixed_point.Point, forms: dict[str, np.ndarray]) -> dict[str, Any]:
-    distances = {name: diversity.total_variation(end.probability, form) for name, form in forms.items()}
-    return {
-        "kind": end.kind,
-        "gradient": end.residual,
-        "nearest": min(distances, key=lambda name: distances[name]),
-        "total_variation": distances,
-        "probability": end.probability.tolist(),
-    }
-
-
-def _anchor_bias(
-    setting: Setting, problem: problems.Problem, group: int, end: fixed_point.Point
-) -> list[dict[str, Any]]:
-    """What it costs to take MARA's anchor from groups of each size instead of from all good strings."""
-    whole = problems.anchors(problem, setting.algorithm)
-    if whole == problems.FROM_GROUP:
-        return []
-    sizes = gradients.SIZES if problem.strings.tokens.shape[1] > 1 else gradients.SIZES_OF_OUTCOMES
-    if setting.algorithm.estimator == "reference_samples":
-        sizes = sizes[:1]  # the reference's groups stand beside the policy's: larger ones are too many together
-    elif setting.algorithm.baseline == "group_normalised":
-        sizes = (group,)  # the end without the bias depends on the group as well
-    rows = []
-    for size in sizes:
-        there = gradients.fixed_point_of(setting, problem, size, problems.FROM_GROUP)
-        wanted, got = (gradients.at_policies(setting, problem, size, anchor) for anchor in (whole, problems.FROM_GROUP))
-        distance = diversity.total_variation(there.probability, end.probability)
-        error = gradients.compare(got, wanted)["relative_error"]
-        rows.append({"group": size, "gradient_error": error, "total_variation": distance})
-    return rows
-
-
-def _five(setting: Setting, group: int, end: fixed_point.Point | None) -> dict[str, Any]:
-    """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own."""
-    problem = problems.five()
-    ends = {}
-    for method in ("vanilla", "mara"):
-        algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
-        tried = setting._replace(algorithm=algorithm)
-        known = end if tried == setting else None
-        ends[method] = known or gradients.fixed_point_of(tried, problem, group, problems.anchors(problem, algorithm))
-    return {
-        "reference": np.exp(problem.ref_logp).tolist(),
-        "reward": problem.reward.tolist(),
-        **{method: end.probability.tolist() for method, end in ends.items()},
-        **{f"{method}_kind": end.kind for method, end in ends.items()},
-    }
-
-
 def percent(comparison: dict[str, Any]) -> str:
     """How far a gradient is off, over the policies: "exact", "25 %" or "20-40 %"."""
     worst, least = comparison["relative_error"], comparison["smallest_error"]
@@ -192,7 +43,7 @@ def sentence(record: dict[str, Any]) -> str:
     """What the setting optimises, in one sentence without its full stop.
 
     Args:
-        record: as `audited` makes it, all but "verdict" filled in.
+        record: of `computation.audit`, all but "verdict" filled in.
 
     Returns:
         A line.
@@ -204,25 +55,25 @@ def sentence(record: dict[str, Any]) -> str:
 def _stale(record: dict[str, Any]) -> str:
     """What becomes of the gradient on strings of an older policy, or of a sampler that is not the trainer."""
     words = {"updates": "at later updates of a rollout", "sampler": "with a sampler that is not the trainer"}
-    said = []
+    clauses = []
     for between, where in words.items():
         rows = [row for row in record["stale"] if row["between"] == between]
         if not rows:
             continue
         if max(row["relative_error"] for row in rows) < gradients.EXACT:
-            said.append(f"{where} the gradient is the present policy's, exactly")
+            clauses.append(f"{where} the gradient is the present policy's, exactly")
             continue
         last = rows[-1]
-        said.append(f"{where} the gradient is biased, by {percent(last)} once {last['nats']:.2g} nats lie between")
-    return "; ".join(said)
+        clauses.append(f"{where} the gradient is biased, by {percent(last)} once {last['nats']:.2g} nats lie between")
+    return "; ".join(clauses)
 
 
 def _regulariser(record: dict[str, Any]) -> str:
-    found, beta = record["kl"], record["algorithm"]["beta"]
-    if found["name"] == "none":
+    effective, beta = record["kl"], record["algorithm"]["beta"]
+    if effective["name"] == "none":
         why = "beta is 0" if beta == 0 else "the KL has no gradient in expectation"
         return f"nothing is regularised: {why}"
-    if found["name"] == "neither":
+    if effective["name"] == "neither":
         # Where groups are rescaled, the KL without any reward is rescaled as it never is beside one.
         whole = record["reward_factor"] is None
         comparisons = record["gradients"]["objective" if whole else "kl"]
@@ -230,7 +81,7 @@ def _regulariser(record: dict[str, Any]) -> str:
         direction, level = nearest.split("_")
         cosine = comparisons[nearest]["cosine"]
         return f"neither KL, at neither level (nearest: {direction} KL at {level} level, cosine {cosine:.2f})"
-    words = _KL_WORDS[found["name"], found["level"]]
+    words = _KL_WORDS[effective["name"], effective["level"]]
     strength = _strength(record)
     if strength is None:
         return words
@@ -260,21 +111,23 @@ def optimum(record: dict[str, Any]) -> str | None:
     """The closed form that is the optimum for certain, as the gradient is that of its E[R] - beta KL; else None.
 
     Args:
-        record: "algorithm", "enumerated", "kl" and "objective" of `audited`.
+        record: "algorithm", "enumerated", "kl" and "objective" of `computation.audit`.
 
     Returns:
         A name of `problems.closed_forms`.
     """
-    found, whole, algorithm = record["kl"], record["objective"], record["algorithm"]
-    if found["name"] not in ("reverse", "forward") or found["level"] != "sequence" or not whole or whole["factor"] <= 0:
+    effective, whole, algorithm = record["kl"], record["objective"], record["algorithm"]
+    if effective["name"] not in ("reverse", "forward") or effective["level"] != "sequence":
+        return None
+    if not whole or whole["factor"] <= 0:
         return None
     # Where beta is tiny every KL may seem to fit the whole; the KL alone tells which it is, and how strong.
-    if abs(found["beta"] / (algorithm["beta"] * whole["factor"]) - 1) > gradients.EXACT:
+    if abs(effective["beta"] / (algorithm["beta"] * whole["factor"]) - 1) > gradients.EXACT:
         return None
     if not _is_lifted(record):
-        return found["name"]
+        return effective["name"]
     # Rewards augmented for the other KL have an optimum of another form.
-    return f"{algorithm['kl']}_mara_{algorithm['anchor']}" if found["name"] == algorithm["kl"] else None
+    return f"{algorithm['kl']}_mara_{algorithm['anchor']}" if effective["name"] == algorithm["kl"] else None
 
 
 def _ending(record: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.audit import enumeration, fixed_point, gradients, problems, published, verdict
+from mara_jax.audit import computation, enumeration, fixed_point, gradients, problems, published, verdict
 from mara_jax.config import Algorithm
 from mara_jax.core import diversity, objectives
 from mara_jax.train import objective
@@ -231,16 +231,16 @@ def negated(plain):
 def test_planted_bugs_change_the_verdict(monkeypatch, bug, words):
     if bug is not None:
         monkeypatch.setattr(objectives, "reverse_kl", bug(objectives.reverse_kl))
-    monkeypatch.setattr(verdict, "_five", lambda *_: {})
+    monkeypatch.setattr(computation, "_five", lambda *_: {})
     # A name of its own: what is compiled is kept by setting.
-    record = verdict.audited(published.configured(f"with {bug}", VANILLA))
+    record = computation.audit(published.configured(f"with {bug}", VANILLA))
     assert record["verdict"].startswith(words), record["verdict"]
 
 
 @pytest.mark.parametrize("anchor", ["string", "answer"])
 def test_a_threshold_out_of_reach_is_told(monkeypatch, anchor):
-    monkeypatch.setattr(verdict, "_five", lambda *_: {})
-    record = verdict.audited(published.configured("out of reach", Algorithm(anchor=anchor, threshold=2.0)))
+    monkeypatch.setattr(computation, "_five", lambda *_: {})
+    record = computation.audit(published.configured("out of reach", Algorithm(anchor=anchor, threshold=2.0)))
     assert record["verdict"] == (
         "reverse KL at sequence level, exactly; optimum: ref(y) exp(R(y)/beta), normalised; "
         "no string reaches the threshold of 2 (rewards here are at most 1): MARA changes nothing"
@@ -253,8 +253,8 @@ def test_a_threshold_out_of_reach_is_told(monkeypatch, anchor):
 )
 def test_an_optimum_known_from_the_gradient_needs_no_search(monkeypatch, kl, words):
     """At this beta the search does not settle."""
-    monkeypatch.setattr(verdict, "_five", lambda *_: {})
-    record = verdict.audited(published.configured("tiny", Algorithm(method="vanilla", kl=kl, beta=1e-4)))
+    monkeypatch.setattr(computation, "_five", lambda *_: {})
+    record = computation.audit(published.configured("tiny", Algorithm(method="vanilla", kl=kl, beta=1e-4)))
     assert record["optimum"] == kl
     assert f"{kl} KL at sequence level, exactly; optimum: {words}" in record["verdict"]
     told = "the search from the reference" in record["verdict"]

@@ -60,7 +60,7 @@ def test_enumeration_finds_a_gaussian_that_is_the_target(direction):
 def test_the_reverse_kl_has_a_covering_minimum_that_enumeration_sees_through(monkeypatch):
     """From a wide start the descent stays wide, at a larger KL than that of the best Gaussian."""
     mixture = figure1.Mixture()
-    monkeypatch.setattr(families, "_START", (0.0, 1.0))
+    monkeypatch.setattr(figure1, "_START", (0.0, 1.0))
     params, fitted_a = figure1.fit(mixture.logp_a, mixture.x_a, "gaussian", "reverse", **LONG)
     assert np.exp(params[1]) > 2
     assert np.sum(np.exp(fitted_a) * (fitted_a - mixture.logp_a)) > 2 * -np.log(0.6)

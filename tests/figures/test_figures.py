@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mara_jax.figures import command, drawing, figure_records
+from mara_jax.figures import command, computation, drawing
 
 
 def strict(text: str):
@@ -108,7 +108,7 @@ def test_a_failed_check_is_named_and_ends_the_command_with_one(faithful, tmp_pat
         record["checks"][0] |= {"measured": 7.0, "pass": False}
         return record
 
-    monkeypatch.setattr(figure_records, "record", planted)
+    monkeypatch.setattr(computation, "record", planted)
     monkeypatch.setenv("COLUMNS", "200")
     assert command.main(["figures", f"--out={tmp_path}", "--only=3"]) == 1
     said = capsys.readouterr().out
