@@ -28,7 +28,7 @@ def rows(arch: Architecture) -> tuple[Row, ...]:
     """
     if arch.lora is None:
         return ()
-    rank, found = arch.lora.rank, []
+    rank, factors = arch.lora.rank, []
     for row in parameters.table(arch):
         if row.path[-1] != "kernel" or row.path[-2] not in arch.lora.targets:
             continue
@@ -36,9 +36,9 @@ def rows(arch: Architecture) -> tuple[Row, ...]:
         module = "base_model.model." + row.name.removesuffix(".weight")
         name_a, name_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
         # A deviation of 1 / sqrt(3 in) is that of a uniform draw within 1 / sqrt(in).
-        found.append(Row((*root, A), (d_in, rank), (axis_in, None), name_a, True, (3 * d_in) ** -0.5, 0.0, row.layer))
-        found.append(Row((*root, B), (rank, d_out), (None, axis_out), name_b, True, 0.0, 0.0, row.layer))
-    return tuple(found)
+        factors.append(Row((*root, A), (d_in, rank), (axis_in, None), name_a, True, (3 * d_in) ** -0.5, 0.0, row.layer))
+        factors.append(Row((*root, B), (rank, d_out), (None, axis_out), name_b, True, 0.0, 0.0, row.layer))
+    return tuple(factors)
 
 
 def leaf_shapes(arch: Architecture) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
@@ -60,12 +60,12 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     args: arch: with its `lora`; key: a jax random key.
     returns: nested dict of arrays, float32 (float64 for a model computed in it).
     """
-    found: dict[tuple[str, ...], list[jax.Array]] = {}
+    arrays_of: dict[tuple[str, ...], list[jax.Array]] = {}
     dtype = parameters.wide(arch.compute_dtype)
     for number, row in enumerate(rows(arch)):
-        found.setdefault(row.path, []).append(_draw(key, number, row.std, row.shape).astype(dtype))
+        arrays_of.setdefault(row.path, []).append(_draw(key, number, row.std, row.shape).astype(dtype))
     adapter: dict[str, Any] = {}
-    for path, arrays in found.items():
+    for path, arrays in arrays_of.items():
         parameters.put(adapter, path, jnp.stack(arrays) if arch.scan_layers else arrays[0])
     return adapter
 

@@ -49,8 +49,8 @@ def pack_lengths(
     slot_cx = np.where(counted_cx, np.cumsum(counted_cx, axis=-1) - 1, -1)
     place_cn = np.full((streams, slots), -1, np.int32)
     for places, counted in zip(place_cn, counted_cx, strict=True):
-        found = np.flatnonzero(counted)
-        places[: found.size] = found
+        counted_x = np.flatnonzero(counted)
+        places[: counted_x.size] = counted_x
     return Packing(slot_cx.reshape(-1, width).astype(np.int32), place_cn)
 
 

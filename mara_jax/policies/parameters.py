@@ -286,28 +286,28 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     returns: nested dict of float32 arrays.
     """
 
-    found: dict[tuple[str, ...], list[jax.Array]] = {}
+    arrays_of: dict[tuple[str, ...], list[jax.Array]] = {}
     stacked = set()
     for number, row in enumerate(table(arch)):
-        found.setdefault(row.path, []).append(_draw(key, number, row.std, row.fill, row.shape))
+        arrays_of.setdefault(row.path, []).append(_draw(key, number, row.std, row.fill, row.shape))
         if row.layer is not None:
             stacked.add(row.path)
     params: dict[str, Any] = {}
-    for path, arrays in found.items():
+    for path, arrays in arrays_of.items():
         put(params, path, jnp.stack(arrays) if path in stacked else arrays[0])
     return params
 
 
 def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Stack the unrolled layers 'layers_0', 'layers_1', ... of a tree into one 'layers' on a leading axis."""
-    rest = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
+    unlayered = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
     trees = [params[f"layers_{index}"] for index in range(layers)]
-    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}
+    return {**unlayered, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}
 
 
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Take the stacked 'layers' of a tree apart into 'layers_0', 'layers_1', ..., each in its own arrays."""
-    rest = {name: tree for name, tree in params.items() if name != "layers"}
+    unlayered = {name: tree for name, tree in params.items() if name != "layers"}
     for index in range(layers):
-        rest[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])
-    return rest
+        unlayered[f"layers_{index}"] = jax.tree.map(operator.itemgetter(index), params["layers"])
+    return unlayered

@@ -25,8 +25,8 @@ def checkpoint_policy(arch: Architecture) -> Callable[..., bool] | None:
     """
     products: Any = functools.partial(_is_kernels_product, arch)
     attention = jax.checkpoint_policies.save_only_these_names(SAVED)
-    both = jax.checkpoint_policies.save_from_both_policies(products, attention)
-    return {"none": both, "elementwise": products, "layer": None}[arch.remat]
+    products_and_attention = jax.checkpoint_policies.save_from_both_policies(products, attention)
+    return {"none": products_and_attention, "elementwise": products, "layer": None}[arch.remat]
 
 
 def _is_kernels_product(arch: Architecture, prim: Any, *avals: Any, **params: Any) -> bool:

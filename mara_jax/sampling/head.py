@@ -15,7 +15,7 @@ from mara_jax.policies import transformer
 from mara_jax.policies.ops import cpu
 from mara_jax.policies.ops.select import on_one_cpu
 from mara_jax.policies.parameters import wide
-from mara_jax.sampling import cut_head
+from mara_jax.sampling import sharded_head
 
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
 # chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
@@ -62,10 +62,10 @@ def token_stats(
     ref = (
         None if ref_params is None else jax.lax.stop_gradient((transformer.head_rows(arch, ref_params), ref_hidden_rnd))
     )
-    blocks = cut_head.blocks(-(-tokens_rn.size // sharding.shard_count("rows")), arch.vocab_size)
+    blocks = sharded_head.blocks(-(-tokens_rn.size // sharding.shard_count("rows")), arch.vocab_size)
     if blocks:
-        of_blocks: Any = cut_head.stats(blocks, rows_vd, hidden_rnd, tokens_rn, ref)
-        return Stats(*of_blocks)
+        stats: Any = sharded_head.stats(blocks, rows_vd, hidden_rnd, tokens_rn, ref)
+        return Stats(*stats)
     chunks = min(n, -(-tokens_rn.size // _positions(tokens_rn.size, arch.vocab_size, streams)))
     out: Any = _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)
     return Stats(*out)
@@ -111,7 +111,7 @@ def _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
     return _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)[0]
 
 
-def _of_chunk(rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd):
+def _stats_of_chunk(rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd):
     """((logp, entropy, ref_logp, kl), lse) of a chunk, and its logits."""
     axis = _axis(hidden_rcd, rows_vd)
     logits = _logits(hidden_rcd, rows_vd)
@@ -151,12 +151,12 @@ def _joined(n, x_krc):
 def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
     ref_rows_vd, ref_hidden_rnd = (None, None) if ref is None else ref
     whole_vd, ref_whole_vd = (_gathered(x, hidden_rnd.dtype) for x in (rows_vd, ref_rows_vd))
-    of_chunk = functools.partial(_of_chunk, whole_vd, ref_whole_vd)
+    stats_of_chunk = functools.partial(_stats_of_chunk, whole_vd, ref_whole_vd)
     if chunks == 1:
-        (out, lse_rn), logits_rnv = of_chunk(hidden_rnd, tokens_rn, ref_hidden_rnd)
+        (out, lse_rn), logits_rnv = stats_of_chunk(hidden_rnd, tokens_rn, ref_hidden_rnd)
     else:
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, ref_hidden_rnd))
-        out, lse_rn = jax.lax.map(lambda xs: of_chunk(*xs)[0], cut)
+        out, lse_rn = jax.lax.map(lambda xs: stats_of_chunk(*xs)[0], cut)
         out, lse_rn = jax.tree.map(functools.partial(_joined, tokens_rn.shape[1]), (out, lse_rn))
         logits_rnv = None
     return out, (rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv)
@@ -174,7 +174,7 @@ def _stats_bwd(chunks, streams, saved, g):
     g_rn = g[0]
     whole_vd = _gathered(rows_vd, hidden_rnd.dtype)
 
-    def of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, logits):
+    def gradients_of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, logits):
         axis = _axis(hidden_rcd, whole_vd)
         logits = _logits(hidden_rcd, whole_vd) if logits is None else logits
         word = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % 3)
@@ -195,12 +195,12 @@ def _stats_bwd(chunks, streams, saved, g):
         return sharding.constrain(d_rows_svd, "rows", "vocab"), d_hidden_rcd
 
     if chunks == 1:
-        d_rows_svd, d_hidden_rnd = of_chunk(hidden_rnd, tokens_rn, lse_rn, g_rn, logits_rnv)
+        d_rows_svd, d_hidden_rnd = gradients_of_chunk(hidden_rnd, tokens_rn, lse_rn, g_rn, logits_rnv)
     else:
 
         def add(total_svd, xs):
             hidden_rcd, tokens_rc, lse_rc, g_rc = xs
-            d_rows_svd, d_hidden_rcd = of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, None)
+            d_rows_svd, d_hidden_rcd = gradients_of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, None)
             return total_svd + d_rows_svd, d_hidden_rcd
 
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))

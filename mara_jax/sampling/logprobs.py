@@ -37,8 +37,8 @@ def packed(lengths_pg: np.ndarray, width: int, buckets: int, *, shards: int = 1,
         return None
     read_kb = split(lengths_pg, parts).reshape(parts, -1) - 1
     slots = max(bucket_size(read_b, width - 1, buckets, streams=shards) for read_b in read_kb)
-    made = [pack_lengths(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
-    return made[0] if parts == 1 else Packing(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+    packings = [pack_lengths(read_b, width - 1, streams=shards, slots=slots) for read_b in read_kb]
+    return packings[0] if parts == 1 else Packing(*(np.stack(arrays) for arrays in zip(*packings, strict=True)))
 
 
 def split(x_pg: Any, parts: int) -> Any:
@@ -151,7 +151,7 @@ def reference_hidden(
     arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, packing: Packing | None = None, parts: int = 1
 ) -> Hidden:
     """`completion_hidden`; where there are several parts, of each in turn, on a new leading axis."""
-    of = functools.partial(completion_hidden, arch, params, prompt_tokens_ps, prompt_lengths_p)
+    hidden_of = functools.partial(completion_hidden, arch, params, prompt_tokens_ps, prompt_lengths_p)
     if parts == 1:
-        return of(tokens_pgt, packing)
-    return jax.lax.map(lambda part: of(*part), (split(tokens_pgt, parts), packing))
+        return hidden_of(tokens_pgt, packing)
+    return jax.lax.map(lambda part: hidden_of(*part), (split(tokens_pgt, parts), packing))

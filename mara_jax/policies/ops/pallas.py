@@ -46,13 +46,16 @@ def attention(q_bkxh: jax.Array, own: KeysValues, prefix: KeysValues | None, mas
 
 def _specs(layout: sharding.Layout, q_bkmth, own, counts_b, prefix):
     """Rows over their mesh axes; kv heads over theirs or, where they stay whole, the query heads of each."""
-    (b, k, m), of = q_bkmth.shape[:3], functools.partial(sharding.partition_spec, layout)
+    b, k, m = q_bkmth.shape[:3]
     kv = "kv_heads" if k % sharding.shard_count("kv_heads", layout) == 0 else None
     whole = kv is None or sharding.shard_count("kv_heads", layout) == 1
     heads = "heads" if whole and m % sharding.shard_count("heads", layout) == 0 else None
     p = b if prefix is None else prefix[0].shape[0]
-    groups, samples = (sharding_of.spec for sharding_of in sharding.row_shardings(layout, p, b // p))
-    rows, (by_kv, by_head) = tuple(axis for axes in samples for axis in _names(axes)) or None, tuple(of((kv, heads)))
+    groups, samples = (named.spec for named in sharding.row_shardings(layout, p, b // p))
+    rows, (by_kv, by_head) = (
+        tuple(axis for axes in samples for axis in _names(axes)) or None,
+        tuple(sharding.partition_spec(layout, (kv, heads))),
+    )
     mine = P(rows, by_kv)
     shared = None if prefix is None else (*(P(*groups, by_kv),) * 2, P(*groups))
     return (P(rows, by_kv, by_head), (mine, mine), P(rows), shared), P(rows, by_kv, by_head)
@@ -89,7 +92,7 @@ def _attend_fwd(backend, q, counts_b, sets):
     parts = [forward(backend, q, counts_b, keys) for keys in _keys(sets)]
     lse = functools.reduce(jnp.logaddexp, (part for _, part in parts))
     share = [jnp.exp(part - lse).swapaxes(2, 3) for _, part in parts]
-    out: Any = sum(part * of for (part, _), of in zip(parts, share, strict=True))
+    out: Any = sum(part * weight for (part, _), weight in zip(parts, share, strict=True))
     # Said to be one array: else XLA keeps the parts for the backward pass and joins them there again.
     out = checkpoint_name(jax.lax.optimization_barrier(out.astype(q.dtype)), SAVED)
     lse = checkpoint_name(lse, SAVED)
@@ -265,7 +268,7 @@ def _slots_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_k_re
     begin = first // tiles.queries if causal else 0
     end = jnp.where(first < seen, pl.cdiv(counts, tiles.queries), 0)
 
-    def of_head(head, carry):
+    def add_head(head, carry):
         def step(i, carry):
             d_k, d_v = carry
             at = pl.ds(pl.multiple_of(i * tiles.queries, tiles.queries), tiles.queries)
@@ -278,7 +281,7 @@ def _slots_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_k_re
         return jax.lax.fori_loop(begin, end, step, carry)
 
     zero = jnp.zeros(k.shape, jnp.float32)
-    d_k_ref[...], d_v_ref[...] = jax.lax.fori_loop(0, q_ref.shape[0], of_head, (zero, zero))
+    d_k_ref[...], d_v_ref[...] = jax.lax.fori_loop(0, q_ref.shape[0], add_head, (zero, zero))
 
 
 def _span(limits, rows, causal):

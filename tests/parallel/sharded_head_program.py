@@ -1,4 +1,4 @@
-"""The head in blocks and the cut lookup beside their plain forms, on 8 simulated devices: python cut_head_program.py.
+"""The sharded head and lookup beside their plain forms, on 8 simulated devices: python sharded_head_program.py.
 
 Prints the largest difference of each result and gradient, by layout; float64, as its own process.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import mesh, sharding
-from mara_jax.sampling import cut_head, head
+from mara_jax.sampling import head, sharded_head
 
 random = np.random.default_rng(0)
 V, D, B, N = 96, 16, 8, 3
@@ -41,7 +41,7 @@ found = {}
 for sizes, blocks in (((1, 8, 1), 12), ((2, 2, 2), 4)):
     with sharding.use(sharding.layout(mesh.make_mesh(dict(zip(mesh.AXES, sizes, strict=True))))):
         cut = results(
-            lambda *args, blocks=blocks: cut_head.stats(blocks, *args),
+            lambda *args, blocks=blocks: sharded_head.stats(blocks, *args),
             lambda rows: sharding.embedding_lookup(rows, tokens, rows.dtype),
         )
     found["x".join(map(str, sizes))] = {name: float(jnp.max(jnp.abs(cut[name] - plain[name]))) for name in plain}

@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from mara_jax.parallel import sharding
-from mara_jax.sampling import cut_head
+from mara_jax.sampling import sharded_head
 
 HERE = pathlib.Path(__file__).parent
 
 
 def test_blocks_and_lookup_are_the_plain_ones_in_float64():
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-    command = [sys.executable, str(HERE / "cut_head_program.py")]
+    command = [sys.executable, str(HERE / "sharded_head_program.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for sizes, differences in json.loads(done.stdout).items():
@@ -37,8 +37,8 @@ def test_blocks_and_lookup_are_the_plain_ones_in_float64():
 )
 def test_number_of_blocks(monkeypatch, positions, vocab, parts, blocks):
     monkeypatch.setattr(sharding, "shard_count", lambda logical: {"vocab": parts, "embed": 16}[logical])
-    assert cut_head.blocks(positions, vocab) == blocks
+    assert sharded_head.blocks(positions, vocab) == blocks
 
 
 def test_no_blocks_where_the_matrix_is_whole():
-    assert cut_head.blocks(8176, 151_936) == 0
+    assert sharded_head.blocks(8176, 151_936) == 0

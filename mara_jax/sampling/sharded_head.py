@@ -52,8 +52,8 @@ def blocks(positions: int, vocab: int) -> int:
         return 0
     words = vocab // parts
     wanted = words / min(words, max(WIDTH, MAX_LOGITS // positions))
-    found = min((n for n in range(1, words + 1) if words % n == 0), key=lambda n: abs(math.log(n / wanted)))
-    return found if found > wanted / 4 else 0
+    count = min((n for n in range(1, words + 1) if words % n == 0), key=lambda n: abs(math.log(n / wanted)))
+    return count if count > wanted / 4 else 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -98,23 +98,23 @@ def _fwd(count, rows_vd, hidden_rnd, tokens_rn, ref):
         chosen = _is_token(tokens_rn, number, count, logits.shape)
         top = jnp.maximum(sums.top, jnp.max(logits, axis=-1))
         before, weight = jnp.exp(sums.top - top), jnp.exp(logits - top[..., None])
-        found = Sums(
+        new = Sums(
             top,
             sums.total * before + _over(weight),
             sums.weighted * before + _over(weight * logits),
             sums.chosen + _over(jnp.where(chosen, logits, 0)),
         )
         if ref is None or ref_sums is None:
-            return (found, None), None
+            return (new, None), None
         ref_logits, _ = _logits(ref[1], ref_twd)
         ref_top = jnp.maximum(ref_sums.top, jnp.max(ref_logits, axis=-1))
-        ref_found = RefSums(
+        ref_new = RefSums(
             ref_top,
             ref_sums.total * jnp.exp(ref_sums.top - ref_top) + _over(jnp.exp(ref_logits - ref_top[..., None])),
             ref_sums.gap * before + _over(weight * (logits - ref_logits)),
             ref_sums.chosen + _over(jnp.where(chosen, ref_logits, 0)),
         )
-        return (found, ref_found), None
+        return (new, ref_new), None
 
     shape, dtype = (*tokens_rn.shape, cut.shape[1]), wide(hidden_rnd.dtype)
     none, least = (sharding.constrain(jnp.full(shape, x, dtype), "rows", None, "vocab") for x in (0, -jnp.inf))
