@@ -40,6 +40,13 @@ def _known(**options: bool) -> bool:
     return True
 
 
+@pytest.fixture
+def x64():
+    """Float64 where jax has float32 otherwise."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request):
     """Programs that run a few times on little are compiled unoptimised: optimising would cost more than it saves.

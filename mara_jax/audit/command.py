@@ -69,7 +69,7 @@ def audit(argv: list[str]) -> int:
     if values.rivals:
         print(rivals_table.markdown(rivals_table.endings()))
         return 0
-    record = audited(values)
+    record = record_of(values)
     if values.json:
         print(json.dumps(record, allow_nan=False))
     else:
@@ -96,8 +96,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return values
 
 
-def audited(values: flags.FlagValues) -> dict[str, Any]:
-    """The record of what was asked for.
+def record_of(values: flags.FlagValues) -> dict[str, Any]:
+    """The audit that the flags ask for.
 
     Raises:
       ValueError: a config that means nothing, or a setting that is not known.

@@ -57,9 +57,7 @@ def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
     names = list(computation.NAMES) if values.only is None else [name.strip() for name in values.only.split(",")]
     for name in names:
         if name not in computation.NAMES:
-            raise ValueError(
-                f"--only={values.only}: {name!r} is no figure; use some of {','.join(computation.NAMES)}"
-            )
+            raise ValueError(f"--only={values.only}: {name!r} is no figure; use some of {','.join(computation.NAMES)}")
     out = pathlib.Path(values.out)
     for folder in (out, *out.parents):
         if folder.exists() and not folder.is_dir():
