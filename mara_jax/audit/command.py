@@ -32,7 +32,7 @@ COMMAND = cli.Command(
              choices=config.LEVELS),
         Flag("group", "N", "strings a group", default=2, kind=int, least=1, most=4),
         Flag("json", "", "print one JSON object and nothing else", default=False, kind=bool),
-        Flag("rivals", "", "print the table of docs/rivals.md: where other methods end, each alone and with MARA; it "
+        Flag("rivals", "", "print where other methods end (docs/rivals.md), each alone and with MARA; it "
              "takes half a minute", default=False, kind=bool),
     ),
     configs=(config.LanguageRun, config.ToyRun),

@@ -1,4 +1,4 @@
-"""Where every objective and every rival of MARA ends on one small problem: the table of docs/rivals.md.
+"""Where every objective and every rival of MARA ends on one small problem: the table of benchmarks/RESULTS.md.
 
 Five outcomes, reference .60 .30 .05 .04 .01, rewards 1 1 1 0 0, beta .1. With MARA, rewards (and, for losses of
 the forward KL, references) are those of `augment.mara` anchored over the whole good set.

@@ -135,7 +135,7 @@ def test_scaling_reward_and_kl_together_turns_the_gradient_but_not_its_rest():
 
 @pytest.mark.parametrize(("size", "beta", "want"), [(2, 1.0, 0.021), (4, 1.0, 0.003), (4, 0.1, 0.0)])
 def test_an_anchor_from_the_group_has_the_bias_of_the_published_table(size, beta, want):
-    """docs/objectives.md: leave-one-out, distances to Eq. 13 by counting multisets of a categorical."""
+    """benchmarks/RESULTS.md: leave-one-out, distances to Eq. 13 by counting multisets of a categorical."""
     algorithm = Algorithm(method="mara", anchor="string", beta=beta)
     setting, problem = published.configured("anchor", algorithm), problems.five()
     point = end(setting, problem, size, problems.FROM_GROUP)

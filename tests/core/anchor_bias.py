@@ -1,4 +1,4 @@
-"""The bias of an anchor taken from the group, exactly; run this file to print docs/objectives.md's table.
+"""The bias of an anchor taken from the group, exactly; run this file to print a table of benchmarks/RESULTS.md.
 
 Five outcomes of one token. The expected gradient, and the distribution at which it vanishes, come from all groups.
 """

@@ -1,4 +1,4 @@
-"""The small autoregressive policy trained with sampled MARA; run this file for docs/objectives.md's table."""
+"""The small autoregressive policy trained with sampled MARA; run this file for a table of benchmarks/RESULTS.md."""
 
 import functools
 
