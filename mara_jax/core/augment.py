@@ -6,6 +6,7 @@ Rewards are in reward units, log-probabilities of whole strings in nats.
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -50,11 +51,13 @@ def mara(
 
     Raises:
         ValueError: for an unknown direction, or half an anchor.
+        AssertionError: arrays of different shapes, which broadcasting would mix without a word.
     """
     check_direction(direction)
     if (anchor_reward is None) != (anchor_ref_logp is None):
         raise ValueError("an anchor needs both anchor_reward and anchor_ref_logp: give both, or neither")
     reward_pg, ref_logp_pg = jnp.asarray(reward_pg), jnp.asarray(ref_logp_pg)
+    chex.assert_equal_shape([reward_pg, ref_logp_pg])
     good = reward_pg >= threshold
     if anchor_reward is None or anchor_ref_logp is None:
         index = anchor_index(ref_logp_pg, reward_pg, good)
@@ -110,10 +113,13 @@ def mara_answers(
 
     Raises:
         ValueError: for an unknown direction.
+        AssertionError: samples of different shapes, or log-masses that are not one row a prompt.
     """
     check_direction(direction)
     reward_pg, ref_logp_pg, log_mass_pa = map(jnp.asarray, (reward_pg, ref_logp_pg, log_mass_pa))
     answer_pg = jnp.asarray(answer_pg)
+    chex.assert_equal_shape([reward_pg, ref_logp_pg, answer_pg])
+    chex.assert_equal_rank([reward_pg, log_mass_pa])
     largest_p1 = jnp.max(log_mass_pa, axis=-1, keepdims=True)
     known_p1 = largest_p1 > -jnp.inf
     relative_pa = log_mass_pa - jnp.where(known_p1, largest_p1, 0.0)

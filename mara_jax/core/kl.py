@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,8 +16,12 @@ def reverse(logp: Float[Array, "*batch a"], ref_logp: Float[Array, "*batch a"]) 
 
     Returns:
         The divergence (nats); infinite where the policy has mass that the reference has not.
+
+    Raises:
+        AssertionError: last axes of different lengths.
     """
     logp, ref_logp = jnp.asarray(logp), jnp.asarray(ref_logp)
+    chex.assert_equal_shape_suffix([logp, ref_logp], 1)
     seen = logp > -jnp.inf
     inner = jnp.where(seen, logp, 0.0) - jnp.where(seen, ref_logp, 0.0)
     return jnp.sum(jnp.where(seen, jnp.exp(jnp.where(seen, logp, 0.0)) * inner, 0.0), axis=-1)

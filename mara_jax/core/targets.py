@@ -1,12 +1,14 @@
 """The distribution that each objective is maximised by, over an enumerated set of outcomes (the last axis).
 
-References may be unnormalised and may be zero (log-probability -inf) on some outcomes. `beta` and `threshold`
-are in reward units, log-probabilities in nats. Equation numbers are those of the MARA paper's first version.
+References may be unnormalised and may be zero (log-probability -inf) on some outcomes. `beta` and `threshold` are in
+reward units, log-probabilities in nats; arrays whose last axes differ raise an AssertionError. Equation numbers are
+those of the MARA paper's first version.
 """
 
 import functools
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -67,6 +69,7 @@ def reverse_kl(
         Log-probabilities of the optimum (nats).
     """
     ref_logp, reward = jnp.asarray(ref_logp), jnp.asarray(reward)
+    chex.assert_equal_shape_suffix([ref_logp, reward], 1)
     best = jnp.max(jnp.where(ref_logp > -jnp.inf, reward, -jnp.inf), axis=-1, keepdims=True)
     score = ref_logp + (reward - best) / beta
     # Second pass around the likeliest outcome: near it both differences are small, so float32 keeps its
@@ -126,6 +129,7 @@ def forward_kl(
         Log-probabilities of the optimum (nats); differentiable in all three arguments.
     """
     ref_logp, reward = jnp.asarray(ref_logp), jnp.asarray(reward)
+    chex.assert_equal_shape_suffix([ref_logp, reward], 1)
     support = ref_logp > -jnp.inf
     log_weight = jnp.log(beta) + ref_logp
     within = jax.lax.stop_gradient(jnp.max(jnp.where(support, reward, -jnp.inf), axis=-1, keepdims=True))
@@ -192,6 +196,7 @@ def mara(
         ValueError: for an unknown direction.
     """
     ref_logp, reward = jnp.asarray(ref_logp), jnp.asarray(reward)
+    chex.assert_equal_shape_suffix([ref_logp, reward], 1)
     good = reward >= threshold
     anchor = anchor_index(ref_logp, reward, good)
     anchor_ref = jnp.take_along_axis(ref_logp, anchor, axis=-1)
@@ -234,6 +239,7 @@ def mara_answers(
     """
     check_direction(direction)
     ref_logp, reward, answer = jnp.asarray(ref_logp), jnp.asarray(reward), jnp.asarray(answer)
+    chex.assert_equal_shape_suffix([ref_logp, reward, answer], 1)
     good = (reward >= threshold) & (answer >= 0) & (ref_logp > -jnp.inf)
     if direction == "forward":
         return _forward_answers(ref_logp, reward, answer, good, beta)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from mara_jax.core import augment, targets
+from mara_jax.core import augment, kl, targets
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -213,3 +213,20 @@ def test_of_equally_likely_good_outcomes_the_best_rewarded_is_the_anchor():
         weight = np.array([0.3 * np.exp(10.0)] * 3 + [0.1 * np.exp(2.0)])
         want = (weight / weight.sum())[order]
         np.testing.assert_allclose(np.exp(targets.mara(ref_logp[order], reward[order], 0.1, 0.5)), want, rtol=1e-5)
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    """Broadcasting would give every prompt the references of one."""
+    reward, ref_logp, answer = np.ones((3, 4)), np.zeros((3, 4)), np.zeros((3, 4), int)
+    known = {"beta": 0.1, "threshold": 0.5}
+    with pytest.raises(AssertionError, match="different shapes"):
+        augment.mara(reward, ref_logp[:1], **known)
+    with pytest.raises(AssertionError, match="different shapes"):
+        augment.mara_answers(reward, ref_logp, answer[0], np.zeros((3, 2)), **known)
+    with pytest.raises(AssertionError, match="rank"):
+        augment.mara_answers(reward, ref_logp, answer, np.zeros(2), **known)
+    for optimum in (targets.reverse_kl, targets.forward_kl):
+        with pytest.raises(AssertionError, match="suffix"):
+            optimum(np.zeros(4), np.ones((3, 1)), 0.1)
+    with pytest.raises(AssertionError, match="suffix"):
+        kl.forward(np.zeros(4), np.zeros((3, 1)))
