@@ -60,7 +60,7 @@ def run(plan: Plan, progress: Callable[[int, int], Any] = lambda done, total: No
       progress: called after each chunk with the runs done and their total.
 
     Returns:
-      One array for each field of `sweep.Run`, and "coverage", whose leading axes are variants, problems, betas,
+      One array for each field of `training.Run`, and "coverage", whose leading axes are variants, problems, betas,
       thresholds and seeds; float32.
 
     Raises:
