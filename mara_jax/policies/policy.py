@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -39,8 +40,11 @@ class Policy:
 
         args: params: nested dict; tokens_bt: ids; lengths_b: tokens of each row that count.
         returns: float32 [b, t, v]; finite but unspecified at padded positions.
+        errors: AssertionError for ids that are not [b, t], or lengths that are not [b].
         """
-        tokens_bt, arch = jnp.asarray(tokens_bt), self.architecture
+        tokens_bt, lengths_b, arch = jnp.asarray(tokens_bt), jnp.asarray(lengths_b), self.architecture
+        chex.assert_rank(tokens_bt, 2)
+        chex.assert_shape(lengths_b, tokens_bt.shape[:1])
         # Causality already hides padding on the right; clearing it keeps an out-of-range pad id out of the embedding.
-        counted_bt = jnp.arange(tokens_bt.shape[1]) < jnp.asarray(lengths_b)[:, None]
+        counted_bt = jnp.arange(tokens_bt.shape[1]) < lengths_b[:, None]
         return _logits_of(arch, params, jnp.where(counted_bt, tokens_bt, 0))

@@ -303,3 +303,10 @@ def test_forward_refuses_half_of_a_pair_and_uneven_rows():
         run(cache=transformer.init_cache(arch, 5, 4))
     with pytest.raises(ValueError, match="5 rows do not divide over 2 prompts"):
         run(prefix=kv, prefix_lengths_p=jnp.array([2, 2]))
+
+
+@pytest.mark.parametrize(("tokens", "lengths"), [((3,), (3,)), ((2, 3), (3,)), ((2, 3), ())])
+def test_logits_of_another_shape_are_refused(tokens, lengths):
+    policy = _policy(MODELS["llama"])
+    with pytest.raises(AssertionError, match="shape|rank"):
+        policy.logits({}, np.zeros(tokens, int), np.ones(lengths, int))
