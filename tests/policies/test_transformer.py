@@ -308,5 +308,5 @@ def test_forward_refuses_half_of_a_pair_and_uneven_rows():
 @pytest.mark.parametrize(("tokens", "lengths"), [((3,), (3,)), ((2, 3), (3,)), ((2, 3), ())])
 def test_logits_of_another_shape_are_refused(tokens, lengths):
     policy = _policy(MODELS["llama"])
-    with pytest.raises(AssertionError, match="shape|rank"):
+    with pytest.raises(AssertionError, match=r"shape|rank"):
         policy.logits({}, np.zeros(tokens, int), np.ones(lengths, int))
