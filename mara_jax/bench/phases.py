@@ -105,8 +105,8 @@ def counted(setup: Setup, completions: rollout.Rollout, batches: BySampler) -> w
     """FLOPs of the three programs as they were run for this rollout, counted from their jaxprs."""
     run, policy, params = setup.cfg, setup.policy, setup.ref_params
     numbers = jnp.zeros(len(setup.prompts), jnp.int32)
-    shaping = rollout.shaping_of(len(setup.prompts), 1.0)
-    prompts = rollout.Prompts(completions.prompt_tokens, completions.prompt_lengths, numbers, numbers, shaping)
+    sampling = rollout.sampling_params(len(setup.prompts), 1.0)
+    prompts = rollout.Prompts(completions.prompt_tokens, completions.prompt_lengths, numbers, numbers, sampling)
     state: Any = jax.eval_shape(lambda: fresh_state(setup))
     steps = int(np.max(completions.lengths)) - 1
     arch, packing = policy.architecture, batches.policy.packing

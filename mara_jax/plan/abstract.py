@@ -81,12 +81,9 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
     reads_reference_samples = config.estimator_of(run.algorithm) == "reference_samples"
     batches = BySampler(batch, batch if reads_reference_samples else None)
     update_program = programs.update_program(run, arch, tx, state, ref_params, batches)
-    # Where rows are refilled, the loop over refills holds another over the decoding steps between them.
-    refilled = sizes.rows < sizes.prompts * sizes.group
-    trips = (sizes.steps, rollout.REFILL_EVERY) if refilled else (sizes.steps,)
     completions = (batch.prompt_tokens, batch.prompt_lengths, batch.tokens, batch.packing)
     return {
-        "rollout": PhaseProgram(rollout_program, trips, (prompts.tokens, prompts.lengths, prompts.ids)),
+        "rollout": PhaseProgram(rollout_program, (sizes.steps,), (prompts.tokens, prompts.lengths, prompts.ids)),
         "reference": PhaseProgram(reference_program, (), completions),
         "update": PhaseProgram(update_program, (), batches),
     }
@@ -94,8 +91,8 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
 
 def _prompts(sizes: Sizes) -> rollout.Prompts:
     numbers, ones = _of_prompts(sizes, jnp.int32), _of_prompts(sizes, jnp.float32)
-    shaping = draw.Shaping(ones, None, None)
-    return rollout.Prompts(_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, shaping)
+    sampling = draw.SamplingParams(ones, None, None)
+    return rollout.Prompts(_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, sampling)
 
 
 def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:

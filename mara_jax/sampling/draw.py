@@ -83,7 +83,7 @@ def keep_likeliest(logits_bv: jax.Array, top_k_b: jax.Array | None, top_p_b: jax
     return jnp.where(jnp.take_along_axis(kept_bv, rank_bv, axis=-1), logits_bv, -jnp.inf)
 
 
-class Shaping(NamedTuple):
+class SamplingParams(NamedTuple):
     """How tokens are drawn, an entry a prompt or a row: temperature (0: the likeliest token), top_k (0: all) and
     top_p, the last two None where nothing is cut."""
 
@@ -92,8 +92,8 @@ class Shaping(NamedTuple):
     top_p: jax.Array | None = None
 
 
-def choose(keys_b: jax.Array, logits_bv: jax.Array, shaping: Shaping) -> tuple[jax.Array, jax.Array]:
-    """Draws a token a row as `shaping` (of rows) says; its log-prob is the policy's own, at temperature 1 and uncut.
+def draw_tokens(keys_b: jax.Array, logits_bv: jax.Array, sampling: SamplingParams) -> tuple[jax.Array, jax.Array]:
+    """Draws a token a row as `sampling` (of rows) says; its log-prob is the policy's own, at temperature 1 and uncut.
 
     Args:
       keys_b: [b] keys.
@@ -102,10 +102,10 @@ def choose(keys_b: jax.Array, logits_bv: jax.Array, shaping: Shaping) -> tuple[j
     Returns:
       tokens [b] int32 and log-probs [b] float32 (nats).
     """
-    greedy_b = shaping.temperature == 0
+    greedy_b = sampling.temperature == 0
     logits_vb = logits_bv.T  # first of all: a CPU would turn what is made of them in memory
-    shaped_vb = logits_vb / jnp.where(greedy_b, 1.0, shaping.temperature)
-    if shaping.top_k is not None or shaping.top_p is not None:
-        shaped_vb = keep_likeliest(shaped_vb.T, shaping.top_k, shaping.top_p).T
+    shaped_vb = logits_vb / jnp.where(greedy_b, 1.0, sampling.temperature)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        shaped_vb = keep_likeliest(shaped_vb.T, sampling.top_k, sampling.top_p).T
     token_b = _drawn(keys_b, _blocks(shaped_vb), greedy_b)
     return token_b, _logp(_blocks(logits_vb), token_b)

@@ -11,11 +11,8 @@ import numpy as np
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import decoding, transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.sampling import decode
-from mara_jax.sampling import draw as drawing
-from mara_jax.sampling import slots as refill
-
-REFILL_EVERY = 1  # steps between refills of free rows
+from mara_jax.sampling import continuous_batching, decode, draw
+from mara_jax.sampling.draw import SamplingParams
 
 
 class Rollout(NamedTuple):
@@ -50,20 +47,20 @@ class Prompts(NamedTuple):
     """p prompts as `generate` takes them, each for a group of completions.
 
     tokens [p, s], right-padded; lengths [p]; ids [p]: numbers of the prompts in the data; first_sample [p]: number of
-    each group's first sample; shaping: temperature and truncation, one entry a prompt.
+    each group's first sample; sampling: temperature and truncation, one entry a prompt.
     """
 
     tokens: jax.Array
     lengths: jax.Array
     ids: jax.Array
     first_sample: jax.Array
-    shaping: drawing.Shaping
+    sampling: SamplingParams
 
 
 class Settings(NamedTuple):
     """What is static in `generate`: another value is another compiled program.
 
-    slots: completions decoded at once, 0 for all; refill_every: decoding steps between refills of free rows.
+    slots: completions decoded at once, 0 for all.
     """
 
     group_size: int
@@ -71,7 +68,6 @@ class Settings(NamedTuple):
     eos_ids: tuple[int, ...]
     pad_id: int
     slots: int = 0
-    refill_every: int = REFILL_EVERY
 
 
 class Pending(NamedTuple):
@@ -141,8 +137,8 @@ def sample(
     ):
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
-    shaping = shaping_of(len(prompts), temperature, top_k, top_p)
-    placed = place_prompts(policy, prompts, group_size, shaping, prompt_ids, first_sample)
+    sampling = sampling_params(len(prompts), temperature, top_k, top_p)
+    placed = place_prompts(policy, prompts, group_size, sampling, prompt_ids, first_sample)
     settings = Settings(group_size, max_new_tokens, policy.eos_ids, policy.pad_id, slots)
     drawn = generate(policy.architecture, params, placed, key, settings)
     return collect(Pending(policy, placed, drawn))
@@ -152,7 +148,7 @@ def place_prompts(
     policy: Policy,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     group_size: int,
-    shaping: drawing.Shaping,
+    sampling: SamplingParams,
     ids: Sequence[int] | np.ndarray | None = None,
     first_sample: int | Sequence[int] | np.ndarray = 0,
 ) -> Prompts:
@@ -162,7 +158,7 @@ def place_prompts(
     tokens_ps, lengths_p = pad_prompts([_encode(policy, prompt) for prompt in prompts], policy.pad_id)
     ids_p = np.arange(len(prompts)) if ids is None else np.asarray(ids)
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
-    arrays = Prompts(tokens_ps, lengths_p, ids_p, first_p, shaping)  # pyright: ignore[reportArgumentType]
+    arrays = Prompts(tokens_ps, lengths_p, ids_p, first_p, sampling)  # pyright: ignore[reportArgumentType]
     return jax.tree.map(lambda array_p: hosts.shard_prompts(array_p, group_size), arrays)
 
 
@@ -174,7 +170,7 @@ def collect(pending: Pending) -> Rollout:
     return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts.tokens, prompts.lengths)
 
 
-def shaping_of(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0) -> drawing.Shaping:
+def sampling_params(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0) -> SamplingParams:
     """One entry a prompt of each (see `sample`); None where nothing is truncated, which then costs nothing."""
     limits = {
         "temperature": (temperature, np.float32, lambda v: (v >= 0) & (v < np.inf), "at least 0 and finite"),
@@ -192,7 +188,7 @@ def shaping_of(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0)
             raise ValueError(f"{name}={value} must be {words}")
         checked.append(np.broadcast_to(values.astype(dtype), prompts))
     temperature_p, top_k_p, top_p_p = checked
-    return drawing.Shaping(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
+    return SamplingParams(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
 
 
 def _encode(policy: Policy, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -239,22 +235,31 @@ def generate(
     arch, params, prefix = decoding.lay_out(arch, params, prefix)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(prompts.first_sample) + jnp.tile(jnp.arange(group_size), num_prompts)
-    keys_b = drawing.token_keys(key, spread(prompts.ids), sample_b)
-    ends = jnp.array(settings.eos_ids, jnp.int32)
-    start = decode.Start(
-        arch, params, prefix, prompts.lengths, last_pd, keys_b, prompts.shaping, ends, max_new_tokens, settings.pad_id
+    keys_b = draw.token_keys(key, spread(prompts.ids), sample_b)
+    eos_ids = jnp.array(settings.eos_ids, jnp.int32)
+    start = decode.Prefilled(
+        arch,
+        params,
+        prefix,
+        prompts.lengths,
+        last_pd,
+        keys_b,
+        prompts.sampling,
+        eos_ids,
+        max_new_tokens,
+        settings.pad_id,
     )
     if 0 < slots < b:
-        tokens_bt, logp_bt, steps = refill.refilled(start, slots, settings.refill_every)
+        tokens_bt, logp_bt, steps = continuous_batching.decode_continuously(start, slots)
     else:
-        tokens_bt, logp_bt, steps = decode.together(start)
+        tokens_bt, logp_bt, steps = decode.decode_statically(start)
     # A padding id may be an end token too, so the length is where the first end token stands.
-    is_end_bt = jnp.isin(tokens_bt, ends)
+    is_end_bt = jnp.isin(tokens_bt, eos_ids)
     finished_b = jnp.any(is_end_bt, axis=1)
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
-    found = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in (tokens_bt, logp_bt, lengths_b, finished_b))
-    tokens_pgt, logp_pgt, lengths_pg, finished_pg = (sharding.constrain_groups(x) for x in found)
-    return Drawn(tokens_pgt, logp_pgt, lengths_pg, finished_pg, steps)
+    arrays = (tokens_bt, logp_bt, lengths_b, finished_b)
+    groups = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in arrays)
+    return Drawn(*(sharding.constrain_groups(x_pg) for x_pg in groups), steps)
 
 
 def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):

@@ -101,9 +101,9 @@ def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array) ->
     sizes = setup.cfg.rollout
     # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
     earlier = np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
-    shaping = rollout.shaping_of(len(ids), temperature=1.0)
+    sampling = rollout.sampling_params(len(ids), temperature=1.0)
     tokens, first_sample = [setup.prompts[i] for i in ids], earlier * sizes.group_size
-    prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, shaping, ids, first_sample)
+    prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, sampling, ids, first_sample)
     drawn = programs.rollout_program(setup.cfg, setup.policy, params, prompts, key)()
     return rollout.Pending(setup.policy, prompts, drawn)
 

@@ -20,7 +20,7 @@ def probabilities(policy, params, prompt: list[int], completion: list[int]) -> n
 
 
 def levels(p_v: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative probabilities of blocks, and within a block, as `draw.choose` inverts them."""
+    """Cumulative probabilities of blocks, and within a block, as `draw.draw_tokens` inverts them."""
     p_nk = np.pad(p_v, (0, -len(p_v) % draw.BLOCK)).reshape(-1, draw.BLOCK)
     return np.cumsum(p_nk.sum(-1)), np.cumsum(p_nk[block]) / p_nk[block].sum()
 

@@ -14,7 +14,7 @@ def keys(n: int, seed: int = 0) -> jax.Array:
 
 
 def plain(keys_b: jax.Array, logits_bv: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return draw.choose(keys_b, logits_bv, draw.Shaping(jnp.ones(len(logits_bv))))
+    return draw.draw_tokens(keys_b, logits_bv, draw.SamplingParams(jnp.ones(len(logits_bv))))
 
 
 @pytest.mark.parametrize("vocab", [3, 256, 700])
@@ -80,8 +80,8 @@ def test_temperature_0_takes_the_first_of_the_likeliest_beside_rows_that_draw():
     logits = jax.random.normal(jax.random.key(3), (6, 700))
     for row, words in enumerate([(5, 9), (300, 255), (256, 511), (699,), (0, 1)]):
         logits = logits.at[row, jnp.array(words)].set(9.0)
-    shaping = draw.Shaping(jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5]))
-    tokens, logp = jax.jit(draw.choose)(keys(6), logits, shaping)
+    shaping = draw.SamplingParams(jnp.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5]))
+    tokens, logp = jax.jit(draw.draw_tokens)(keys(6), logits, shaping)
     assert tokens[:5].tolist() == [5, 255, 256, 699, 0]
     assert tokens[5] == plain(keys(6), logits / 0.5)[0][5]
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[jnp.arange(6), tokens], atol=2e-6)

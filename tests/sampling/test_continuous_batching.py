@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_policy import END, tiny
 
-from mara_jax.sampling import draw as draws
 from mara_jax.sampling import rollout, sample
+from mara_jax.sampling.draw import SamplingParams
 
 PROMPTS = [[1, 2, 4], [5], [7, 7, 9, 1, 2]]
 GROUP, WIDTH = 16, 12
@@ -17,21 +17,21 @@ GROUP, WIDTH = 16, 12
 
 @pytest.fixture(scope="module")
 def draw():
-    """(slots, refilled every so many steps) -> what is drawn; slots 0: all samples at once."""
+    """slots -> what is drawn; slots 0: all samples at once."""
     policy, params = tiny()
     tokens_ps, lengths_p = map(jnp.asarray, rollout.pad_prompts(PROMPTS, policy.pad_id, multiple=8))
-    shaping = draws.Shaping(jnp.ones(3), None, None)
-    prompts = rollout.Prompts(tokens_ps, lengths_p, jnp.arange(3), jnp.zeros(3, jnp.int32), shaping)
+    sampling = SamplingParams(jnp.ones(3))
+    prompts = rollout.Prompts(tokens_ps, lengths_p, jnp.arange(3), jnp.zeros(3, jnp.int32), sampling)
 
     @functools.cache
-    def drawn(slots: int, every: int = 1) -> rollout.Drawn:
-        settings = rollout.Settings(GROUP, WIDTH, policy.eos_ids, policy.pad_id, slots, every)
+    def drawn(slots: int) -> rollout.Drawn:
+        settings = rollout.Settings(GROUP, WIDTH, policy.eos_ids, policy.pad_id, slots)
         return rollout.generate(policy.architecture, params, prompts, jax.random.key(1), settings)
 
     return drawn
 
 
-def scheduled(lengths_pg: np.ndarray, slots: int, every: int) -> int:
+def scheduled(lengths_pg: np.ndarray, slots: int) -> int:
     """Steps of the loop, by hand: rows take the samples of their prompt, or where rows do not divide of all."""
     own = slots % len(lengths_pg) == 0
     # The first token of a sample comes from the prompt: each step makes one more.
@@ -42,28 +42,24 @@ def scheduled(lengths_pg: np.ndarray, slots: int, every: int) -> int:
         rows = [
             [left or (queue.pop(0) if queue else 0) for left in row] for row, queue in zip(rows, waiting, strict=True)
         ]
-        for _ in range(every if any(waiting) else WIDTH):
-            if any(map(any, rows)):
-                steps += 1
-                rows = [[max(0, left - 1) for left in row] for row in rows]
-    return steps
+        steps += 1
+        rows = [[max(0, left - 1) for left in row] for row in rows]
+    return steps + max(max(row) for row in rows)
 
 
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("slots", "every"), [(12, 3), (5, 1), pytest.param(3, 1, marks=SLOW), pytest.param(7, 4, marks=SLOW)]
-)
-def test_refilled_rows_draw_what_all_rows_at_once_draw(draw, slots, every):
+@pytest.mark.parametrize("slots", [12, 5, pytest.param(3, marks=SLOW), pytest.param(7, marks=SLOW)])
+def test_refilled_rows_draw_what_all_rows_at_once_draw(draw, slots):
     """12 and 3: rows of their own for each prompt; 5 and 7: one queue. Ends are ragged, some at the first token."""
-    whole, found = draw(0), draw(slots, every)
+    whole, found = draw(0), draw(slots)
     lengths = np.asarray(whole.lengths)
     assert {1, 2, WIDTH} <= set(lengths.ravel().tolist()) and len(set(lengths.ravel().tolist())) > 8
     for name in ("tokens", "lengths", "finished"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
     np.testing.assert_allclose(found.logp, whole.logp, atol=1e-5)
-    assert found.steps == scheduled(lengths, slots, every)
+    assert found.steps == scheduled(lengths, slots)
     assert whole.steps == lengths.max() - 1
     # Rows times steps: fewer than all at once, and never fewer than the tokens to be made.
     assert np.sum(lengths - 1) <= slots * found.steps < lengths.size * whole.steps
@@ -71,9 +67,7 @@ def test_refilled_rows_draw_what_all_rows_at_once_draw(draw, slots, every):
 
 def test_a_step_count_by_hand():
     """Two rows, lengths 4 2 3 1 2: 3+1+2+1 steps of work; row one 4 then 2, row two 2 then 3: four steps."""
-    assert scheduled(np.array([[4, 2, 3, 1, 2]]), 2, 1) == 4
-    # Refilled at even steps alone, row two waits one step between its samples, row one one: 3 -> 4, 1 -> 2, +2, +1.
-    assert scheduled(np.array([[4, 2, 3, 1, 2]]), 2, 2) == 5
+    assert scheduled(np.array([[4, 2, 3, 1, 2]]), 2) == 4
 
 
 def test_completions_of_one_token_need_no_step(draw):
