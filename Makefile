@@ -20,7 +20,7 @@ run-nano: $(VENV)/.ready-run
 	$(BIN)/python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/onetwo-nano $(ARGS)
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,5 +1,6 @@
 """What tests of several folders share: how they compile, and commands as processes."""
 
+import collections
 import functools
 import os
 import shutil
@@ -28,6 +29,13 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
     least = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files of few tests come first: theirs take longest, and short ones even out two workers' time at the end."""
+    tests_of = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: tests_of[item.path])
 
 
 @functools.cache
@@ -82,3 +90,9 @@ def command(quick_environment) -> Iterator[Callable[..., subprocess.CompletedPro
     """Runs a command of this package as `python -m` does; all share an import and what they compile."""
     with commands.forked(quick_environment) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def main(command) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs the training command with flags."""
+    return functools.partial(command, "mara_jax.main")

@@ -16,18 +16,21 @@ def strict(text: str):
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.fixture(scope="module")
-def faithful(tmp_path_factory):
-    """All figures as the command makes them by default."""
+STEMS = [*(f"figure{n}" for n in range(1, 7)), "iclr3", "iclr4"]
+
+
+@pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
+def faithful(request, tmp_path_factory):
+    """Figures in the papers' settings: some, or in the slow tests all, as the command makes them by default."""
     out = tmp_path_factory.mktemp("figures") / "new" / "folder"
-    status = command.main(["figures", f"--out={out}"])
-    return status, out
+    if request.param == "all":
+        return command.main(["figures", f"--out={out}"]), out, STEMS
+    return command.main(["figures", f"--out={out}", "--only=1,3,6"]), out, ["figure1", "figure3", "figure6"]
 
 
 def test_the_papers_settings_show_what_the_figures_must(faithful):
-    status, out = faithful
+    status, out, stems = faithful
     assert status == 0
-    stems = [f"figure{n}" for n in range(1, 7)] + ["iclr3", "iclr4"]
     assert sorted(p.name for p in out.iterdir()) == sorted(f"{s}.{e}" for s in stems for e in ("png", "svg", "json"))
     for stem in stems:
         record = strict((out / f"{stem}.json").read_text())
@@ -49,7 +52,7 @@ def test_the_papers_settings_show_what_the_figures_must(faithful):
 
 
 def test_pictures_are_drawn_from_the_numbers_alone_and_repeat(faithful, tmp_path):
-    _, out = faithful
+    _, out, _ = faithful
     for stem in ("figure3", "figure1"):
         record = strict((out / f"{stem}.json").read_text())
         again = drawing.write(record, tmp_path / f"{stem}.png")
@@ -61,7 +64,7 @@ def test_pictures_are_drawn_from_the_numbers_alone_and_repeat(faithful, tmp_path
 
 
 def test_a_picture_says_what_it_shows(faithful):
-    _, out = faithful
+    _, out, _ = faithful
     svg = (out / "figure6.svg").read_text()
     record = strict((out / "figure6.json").read_text())
     for words in (record["title"], "exact optimum", "reference", "reward", "(Algorithm 2)", "reward: not flat"):

@@ -24,9 +24,11 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return done
 
 
-def plan(topology: str, *fields: str) -> dict:
+def plan(topology: str, *fields: str, **environment: str) -> dict:
     flags = [f"--config={ROOT}/configs/onetwo.py:nano", f"--topology={topology}", "--prompt_tokens=20", "--json"]
-    return json.loads(run("-m", "mara_jax.plan", *flags, *(f"--config.{field}" for field in fields)).stdout)
+    return json.loads(
+        run("-m", "mara_jax.plan", *flags, *(f"--config.{field}" for field in fields), **environment).stdout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_the_heads_gradient_is_summed_over_devices_once_not_in_every_chunk(excha
 
 
 def test_a_plan_for_simulated_devices():
-    record = plan("cpu:8", *SMALL, "rollout.max_new_tokens=256")
+    record = plan("cpu:8", *SMALL, "rollout.max_new_tokens=256", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert record["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and record["devices"] == 8
     assert record["shape"]["prompt_tokens"] == 32  # padded
     # One layer of 128, 4 heads of 32 (2 for keys), feed-forward 512, 512 words. Kernels are cut in 4, norms over fsdp,
@@ -66,7 +68,7 @@ def test_a_plan_for_simulated_devices():
         assert phase["told"] == "compiled" and memory["temporaries"] > 0
         assert memory["total"] == sum(memory.values()) - memory["total"]
         assert 0 < phase["sent"] == sum(one["sent"] for one in phase["collectives"])
-    # Two loops of decoding, for 128 and 256 slots: 255 steps, at each of which devices ask whether all rows have ended.
+    # Decoding: 255 steps, at each of which devices ask whether all rows have ended.
     looped = [one for one in record["phases"]["rollout"]["collectives"] if one["looped"]]
     assert {one["count"] % 255 for one in looped} == {0} and 255 in {one["count"] for one in looped}
     assert record["fits"] and "It fits: " in record["verdict"]

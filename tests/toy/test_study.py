@@ -1,14 +1,11 @@
 """A study of many runs is its single runs, whatever the chunks and the devices, and covers what it says."""
 
-import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
 
-import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,9 +65,10 @@ print(json.dumps(ended["logp_a"].tolist()))
 """
 
 
-def test_devices_change_nothing(whole):
+def test_devices_change_nothing(whole, quick_environment):
     """24 runs a variant over four devices, in a process of its own that has them."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = quick_environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | quick_environment | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     script = ON_DEVICES.format(folders=[str(folder) for folder in pathlib.Path(__file__).parents[:2]])
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -108,10 +106,9 @@ def test_plans_that_cannot_run_are_refused(changes, message):
 SMALL = ("--config.sweep.betas=(0.1,1.0)", "--config.sweep.gaps=(0.0,0.25)", "--config.sweep.seeds=2")
 
 
-def test_the_command_writes_what_it_trained(tmp_path):
-    """A tiny study of its own process: numbers, axes, picture; every array is that of the same plan."""
-    base = ["mara_jax.main", "--config=configs/toy.py:sweep", f"--workdir={tmp_path / 'run'}"]
-    done = commands.alone(*base, *SMALL, "--config.steps=20")
+def test_the_command_writes_what_it_trained(main, tmp_path):
+    """A tiny study: numbers, axes, picture; every array is that of the same plan."""
+    done = main("--config=configs/toy.py:sweep", f"--workdir={tmp_path / 'run'}", *SMALL, "--config.steps=20")
     assert done.returncode == 0, done.stderr
     assert "32 runs of 20 steps: 4 variants x 2 gaps x 2 betas x 1 thresholds x 2 seeds" in done.stdout
     axes = json.loads((tmp_path / "run" / "sweep.json").read_text())
@@ -123,12 +120,6 @@ def test_the_command_writes_what_it_trained(tmp_path):
         single = training.train(problem.ref_logp, problem.reward, swept, choices)
         np.testing.assert_allclose(arrays["logp_a"][3, 1, 0, 0, 1], single.logp_a, atol=1e-5)
     assert (tmp_path / "run" / "phase.png").stat().st_size > 20_000
-
-
-@pytest.fixture
-def main(command) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs the command with flags."""
-    return functools.partial(command, "mara_jax.main")
 
 
 @pytest.mark.parametrize(

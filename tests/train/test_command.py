@@ -1,22 +1,13 @@
-"""The command as a process: bad input, kills, resumption, and what a run leaves behind."""
+"""What the training command refuses, in one line and before it writes anything."""
 
 import contextlib
 import copy
-import functools
-import json
-import os
 import pathlib
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 
-import commands
 import jax
 import numpy as np
 import pytest
+from small_run import SMALL, refused
 
 from mara_jax import config
 from mara_jax.config import Algorithm, LanguageRun, Rollout, Toy, ToyRun, Warmup
@@ -28,154 +19,6 @@ from mara_jax.train import loop, metrics, preflight, reference, startup
 from mara_jax.train import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64
-    --config.warmup.steps=120 --config.warmup.learning_rate=1e-2 --config.warmup.measure_samples=16
-    --config.rollout.group_size=8 --config.rollout.max_new_tokens=48 --config.rollout.length_buckets=1
-    --config.checkpoint.every=2
-    --config.steps=6""".split()
-
-
-@pytest.fixture(scope="session")
-def main(command) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs the command with flags."""
-    return functools.partial(command, "mara_jax.main")
-
-
-def rows(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without clocks."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
-
-
-@pytest.fixture(scope="module")
-def whole(main, tmp_path_factory) -> pathlib.Path:
-    """A run from beginning to end."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    done = main(*SMALL, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-KEYS = """step reward/mean reward/augmented_mean valid/fraction answers/entropy_bits kl/reverse tokens/generated
-    time/rollout_s time/reward_s time/update_s length/mean mara/augmented_fraction""".split()
-
-
-def test_metrics_have_the_keys_and_agree_with_each_other(whole):
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in lines] == [1, 2, 3, 4, 5, 6]
-    for row in lines:
-        assert set(KEYS) <= row.keys()
-        assert row["valid/fraction"] == pytest.approx(sum(row["answers/counts"]) / 8)
-        assert row["tokens/generated"] == pytest.approx(8 * row["length/mean"])
-        assert abs(row["sampler/logp_gap"]) < 1e-3  # the sampler's log-probs are the trainer's
-        assert row["kl/reverse"] >= -1e-5
-    assert lines[0]["kl/reverse"] == pytest.approx(0, abs=1e-5)  # before any update the policy is the reference
-    assert lines[0]["kl/k1"] == pytest.approx(0, abs=1e-4)
-    assert lines[-1]["kl/reverse"] > 1e-3
-    assert any(0 < row["valid/fraction"] < 1 for row in lines)
-
-
-def test_a_run_leaves_what_it_says(whole):
-    assert {"config.json", "reference.json", "reference", "metrics.jsonl", "checkpoints", "figure.png"} <= {
-        path.name for path in whole.iterdir()
-    }
-    reference = json.loads((whole / "reference.json").read_text())
-    shares = [count / 16 for count in reference["counts"]]
-    assert reference["valid"] == pytest.approx(sum(shares))
-    if sum(reference["counts"]):
-        assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
-    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
-
-
-def test_the_gap_to_the_optimum_follows_from_counts(whole):
-    """Pooled over at most 8 batches, so over all 6: MARA's optimum halves the answers but for what no answer gets."""
-    reference = json.loads((whole / "reference.json").read_text())
-    line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
-    counts = np.sum([row["answers/counts"] for row in rows(whole)], axis=0)
-    share = np.append(counts, 48 - counts.sum()) / 48
-    optimum = np.exp(reference["log_optimum"])
-    assert optimum.sum() == pytest.approx(1, abs=1e-5)
-    assert line["gap/tv_optimum"] == pytest.approx(np.abs(share - optimum).sum() / 2, abs=1e-5)
-    assert line["gap/tv_uniform"] == pytest.approx(np.abs(share - [0.5, 0.5, 0]).sum() / 2)
-    assert min(line["gap/kl_to_optimum"], line["gap/kl_from_optimum"]) > 0
-    # No answer earns 0, an answer 1: e^-10 of what the reference gives it, if it gave any.
-    none = 1 - reference["valid"]
-    if none and all(reference["counts"]):
-        most = max(reference["counts"]) / 16
-        assert reference["log_optimum"][2] == pytest.approx(np.log(none / (2 * most)) - 10, abs=1e-3)
-
-
-def test_the_measured_samples_are_kept(whole):
-    reference = json.loads((whole / "reference.json").read_text())
-    kept = [json.loads(line) for line in (whole / "reference_samples.jsonl").read_text().splitlines()]
-    assert [row["answer"] for row in kept].count("1") == reference["counts"][0]
-    assert len(kept) == 16 and [row["text"] for row in kept[:8]] == reference["text"][0]
-    assert all(row["ref_logp"] < 0 and row["reward"] == (row["answer"] is not None) for row in kept)
-
-
-def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment, tmp_path):
-    workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mara_jax.main", *SMALL, f"--workdir={workdir}"],
-        cwd=ROOT, env=os.environ | quick_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    deadline = time.time() + 240
-    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < 3:
-        assert process.poll() is None and time.time() < deadline, "ended before it could be killed"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(rows(workdir)) < 6
-    with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "cut')  # what a kill in mid-write leaves
-    done = main(*SMALL, f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    assert "resuming after step" in done.stdout
-    assert rows(workdir) == rows(whole)
-
-
-def test_more_steps_continue_a_finished_run(main, whole, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
-    assert done.returncode == 0, done.stderr
-    assert rows(workdir)[:6] == rows(whole) and len(rows(workdir)) == 7
-
-
-def refused(done: subprocess.CompletedProcess, *words: str) -> None:
-    """One line on stderr with these words, a non-zero status, no traceback."""
-    assert done.returncode not in (0, None)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    for word in words:
-        assert word in lines[0]
-    assert "Traceback" not in done.stderr + done.stdout
-
-
-def test_a_cut_checkpoint_is_one_clear_line(main, whole, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
-    largest = max(
-        (p for p in (workdir / "checkpoints" / "6").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    os.truncate(largest, largest.stat().st_size // 2)
-    before = (workdir / "metrics.jsonl").read_bytes()
-    refused(
-        main(*SMALL, f"--workdir={workdir}", "--config.steps=8"),
-        "checkpoints/6",
-        "delete that folder",
-        "step 4",
-    )
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-    shutil.rmtree(workdir / "checkpoints" / "6")  # the cure that the line names
-    done = main(*SMALL, f"--workdir={workdir}")
-    assert done.returncode == 0 and rows(workdir) == rows(whole)
-
-
-def test_a_workdir_of_another_config_is_refused(main, whole):
-    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    refused(main(*SMALL, f"--workdir={whole}", "--config.algorithm.beta=0.2"), "another config", "algorithm.beta")
-    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
 @pytest.mark.parametrize(
@@ -328,51 +171,3 @@ def test_a_workdir_that_cannot_be_is_refused_at_once(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         workdirs.check(tmp_path / name, ToyRun())
     assert str(tmp_path / name) in str(caught.value) and "choose another --workdir" in str(caught.value)
-
-
-def test_a_tokenizer_that_is_not_utf8_is_one_line(whole, tmp_path):
-    weights = tmp_path / "weights"
-    shutil.copytree(whole / "reference", weights)
-    path = weights / "tokenizer.json"
-    path.write_bytes(path.read_bytes()[:200] + b"\xff\xfe" + path.read_bytes()[200:])
-    workdir = tmp_path / "run"
-    given = [*SMALL, f"--workdir={workdir}", f"--config.policy.weights={weights}", "--config.warmup.steps=0"]
-    done = commands.alone("mara_jax.main", *given)  # as a person starts it: what is imported on the way says nothing
-    refused(done, "tokenizer.json", "UTF-8")
-    assert not workdir.exists()
-
-
-def test_a_saved_reference_serves_as_weights_of_another_run(main, whole, tmp_path):
-    workdir = tmp_path / "run"
-    done = main(
-        *SMALL, f"--workdir={workdir}", f"--config.policy.weights={whole / 'reference'}", "--config.warmup.steps=0",
-        "--config.steps=1", "--config.algorithm.method=vanilla",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    before, after = (json.loads((x / "reference.json").read_text()) for x in (whole, workdir))
-    assert before["counts"] == after["counts"] and before["text"] == after["text"]  # the same weights, bit for bit
-    assert not (workdir / "reference").exists()
-
-
-SEVERAL = """--config.optimiser.updates=3 --config.algorithm.importance=token --config.algorithm.clip=0.2
-    --config.algorithm.truncate=2.0 --config.optimiser.first_moment=bfloat16 --config.steps=4""".split()
-
-
-@pytest.mark.slow
-def test_several_updates_a_rollout_resume_exactly(main, tmp_path):
-    """A step is a rollout with all its updates: two runs of two steps are one of four, bfloat16 moments included."""
-    done = main(*SMALL, *SEVERAL, f"--workdir={tmp_path}/whole")
-    assert done.returncode == 0, done.stderr
-    for steps in (2, 4):
-        done = main(*SMALL, *SEVERAL, f"--config.steps={steps}", f"--workdir={tmp_path}/cut")
-        assert done.returncode == 0, done.stderr
-    assert "resuming after step 2" in done.stdout
-    several = rows(tmp_path / "whole")
-    assert rows(tmp_path / "cut") == several and len(several) == 4
-    assert several[0]["kl/reverse"] == pytest.approx(0, abs=1e-5)  # of the first update, before which nothing moved
-    for row in several:
-        assert row["ratio/max"] > 1.001 and 1 <= row["ratio/effective_samples"] <= 8
-        # The sampler is the trainer: weights of 1 but for rounding.
-        assert row["sampler_weight/mean"] == pytest.approx(1, abs=1e-3)
-        assert row["sampler_weight/max"] == pytest.approx(1, abs=1e-2)
-        assert row["sampler_weight/truncated_fraction"] == 0
