@@ -51,7 +51,7 @@ def matmul(x: jax.Array, kernel_df: jax.Array) -> jax.Array:
 
 
 def _matmul_fwd(x, kernel_df):
-    return matmul(x, kernel_df), (x, kernel_df)
+    return _columns(x, kernel_df, 0), (x, kernel_df)  # by its primitives, so that `jax.checkpoint` can choose
 
 
 def _matmul_bwd(saved, g):
@@ -111,7 +111,7 @@ def swiglu_matmul(gate: jax.Array, up: jax.Array, kernel_fd: jax.Array) -> jax.A
 
 
 def _swiglu_matmul_fwd(gate, up, kernel_fd):
-    return swiglu_matmul(gate, up, kernel_fd), (gate, up, kernel_fd)
+    return _columns(swiglu(gate, up), kernel_fd, 0), (gate, up, kernel_fd)
 
 
 def _swiglu_matmul_bwd(saved, g):
