@@ -82,7 +82,9 @@ def test_the_measured_samples_are_kept(whole):
 
 
 def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment, tmp_path):
+    """From the warmed-up reference on."""
     workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl", "figure.png"))
     process = subprocess.Popen(
         [sys.executable, "-m", "mara_jax.main", *SMALL, f"--workdir={workdir}"],
         cwd=commands.ROOT, env=os.environ | quick_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
