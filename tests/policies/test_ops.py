@@ -31,7 +31,7 @@ def assert_equal_in_values_and_gradients(one, other, *args):
     def loss(function):
         return lambda *args: jnp.sum(drawn(*jax.eval_shape(other, *args).shape) * jnp.tanh(function(*args)))
 
-    np.testing.assert_allclose(one(*args), other(*args), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(one)(*args), jax.jit(other)(*args), rtol=1e-12, atol=1e-12)
     gradients = (jax.jit(jax.grad(loss(form), range(len(args))))(*args) for form in (one, other))
     chex.assert_trees_all_close(*gradients, rtol=1e-11, atol=1e-11)
 
@@ -149,10 +149,10 @@ def test_far_scores_neither_overflow_nor_vanish(form):
     own = (jnp.full((2, 1, 1, 2), 1.0), jnp.full((2, 1, 1, 2), 7.0))
     prefix = (jnp.array([[[[50.0, 50.0], [-50.0, -50.0]]]]), jnp.array([[[[3.0, 4.0], [9.0, 9.0]]]]))
     mask = Mask(jnp.ones((1, 1), bool), jnp.ones((1, 2), bool))
-    run = lambda q: form(q, own, prefix, mask)  # noqa: E731
+    run = jax.jit(lambda q: form(q, own, prefix, mask))
     np.testing.assert_array_equal(run(q)[0, 0, 0], [3.0, 4.0])
     np.testing.assert_array_equal(run(-q)[0, 0, 0], [9.0, 9.0])
-    np.testing.assert_array_equal(jax.grad(lambda q: jnp.sum(run(q)))(q), jnp.zeros_like(q))
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda q: jnp.sum(run(q))))(q), jnp.zeros_like(q))
 
 
 def test_masks_by_hand():
