@@ -96,10 +96,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
             if values[flag.name].present:
                 raise ValueError(f"--{flag.name} goes with --model; of a configuration set its own field")
     for whole, part in (("samples", "group"), ("group", "micro_batches")):
-        if values[whole].value % values[part].value:
-            raise ValueError(
-                f"--{whole}={values[whole].value} is no multiple of --{part}={values[part].value}: choose one that is"
-            )
+        count, divisor = int(values[whole].value or 0), int(values[part].value or 1)
+        if count % divisor:
+            raise ValueError(f"--{whole}={count} is no multiple of --{part}={divisor}: choose one that is")
     return values
 
 

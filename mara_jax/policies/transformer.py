@@ -226,7 +226,7 @@ def forward(
         raise ValueError(f"{b} rows do not divide over {prefix_lengths_p.shape[0]} prompts")
     group = arch.heads // arch.kv_heads
     mask = Mask(causal_mask(t, group) if cache is None else cache_mask(t, group, slot_count(cache), index, counts_b))
-    if prefix is not None:
+    if prefix is not None and prefix_lengths_p is not None:
         mask = behind_prefix(mask, slot_count(prefix), prefix_lengths_p)
     segment = Segment(_rope(arch, positions_bt), mask, index)
     decoder: Any = Decoder(arch)  # what apply returns depends on flags that type checkers cannot follow

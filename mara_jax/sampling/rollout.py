@@ -257,9 +257,11 @@ def generate(
     is_end_bt = jnp.isin(tokens_bt, eos_ids)
     finished_b = jnp.any(is_end_bt, axis=1)
     lengths_b = jnp.where(finished_b, jnp.argmax(is_end_bt, axis=1) + 1, max_new_tokens).astype(jnp.int32)
-    arrays = (tokens_bt, logp_bt, lengths_b, finished_b)
-    groups = (x.reshape(num_prompts, group_size, *x.shape[1:]) for x in arrays)
-    return Drawn(*(sharding.constrain_groups(x_pg) for x_pg in groups), steps)
+
+    def grouped(x: jax.Array) -> jax.Array:
+        return sharding.constrain_groups(x.reshape(num_prompts, group_size, *x.shape[1:]))
+
+    return Drawn(grouped(tokens_bt), grouped(logp_bt), grouped(lengths_b), grouped(finished_b), steps)
 
 
 def prefill(arch, params, prompt_tokens_ps, prompt_lengths_p):

@@ -136,7 +136,8 @@ def attention(q_bkxh: jax.Array, own: KeysValues, prefix: KeysValues | None, mas
 def _attention_fwd(q_bkxh, own, prefix, mask):
     times, outputs = own[0].shape[2], []
     for block in _blocks(times):
-        outputs.append(_forward_block(*_cut_block(block, times, own, mask, q_bkxh), prefix))
+        cut_own, cut_mask, cut_q = _cut_block(block, times, own, mask, q_bkxh)
+        outputs.append(_forward_block(cut_own, cut_mask, cut_q, prefix))
     out, lse = (_join_blocks(parts, times) for parts in zip(*outputs, strict=True))
     return out, (q_bkxh, own, prefix, mask, lse)
 
@@ -146,8 +147,8 @@ def _attention_bwd(saved, g):
     q_bkxh, own = after(q_bkxh, g), tuple(after(keys, g) for keys in own)
     times, gradients = own[0].shape[2], []
     for block in _blocks(times):
-        cut_own, cut_mask, *cut = _cut_block(block, times, own, mask, q_bkxh, lse, g)
-        d_q, d_own, d_prefix = _backward_block(cut_own, cut_mask, *cut, prefix)
+        cut_own, cut_mask, cut_q, cut_lse, cut_g = _cut_block(block, times, own, mask, q_bkxh, lse, g)
+        d_q, d_own, d_prefix = _backward_block(cut_own, cut_mask, cut_q, cut_lse, cut_g, prefix)
         padding = ((0, 0), (0, 0), (0, times - block[1]), (0, 0))
         gradients.append((d_q, tuple(jnp.pad(d_keys, padding) for d_keys in d_own), d_prefix))
     d_qs, d_owns, d_prefixes = zip(*gradients, strict=True)
