@@ -45,11 +45,6 @@ def pooled_counts(counts_ta: ArrayLike, window: int = WINDOW) -> np.ndarray:
     return total_ta - before_ta
 
 
-def pooled_entropy_bits(counts_ta: ArrayLike, window: int = WINDOW) -> np.ndarray:
-    """Entropy of the answers of each step pooled with those before it, in bits, [t]; see `pooled_counts`."""
-    return np.array([entropy_bits(counts) for counts in pooled_counts(counts_ta, window)])
-
-
 def shares(counts: ArrayLike, total: float | None = None) -> np.ndarray:
     """Each class's share of `total` (by default of the counts' own sum), [a]; nan where the total is 0."""
     counts = np.asarray(counts, np.float64)
@@ -58,7 +53,7 @@ def shares(counts: ArrayLike, total: float | None = None) -> np.ndarray:
 
 
 def interval(count: float, total: float) -> tuple[float, float]:
-    """Wilson's 95 % interval for a share seen `count` times in `total` draws; (0, 1) for no draws."""
+    """Wilson's 95 % interval for a share seen `count` times in `total` samples; (0, 1) for no samples."""
     if not total:
         return 0.0, 1.0
     low, high = augment.wilson_interval(jnp.float32(count), int(total))
@@ -108,9 +103,9 @@ def gap(counts: ArrayLike, log_optimum: ArrayLike) -> dict[str, float]:
       log_optimum: [a + 1] log-mass of each class at the objective's optimum (nats), finite.
 
     Returns:
-      `kl_to_optimum` KL(pi || G) and `kl_from_optimum` KL(G || pi) in nats, a class never drawn counted half a
-      time; `tv_optimum` and `tv_uniform`, total variation of the plain shares to G and to equal shares of all
-      answers, none left out. All nan where nothing was drawn.
+      `kl_to_optimum` KL(pi || G) and `kl_from_optimum` KL(G || pi) in nats, where a class without a completion counts
+      as half a completion; `tv_optimum` and `tv_uniform`, total variation of the plain shares to G and to equal shares
+      of all answers. All nan where there are no completions.
     """
     counts, log_optimum = np.asarray(counts, np.float64), np.asarray(log_optimum, np.float64)
     if not counts.sum():

@@ -1,9 +1,9 @@
 """(logp, ref_logp, reward, mask) -> (loss, metrics): minimising the loss follows the objective's gradient.
 
-Samples come from the policy itself, unclipped, at temperature 1, or, with `stale`, from an older one. Only `logp`
-carries a gradient. Rewards and reference log-probabilities are those that `core.augment` returns, one value a string
-(anything else raises a ValueError); a loss is the mean over strings and is not divided by their lengths, so that the
-KL is that of whole strings.
+Samples come from the policy itself at temperature 1, without top-k or top-p, or, with `off_policy`, from an older
+policy. Only `logp` carries a gradient. Rewards and reference log-probabilities are those that `core.augment` returns,
+one value a completion (anything else raises a ValueError). A loss is the mean over completions and is not divided by
+their lengths, so that the KL is that of whole completions.
 """
 
 import jax
@@ -19,10 +19,10 @@ LossAndMetrics = tuple[Float[Array, ""], Metrics]
 
 
 def sequence_logp(logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t"]) -> Float[Array, "p g"]:
-    """Log-probability of each whole string.
+    """Log-probability of each whole completion.
 
     Args:
-        logp_pgt: log-probability of each token (nats); what masked positions hold does not matter, NaN
+        logp_pgt: log-probability of each token (nats); values at masked positions are ignored, NaN
             included.
         mask_pgt: 1 where a token counts, its end token included, else 0.
 
@@ -32,37 +32,38 @@ def sequence_logp(logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t
     return jnp.sum(jnp.where(mask_pgt > 0, logp_pgt, 0.0), axis=-1)
 
 
-def check_shapes(logp_pg: Float[Array, "p g"], **per_string: Float[Array, "p g"]) -> None:
-    """Refuse arrays that are not one value a string: broadcasting would mix prompts without a word.
+def check_shapes(logp_pg: Float[Array, "p g"], **per_completion: Float[Array, "p g"]) -> None:
+    """Refuses arrays that do not hold one value a completion: broadcasting would mix prompts silently.
 
     Args:
-        logp_pg: one value a string.
-        per_string: arrays that must have its shape, by the name that the error gives them.
+        logp_pg: one value a completion.
+        per_completion: arrays that must have its shape, by the name that the error gives them.
 
     Raises:
         ValueError: naming the array and both shapes.
     """
-    for name, array in per_string.items():
+    for name, array in per_completion.items():
         if jnp.shape(array) != logp_pg.shape:
-            raise ValueError(f"{name} of shape {jnp.shape(array)} does not fit strings of shape {logp_pg.shape}")
+            raise ValueError(f"{name} of shape {jnp.shape(array)} does not fit completions of shape {logp_pg.shape}")
 
 
-def _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage: Advantage, stale: importance.Stale | None):
-    """-mean of advantage x log-probability, whose gradient is that of -E[signal], estimated; and metrics.
+def _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage: Advantage, off_policy: importance.OffPolicy | None):
+    """-mean of advantage x log-probability, whose gradient estimates that of -E[signal], and metrics.
 
-    The baseline is taken off the bare signal, weights come last: weights inside it would leave each sample a baseline
-    that is no longer independent of it, or one whose own gradient does not vanish under the older policy.
+    The baseline is subtracted from the unweighted signal, and the importance weights multiply the result. With weights
+    inside the baseline, either the baseline of a sample would depend on that sample, or the baseline's own gradient
+    would not vanish in expectation under the older policy.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     advantage_pg = jax.lax.stop_gradient(advantage(signal_pg))
-    if stale is None:
+    if off_policy is None:
         return -jnp.mean(advantage_pg * logp_pg), {}
-    factor_pgs = jax.lax.stop_gradient(importance.coefficient(stale, advantage_pg)) * advantage_pg[..., None]
-    live_pgs = logp_pg[..., None] if factor_pgs.shape[-1] == 1 else jnp.where(mask_pgt > 0, logp_pgt, 0.0)
-    value = -jnp.mean(jnp.sum(factor_pgs * live_pgs, axis=-1))
-    if not stale.clip:
+    factor_pgs = jax.lax.stop_gradient(importance.coefficient(off_policy, advantage_pg)) * advantage_pg[..., None]
+    logp_pgs = logp_pg[..., None] if factor_pgs.shape[-1] == 1 else jnp.where(mask_pgt > 0, logp_pgt, 0.0)
+    value = -jnp.mean(jnp.sum(factor_pgs * logp_pgs, axis=-1))
+    if not off_policy.clip:
         return value, {}
-    return value, {"clipped_fraction": importance.mean(importance.is_clipped(stale, advantage_pg), mask_pgt)}
+    return value, {"clipped_fraction": importance.mean(importance.is_clipped(off_policy, advantage_pg), mask_pgt)}
 
 
 def reverse_kl(
@@ -73,29 +74,30 @@ def reverse_kl(
     *,
     beta: Scalar,
     advantage: Advantage,
-    stale: importance.Stale | None = None,
+    off_policy: importance.OffPolicy | None = None,
 ) -> LossAndMetrics:
-    """E[R] - beta KL(pi || ref) of whole strings: k1 in the reward, detached (Eq. 2; Algorithm 1, line 13).
+    """E[R] - beta KL(pi || ref) of whole completions: k1 in the reward, detached (Eq. 2; Algorithm 1, line 13).
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the reference (nats).
-        reward_pg: reward of each string, augmented or not.
+        ref_logp_pg: log-probability of each completion under the reference (nats).
+        reward_pg: reward of each completion, augmented or not.
         beta: regularisation strength; the same as in the augmentation.
         advantage: baseline, one of `core.advantages`, over reward and penalty together.
-        stale: where the strings were drawn by an older policy: k1 is the present policy's all the same; None: by this.
+        off_policy: importance weights of samples of an older policy; None if on-policy. k1 is always that of the
+            current policy.
 
     Returns:
-        The loss, and metrics: "loss"; "kl/k1", the mean log-ratio (nats a string); "return/mean", the mean of
+        The loss, and metrics: "loss"; "kl/k1", the mean log-ratio (nats a completion); "return/mean", the mean of
         reward - beta k1.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     k1_pg = kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return_pg = reward_pg - beta * k1_pg
-    loss, more = _policy_gradient(logp_pgt, mask_pgt, return_pg, advantage, stale)
-    return loss, {"loss": loss, "kl/k1": jnp.mean(k1_pg), "return/mean": jnp.mean(return_pg)} | more
+    loss, metrics = _policy_gradient(logp_pgt, mask_pgt, return_pg, advantage, off_policy)
+    return loss, {"loss": loss, "kl/k1": jnp.mean(k1_pg), "return/mean": jnp.mean(return_pg)} | metrics
 
 
 def forward_kl_samples(
@@ -108,29 +110,29 @@ def forward_kl_samples(
     *,
     beta: Scalar,
     advantage: Advantage,
-    stale: importance.Stale | None = None,
+    off_policy: importance.OffPolicy | None = None,
 ) -> LossAndMetrics:
     """E[R] - beta KL(ref || pi): policy gradient plus maximum likelihood on samples of the reference (Eq. 5).
 
-    A baseline that rescales rewards rescales them alone here: with `advantages.mean` over g samples the
+    A baseline that rescales rewards does not rescale the KL term here: with `advantages.mean` over g samples the
     objective is that of beta g / (g - 1), with `group_normalised` of no fixed beta.
 
     Args:
         logp_pgt: log-probability of each token sampled from the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        reward_pg: reward of each string, augmented or not.
-        ref_sample_logp_prt: log-probability under the policy of each token of the reference's strings (nats),
+        reward_pg: reward of each completion, augmented or not.
+        ref_sample_logp_prt: log-probability under the policy of each token of the reference's samples (nats),
             differentiable.
         ref_sample_mask_prt: 1 where such a token counts.
-        ref_weight_pr: augmented reference over reference, exp(ref_hat - ref), of each of those strings; 1
+        ref_weight_pr: augmented reference over reference, exp(ref_hat - ref), of each of those samples; 1
             without augmentation.
         beta: regularisation strength.
         advantage: baseline over rewards.
-        stale: where the policy's strings were drawn by an older one; the reference's need no weights.
+        off_policy: importance weights where the policy's samples are those of an older policy; None if on-policy.
 
     Returns:
         The loss, and metrics: "loss"; "reference/nll", the weighted mean negative log-likelihood of the
-        reference's strings (nats a string); "weights/effective_samples", out of r.
+        reference's samples (nats a completion); "weights/effective_samples", out of r.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     ref_sample_logp_pr = sequence_logp(ref_sample_logp_prt, ref_sample_mask_prt)
@@ -138,10 +140,10 @@ def forward_kl_samples(
     check_shapes(ref_sample_logp_pr, weight=ref_weight_pr)
     weight_pr = jax.lax.stop_gradient(ref_weight_pr)
     nll = -jnp.mean(weight_pr * ref_sample_logp_pr)
-    earned, more = _policy_gradient(logp_pgt, mask_pgt, reward_pg, advantage, stale)
-    loss = earned + beta * nll
+    reward_loss, metrics = _policy_gradient(logp_pgt, mask_pgt, reward_pg, advantage, off_policy)
+    loss = reward_loss + beta * nll
     effective = importance.effective_samples(jnp.log(weight_pr))
-    return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective} | more
+    return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective} | metrics
 
 
 def forward_kl_ratio(
@@ -152,21 +154,21 @@ def forward_kl_ratio(
     *,
     beta: Scalar,
     advantage: Advantage,
-    stale: importance.Stale | None = None,
+    off_policy: importance.OffPolicy | None = None,
 ) -> LossAndMetrics:
     """E[R] - beta KL(ref || pi) from samples of the policy alone, weighted by ref / pi (Eq. 5).
 
-    The weight stands in the reward, under the same baseline, which keeps their balance and takes off the
-    weight's own mean. Over long strings weights explode: watch their effective sample size.
+    The weight is added to the reward, under the same baseline, which keeps the balance of the two and subtracts the
+    weight's own mean. Over long completions weights explode: watch their effective sample size.
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the (augmented) reference (nats).
-        reward_pg: reward of each string, augmented or not.
+        ref_logp_pg: log-probability of each completion under the (augmented) reference (nats).
+        reward_pg: reward of each completion, augmented or not.
         beta: regularisation strength.
         advantage: baseline over reward and weight together.
-        stale: where the strings were drawn by an older policy; None: by this one.
+        off_policy: importance weights of samples of an older policy; None if on-policy.
 
     Returns:
         The loss, and metrics: "loss"; "weights/effective_samples", out of g; "weights/largest_log" (nats).
@@ -175,8 +177,8 @@ def forward_kl_ratio(
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     log_weight_pg = ref_logp_pg - jax.lax.stop_gradient(logp_pg)
     signal_pg = reward_pg + beta * jnp.exp(log_weight_pg)
-    loss, more = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, stale)
-    return loss, more | {
+    loss, metrics = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, off_policy)
+    return loss, metrics | {
         "loss": loss,
         "weights/effective_samples": importance.effective_samples(log_weight_pg),
         "weights/largest_log": jnp.max(log_weight_pg),
@@ -194,25 +196,25 @@ def placed(
     estimator: kl.Estimator,
     placement: kl.Placement,
     level: kl.Level,
-    stale: importance.Stale | None = None,
+    off_policy: importance.OffPolicy | None = None,
 ) -> LossAndMetrics:
-    """A KL estimator at a place of choice, right or wrong: `kl.effective` says what each optimises.
+    """E[R] with any KL estimator in the reward or in the loss; `kl.effective` says which KL each optimises.
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pgt: log-probability of each token under the reference (nats). Where only whole strings are
+        ref_logp_pgt: log-probability of each token under the reference (nats). Where only whole completions are
             known (after augmentation), pass their log-probabilities as [p, g, 1] with level "sequence".
-        reward_pg: reward of each string.
+        reward_pg: reward of each completion.
         beta: regularisation strength.
-        advantage: baseline over what stands in the reward; a term in the loss is not rescaled by it.
+        advantage: baseline over the reward and what is added to it; it does not rescale a term in the loss.
         estimator: "k1", "k2", "k3" or "k1_ratio".
         placement: "reward" or "loss".
         level: "sequence" or "token".
-        stale: where the strings were drawn by an older policy; None: by this one.
+        off_policy: importance weights of samples of an older policy; None if on-policy.
 
     Returns:
-        The loss, and metrics: "loss"; "kl/estimate", the mean of the estimator over strings.
+        The loss, and metrics: "loss"; "kl/estimate", the mean of the estimator over completions.
 
     Raises:
         ValueError: for a combination that `kl.effective` does not know; for a term of the loss under ratios that are
@@ -223,22 +225,24 @@ def placed(
     check_shapes(logp_pg, reward=reward_pg)
     if level == "sequence":
         ref_mask = mask_pgt if ref_logp_pgt.shape == logp_pgt.shape else jnp.ones_like(ref_logp_pgt)
-        live, ref = logp_pg[..., None], sequence_logp(ref_logp_pgt, ref_mask)[..., None]
+        logp, ref_logp = logp_pg[..., None], sequence_logp(ref_logp_pgt, ref_mask)[..., None]
     else:
-        live, ref = (jnp.where(mask_pgt > 0, x, 0.0) for x in (logp_pgt, ref_logp_pgt))
-    frozen = jax.lax.stop_gradient(live)
+        logp, ref_logp = (jnp.where(mask_pgt > 0, value, 0.0) for value in (logp_pgt, ref_logp_pgt))
+    detached = jax.lax.stop_gradient(logp)
     if estimator == "k1_ratio":
-        term = kl.k1(frozen, ref) * jnp.exp(live - frozen)
+        term = kl.k1(detached, ref_logp) * jnp.exp(logp - detached)
     else:
-        term = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}[estimator](live, ref)
-    signal_pg, own_pg = reward_pg, None
+        term = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}[estimator](logp, ref_logp)
+    signal_pg, loss_term_pg = reward_pg, None
     if placement == "loss":
-        own_pg = jnp.sum(term, axis=-1)
+        loss_term_pg = jnp.sum(term, axis=-1)
     elif level == "sequence":
         signal_pg = reward_pg - beta * jax.lax.stop_gradient(term)[..., 0]
     else:
-        own_pg = jnp.sum(jax.lax.stop_gradient(term) * live, axis=-1)
-    loss, more = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, stale)
-    if own_pg is not None:
-        loss = loss + beta * jnp.mean(own_pg if stale is None else importance.string_weight(stale) * own_pg)
-    return loss, {"loss": loss, "kl/estimate": jnp.mean(jnp.sum(term, axis=-1))} | more
+        loss_term_pg = jnp.sum(jax.lax.stop_gradient(term) * logp, axis=-1)
+    loss, metrics = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, off_policy)
+    if loss_term_pg is not None:
+        loss = loss + beta * jnp.mean(
+            loss_term_pg if off_policy is None else importance.completion_weight(off_policy) * loss_term_pg
+        )
+    return loss, {"loss": loss, "kl/estimate": jnp.mean(jnp.sum(term, axis=-1))} | metrics

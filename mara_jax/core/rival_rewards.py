@@ -1,6 +1,6 @@
-"""What other methods put in the place of the reward: (reward_pg, ...) -> reward_pg, where `core.augment` stands.
+"""The reward transforms of other methods, from their published formulas: (reward_pg, ...) -> reward_pg.
 
-From their published formulas. docs/rivals.md says where each of them ends.
+Each is used in the place of `core.augment`. docs/rivals.md says where each of them ends.
 """
 
 import jax
@@ -20,8 +20,8 @@ def unlikeliness(
     by their place in the group.
 
     Args:
-        reward_pg: reward of each string.
-        mean_logp_pg: mean log-probability of its tokens under the policy that drew it (nats a token).
+        reward_pg: reward of each completion.
+        mean_logp_pg: mean log-probability of its tokens under the policy that sampled it (nats a token).
         strength: the penalty of the likeliest, as a share of its reward (times (g - 1) / g).
 
     Returns:
@@ -41,8 +41,8 @@ def darling(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"], *, flo
     Source: arXiv 2509.02534, with known classes in place of its classifier.
 
     Args:
-        reward_pg: reward of each string; at least two a group.
-        answer_pg: class of each string; a negative index is a class like any other.
+        reward_pg: reward of each completion; at least two a group.
+        answer_pg: class of each completion; a negative index is a class like any other.
         floor: least diversity.
 
     Returns:
@@ -59,8 +59,8 @@ def inverse_probability(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p
     proportional to R; with g samples see docs/rivals.md.
 
     Args:
-        reward_pg: reward of each string.
-        answer_pg: outcome of each string; a negative index is an outcome like any other.
+        reward_pg: reward of each completion.
+        answer_pg: outcome of each completion; a negative index is an outcome like any other.
 
     Returns:
         Rewards (reward units), at most g times the original.
@@ -69,11 +69,11 @@ def inverse_probability(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p
 
 
 def entropy_bonus(reward_pg: Float[Array, "p g"], logp_pg: Float[Array, "p g"], *, eta: Scalar) -> Float[Array, "p g"]:
-    """Reward plus eta times the string's own surprise, detached: its expectation adds eta H(pi), exactly.
+    """Reward plus eta times the completion's own -log pi, detached; in expectation this adds eta H(pi) exactly.
 
     Args:
-        reward_pg: reward of each string.
-        logp_pg: log-probability of each whole string under the policy (nats).
+        reward_pg: reward of each completion.
+        logp_pg: log-probability of each whole completion under the policy (nats).
         eta: weight of the entropy (reward units a nat).
 
     Returns:

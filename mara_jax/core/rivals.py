@@ -1,8 +1,8 @@
 """The losses of other methods, from their published formulas: (logp, mask, ...) -> (loss, metrics).
 
-The conventions are those of `core.objectives`: samples come from the policy itself unless said otherwise, only
-`logp` carries a gradient, an array of another shape raises a ValueError. docs/rivals.md says where each of them
-ends.
+The conventions are those of `core.objectives`: samples come from the policy itself unless a docstring says otherwise,
+only `logp` carries a gradient, an array of another shape raises a ValueError. docs/rivals.md gives the optimum of each
+loss.
 """
 
 import jax
@@ -18,7 +18,7 @@ from mara_jax.core.targets import Scalar
 def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta, clip):
     """Per token: min(ratio A, clipped ratio A) - beta k3, masked; with the share of tokens that the clip binds."""
     counts = mask_pgt > 0
-    logp, old, ref = (jnp.where(counts, x, 0.0) for x in (logp_pgt, old_logp_pgt, ref_logp_pgt))
+    logp, old, ref = (jnp.where(counts, value, 0.0) for value in (logp_pgt, old_logp_pgt, ref_logp_pgt))
     ratio = jnp.exp(logp - jax.lax.stop_gradient(old))
     gain = jax.lax.stop_gradient(advantage_pg)[..., None]
     plain, bound = ratio * gain, jnp.clip(ratio, 1 - clip, 1 + clip) * gain
@@ -43,14 +43,14 @@ def grpo(
 
     Source: arXiv 2402.03300, Eq. 3 and 4. The deviation has the divisor g - 1, as in the public
     implementations. On one categorical, on the policy itself, the penalty is the *forward* KL(ref || pi); on
-    strings it is neither, and dividing by each string's own length weighs strings by it.
+    completions it is neither, and dividing by each completion's own length weighs completions by it.
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        old_logp_pgt: the same under the policy that drew the samples (on-policy: its own values, detached).
+        old_logp_pgt: the same under the policy that sampled them (on-policy: its own values, detached).
         ref_logp_pgt: the same under the reference.
-        reward_pg: reward of each string.
+        reward_pg: reward of each completion.
         beta: weight of the k3 penalty.
         clip: how far a token's ratio may go from 1 before it stops counting.
 
@@ -76,7 +76,7 @@ def dr_grpo(
     clip: float = 0.2,
     budget: float = 1.0,
 ) -> LossAndMetrics:
-    """Dr. GRPO: GRPO without the group's deviation and without the division by each string's length.
+    """Dr. GRPO: GRPO without the group's deviation and without the division by each completion's length.
 
     Source: arXiv 2503.20783, which drops the penalty too (beta 0). The group mean shrinks the reward's part
     by (g - 1) / g but not the penalty: on one categorical its optimum is that of the forward KL at
@@ -85,12 +85,12 @@ def dr_grpo(
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        old_logp_pgt: the same under the policy that drew the samples.
+        old_logp_pgt: the same under the policy that sampled them.
         ref_logp_pgt: the same under the reference.
-        reward_pg: reward of each string.
+        reward_pg: reward of each completion.
         beta: weight of the k3 penalty.
         clip: how far a token's ratio may go from 1 before it stops counting.
-        budget: the one number of tokens that every string is divided by; it scales the whole loss.
+        budget: the one number of tokens that every completion is divided by; it scales the whole loss.
 
     Returns:
         The loss, and metrics: "loss"; "kl/k3" (nats a token); "clip/fraction" of the tokens.
@@ -103,7 +103,7 @@ def dr_grpo(
 
 
 def group_std_slope(success: Float[Array, "*batch"], group: int) -> Float[Array, "*batch"]:
-    """What dividing by the group's deviation makes of a reward of 0 or 1: the signal's slope in success.
+    """The factor by which dividing by the group's standard deviation multiplies grad s for a reward of 0 or 1.
 
     With rewards of 0 and 1 the expected gradient of `advantages.group_normalised` is slope(s) grad s, where s
     is the probability of reward 1: GRPO ascends the integral of this slope instead of s. It is constant for
@@ -136,16 +136,16 @@ def raft(
     """RAFT by threshold: maximum likelihood on the samples that reach it (rejection sampling).
 
     Source: arXiv 2304.06767. Samples come from the policy of the last round: fitted exactly to samples of the
-    reference, the policy is the reference restricted to the good strings.
+    reference, the policy is the reference restricted to the good completions.
 
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        reward_pg: reward of each string.
-        threshold: reward from which a string is kept.
+        reward_pg: reward of each completion.
+        threshold: reward from which a completion is kept.
 
     Returns:
-        The loss (each prompt's mean over its kept strings, zero where it keeps none), and metrics: "loss";
+        The loss (each prompt's mean over its kept completions, zero where it keeps none), and metrics: "loss";
         "kept/fraction".
     """
     kept_pg = (reward_pg >= threshold).astype(reward_pg.dtype)
@@ -160,7 +160,7 @@ def best_of_n(
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        reward_pg: reward of each string.
+        reward_pg: reward of each completion.
 
     Returns:
         The loss, and metrics: "loss"; "kept/fraction".
@@ -194,20 +194,20 @@ def forward_kl_to_target(
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the reference (nats), augmented or not.
-        reward_pg: reward of each string, augmented or not.
+        ref_logp_pg: log-probability of each completion under the reference (nats), augmented or not.
+        reward_pg: reward of each completion, augmented or not.
         beta: regularisation strength of G, above 0.
-        sample_logp_pg: log-probability of each string under what drew it (nats, up to a constant a prompt);
-            the policy itself by default.
+        sample_logp_pg: log-probability of each completion under the distribution that it was sampled from (nats,
+            up to a constant a prompt); the policy itself by default.
 
     Returns:
         The loss, and metrics: "loss"; "weights/effective_samples", out of g.
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
-    drawn_pg = logp_pg if sample_logp_pg is None else sample_logp_pg
+    sampler_logp_pg = logp_pg if sample_logp_pg is None else sample_logp_pg
     best_p1 = jnp.max(reward_pg, axis=-1, keepdims=True)
-    log_weight_pg = jax.lax.stop_gradient(ref_logp_pg + (reward_pg - best_p1) / beta - drawn_pg)
+    log_weight_pg = jax.lax.stop_gradient(ref_logp_pg + (reward_pg - best_p1) / beta - sampler_logp_pg)
     loss = -jnp.mean(jnp.sum(jax.nn.softmax(log_weight_pg, axis=-1) * logp_pg, axis=-1))
     return loss, {"loss": loss, "weights/effective_samples": effective_samples(log_weight_pg)}
 
@@ -230,8 +230,8 @@ def trajectory_balance(
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the reference (nats), augmented or not.
-        reward_pg: reward of each string, augmented or not.
+        ref_logp_pg: log-probability of each completion under the reference (nats), augmented or not.
+        reward_pg: reward of each completion, augmented or not.
         beta: regularisation strength of G, above 0.
         log_z: log of the sum of ref exp(R / beta), one number or one a prompt (nats); may be learned.
 
@@ -256,13 +256,13 @@ def vargrad(
 
     Source: arXiv 2010.10436 (log-variance), arXiv 2302.05446 (for GFlowNets). With the divisor g - 1 its
     gradient on the policy's own samples is, sample by sample, 2 / beta times that of `objectives.reverse_kl`
-    with the leave-one-out baseline. On any samples that reach every string it vanishes at G.
+    with the leave-one-out baseline. On any samples that reach every completion it vanishes at G.
 
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the reference (nats), augmented or not.
-        reward_pg: reward of each string, augmented or not; at least two a group.
+        ref_logp_pg: log-probability of each completion under the reference (nats), augmented or not.
+        reward_pg: reward of each completion, augmented or not; at least two a group.
         beta: regularisation strength of G, above 0.
 
     Returns:
@@ -300,8 +300,8 @@ def reinvent(
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
-        ref_logp_pg: log-probability of each string under the prior (nats), augmented or not.
-        reward_pg: score of each string, augmented (with beta = 1 / sigma) or not.
+        ref_logp_pg: log-probability of each completion under the prior (nats), augmented or not.
+        reward_pg: score of each completion, augmented (with beta = 1 / sigma) or not.
         sigma: weight of the score (nats a reward unit).
 
     Returns:

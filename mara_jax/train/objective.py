@@ -64,8 +64,8 @@ def objective(
     Raises:
       ValueError: level "token" without the reference's log-probabilities of tokens.
     """
-    weights = stale(algorithm, scored)
-    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline], "stale": weights}
+    off_policy = off_policy_weights(algorithm, scored)
+    shared = {"beta": beta, "advantage": advantages.BY_NAME[algorithm.baseline], "off_policy": off_policy}
     estimator = config.estimator_of(algorithm)
     if estimator == "reference_samples":
         assert reference is not None, "the estimator reference_samples needs completions of the reference"
@@ -91,11 +91,11 @@ def objective(
         "mara/augmented_fraction": jnp.mean(changed_pg.astype(jnp.float32)),
         "kl/k1": jnp.mean(logp_pg - scored.ref_logp),
         "logp/mean": jnp.mean(logp_pg),
-        **(_weight_metrics(algorithm, scored, weights) if weights else {}),
+        **(_weight_metrics(algorithm, scored, off_policy) if off_policy else {}),
     }
 
 
-def stale(algorithm: config.Algorithm, scored: Scored) -> importance.Stale | None:
+def off_policy_weights(algorithm: config.Algorithm, scored: Scored) -> importance.OffPolicy | None:
     """What stands between the policy and its samples; None where the configuration weights nothing.
 
     Raises:
@@ -108,7 +108,7 @@ def stale(algorithm: config.Algorithm, scored: Scored) -> importance.Stale | Non
     weight = jnp.ones_like(moved)
     if algorithm.truncate:
         weight = importance.truncated(_log_mismatch(scored, old_pgt, algorithm.truncate_level), algorithm.truncate)
-    return importance.Stale(moved, weight, algorithm.clip)
+    return importance.OffPolicy(moved, weight, algorithm.clip)
 
 
 def _old_logp(scored: Scored) -> jax.Array:
@@ -122,15 +122,17 @@ def _log_mismatch(scored: Scored, old_pgt: jax.Array, level: kl.Level) -> jax.Ar
     return importance.log_ratio(old_pgt, scored.sampler_logp, scored.mask, level)
 
 
-def _weight_metrics(algorithm: config.Algorithm, scored: Scored, weights: importance.Stale) -> dict[str, jax.Array]:
+def _weight_metrics(
+    algorithm: config.Algorithm, scored: Scored, off_policy: importance.OffPolicy
+) -> dict[str, jax.Array]:
     """Means and maxima of what counts; effective samples of a group, by the ratios of whole strings."""
     old_pgt, metrics = _old_logp(scored), {}
     if algorithm.importance != "none":
         whole = importance.log_ratio(scored.logp, old_pgt, scored.mask, "sequence")
-        metrics |= importance.summary("ratio", jnp.exp(weights.log_ratio), whole, scored.mask)
+        metrics |= importance.summary("ratio", jnp.exp(off_policy.log_ratio), whole, scored.mask)
     if algorithm.truncate:
         whole = _log_mismatch(scored, old_pgt, "sequence")
-        metrics |= importance.summary("sampler_weight", weights.weight, whole, scored.mask)
+        metrics |= importance.summary("sampler_weight", off_policy.weight, whole, scored.mask)
         over = _log_mismatch(scored, old_pgt, algorithm.truncate_level) > jnp.log(algorithm.truncate)
         metrics["sampler_weight/truncated_fraction"] = importance.mean(over, scored.mask)
     return metrics

@@ -32,14 +32,6 @@ def test_counts_are_pooled_over_the_window_and_not_beyond():
     assert diversity.pooled_counts(np.zeros((0, 2))).shape == (0, 2)
 
 
-def test_pooled_entropy_is_of_the_sum_not_the_mean_of_entropies():
-    # Eight batches that each give one answer only: no entropy in any, a full bit together.
-    counts_ta = [[4, 0], [0, 4]] * 4 + [[4, 0]] * 8
-    bits = diversity.pooled_entropy_bits(counts_ta)
-    assert bits[0] == 0 and bits[7] == 1.0
-    assert np.isclose(bits[11], diversity.entropy_bits([6, 2])) and bits[-1] == 0
-
-
 def test_shares():
     assert diversity.shares([3, 1]).tolist() == [0.75, 0.25]
     assert diversity.shares([3, 1], total=8).tolist() == [0.375, 0.125]

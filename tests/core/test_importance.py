@@ -119,12 +119,12 @@ def test_strings_of_the_reference_need_no_ratio():
 
     def loss(logp_nt, index):
         logp, old, mask = (x[index][None] for x in (logp_nt, old_nt, MASK))
-        stale = importance.Stale(importance.log_ratio(logp, old, mask, "sequence"), jnp.ones((1, 1, 1)))
+        off_policy = importance.OffPolicy(importance.log_ratio(logp, old, mask, "sequence"), jnp.ones((1, 1, 1)))
 
         def one(ref_index):
             return objectives.forward_kl_samples(
                 logp, mask, reward[index][None], logp_nt[ref_index][None, None], MASK[ref_index][None, None],
-                jnp.ones((1, 1)), beta=BETA, advantage=advantages.leave_one_out, stale=stale,
+                jnp.ones((1, 1)), beta=BETA, advantage=advantages.leave_one_out, off_policy=off_policy,
             )[0]  # fmt: skip
 
         return jnp.sum(jnp.exp(ref_n) * jax.vmap(one)(jnp.arange(len(ref_n))))
@@ -248,11 +248,11 @@ def test_clipped_gradients_by_hand(form, clip, advantage, want):
     logp, old, mask = moved(LOGP, OLD_LOGP)
 
     def earned(logp):
-        stale = importance.Stale(importance.log_ratio(logp, old, mask, form), jnp.ones((1, 1, 1)), clip)
+        off_policy = importance.OffPolicy(importance.log_ratio(logp, old, mask, form), jnp.ones((1, 1, 1)), clip)
         ref = objectives.sequence_logp(logp, mask)  # no penalty: the signal is the reward
         return -2 * objectives.reverse_kl(
             logp, mask, jax.lax.stop_gradient(ref), jnp.asarray([advantage], float),
-            beta=1.0, advantage=advantages.none, stale=stale,
+            beta=1.0, advantage=advantages.none, off_policy=off_policy,
         )[0]  # fmt: skip
 
     np.testing.assert_allclose(jax.jit(jax.grad(earned))(logp)[0], want, atol=1e-12)
@@ -265,9 +265,9 @@ def test_clipped_gradients_are_those_of_the_published_minimum(form):
     reward, ref = jnp.array([[1.0, 0.2]]), jnp.array([[-1.5, -2.0]])
 
     def ours(logp):
-        stale = importance.Stale(importance.log_ratio(logp, old, mask, form), jnp.ones((1, 1, 1)), 0.2)
+        off_policy = importance.OffPolicy(importance.log_ratio(logp, old, mask, form), jnp.ones((1, 1, 1)), 0.2)
         return objectives.reverse_kl(
-            logp, mask, ref, reward, beta=BETA, advantage=advantages.leave_one_out, stale=stale
+            logp, mask, ref, reward, beta=BETA, advantage=advantages.leave_one_out, off_policy=off_policy
         )[0]
 
     def published(logp):
@@ -344,8 +344,8 @@ def test_metrics_of_ratios_by_hand():
 def test_without_a_distance_every_weight_is_one(form):
     logp, _, mask = moved(LOGP, OLD_LOGP)
     same = importance.log_ratio(logp, logp, mask, form)
-    stale = importance.Stale(same, importance.truncated(same, 1.0), 0.1)
-    assert (np.asarray(importance.coefficient(stale, jnp.array([[1.0, -1.0]]))) == 1).all()
+    off_policy = importance.OffPolicy(same, importance.truncated(same, 1.0), 0.1)
+    assert (np.asarray(importance.coefficient(off_policy, jnp.array([[1.0, -1.0]]))) == 1).all()
 
 
 @pytest.mark.slow
