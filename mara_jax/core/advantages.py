@@ -1,4 +1,4 @@
-"""Baselines: what is taken off each sample's reward within its group, [prompts, samples] in and out."""
+"""Advantages: each sample's reward minus a baseline of its group, [prompts, samples] in and out."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 Advantage = Callable[[Float[Array, "p g"]], Float[Array, "p g"]]
 
-# Keeps a group of equal rewards at advantage zero instead of dividing rounding errors by rounding errors.
+# Keeps the advantages of a group of equal rewards at zero, where both the difference and the deviation are rounding
+# errors.
 _STD_EPSILON = 1e-4
 
 
@@ -45,7 +46,7 @@ def leave_one_out(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
         Advantages that sum to zero in every group (reward units).
 
     Raises:
-        ValueError: for groups of one sample, which have no others.
+        ValueError: for groups of one sample.
     """
     group = reward_pg.shape[-1]
     if group < 2:

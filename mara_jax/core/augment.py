@@ -1,7 +1,7 @@
-"""The stage between rewards and advantages: mode-anchored reward augmentation over strings and over answers.
+"""Mode-anchored reward augmentation (MARA) over strings and over answers: the reward transform before advantages.
 
 Each function maps (reward_pg, ref_logp_pg) of a batch of groups to the pair that the objective then sees.
-Rewards are in reward units, log-probabilities of whole strings in nats.
+Rewards are in reward units, log-probabilities of whole completions in nats.
 """
 
 import math
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from mara_jax.core.targets import Direction, Scalar, anchor_index, check_direction
 
-# What an answer class never seen in the reference's samples is taken to weigh, in nats below the anchor
-# class: as if the reference gave it one string for every 256 of the anchor's.
+# Log-mass of an answer class without a sample of the reference, relative to the anchor class (nats): as if the
+# reference gave it one completion for every 256 of the anchor class.
 UNSEEN_FLOOR = -math.log(256.0)
 
 
@@ -37,12 +37,12 @@ def mara(
 
     Args:
         reward_pg: reward of each sample.
-        ref_logp_pg: reference log-probability of each whole string (nats).
+        ref_logp_pg: reference log-probability of each whole completion (nats).
         beta: the regularisation strength of the objective that follows; the two must be the same number.
         threshold: reward from which a sample is good.
         direction: the KL of the objective that follows.
         anchor_reward: R(z) of an anchor taken over the whole good set, one number or one a row.
-        anchor_ref_logp: log ref(z) of that anchor (nats); give both or neither.
+        anchor_ref_logp: log ref(z) of that anchor (nats); give both or none.
 
     Returns:
         Rewards and reference log-probabilities for the objective. A good sample that the reference gives zero
@@ -50,8 +50,8 @@ def mara(
         cancelled.
 
     Raises:
-        ValueError: for an unknown direction, or half an anchor.
-        AssertionError: arrays of different shapes, which broadcasting would mix without a word.
+        ValueError: for an unknown direction, or an anchor of which only one value is given.
+        AssertionError: arrays of different shapes, which broadcasting would mix silently.
     """
     check_direction(direction)
     if (anchor_reward is None) != (anchor_ref_logp is None):
@@ -63,7 +63,7 @@ def mara(
         index = anchor_index(ref_logp_pg, reward_pg, good)
         anchor_reward = jnp.take_along_axis(reward_pg, index, axis=-1)
         anchor_ref_logp = jnp.take_along_axis(ref_logp_pg, index, axis=-1)
-        # An argmax over nothing points anywhere: no good sample that the reference can reach, no anchor.
+        # Without a good sample that the reference can reach the index is arbitrary, and nothing is augmented.
         good = good & jnp.any(good & (ref_logp_pg > -jnp.inf), axis=-1, keepdims=True)
     else:
         anchor_reward = jnp.broadcast_to(jnp.asarray(anchor_reward), reward_pg.shape[:-1])[..., None]
@@ -94,7 +94,7 @@ def mara_answers(
 
     Args:
         reward_pg: reward of each sample.
-        ref_logp_pg: reference log-probability of each whole string (nats).
+        ref_logp_pg: reference log-probability of each whole completion (nats).
         answer_pg: answer class of each sample; a negative index means no answer and is never augmented.
         log_mass_pa: log Z ("reverse") or log M ("forward") of each class under each prompt, as
             `answer_log_mass` returns it; -inf for a class never seen.
@@ -199,11 +199,11 @@ def answer_shares(
 def wilson_interval(
     count: Float[Array, "*batch"], total: int, confidence: float = 0.95
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """Wilson's score interval for a share seen `count` times in `total` independent draws.
+    """Wilson's score interval for a share seen `count` times in `total` independent samples.
 
     Args:
         count: how often it was seen.
-        total: number of draws, above 0.
+        total: number of samples, above 0.
         confidence: two-sided coverage, between 0 and 1.
 
     Returns:

@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     """n samples of the reference policy under one prompt, or (`exact`) every outcome there is.
 
     `reward` of each; `answer` its class, negative for none; `ref_logp` the reference policy's log-probability of the
-    whole string (nats), or None where it is not known, which "strings" and `exact` need.
+    whole completion (nats), or None where it is not known, which "strings" and `exact` need.
     """
 
     reward: Float[np.ndarray, " n"]
@@ -45,8 +45,8 @@ class Samples(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a forecast needs to know of a task: the names of its answers, and whether (`equal_strings`) every answer
-    has as many good strings as any other, so that MARA over strings makes all answers equally likely."""
+    """What a forecast needs of a task: the names of its answers, and whether (`equal_strings`) every answer has as many
+    good strings as any other, so that MARA over strings makes all answers equally likely."""
 
     answers: tuple[str, ...]
     equal_strings: bool = False
@@ -108,7 +108,7 @@ def class_log_mass(objective: Objective, samples_p: Sequence[Samples], task: Tas
     """Log-probability of each answer, then of none, at the optimum, averaged over prompts; finite for every class.
 
     As `optima`, but with the digits that a probability of e^-1000 loses. MARA over strings is known where the task
-    knows that its answers have equally many: "none" then has at most its vanilla mass, which is given.
+    states that its answers have equally many: "none" then has at most its vanilla mass, which is returned.
 
     Args:
         objective: whose optimum.
@@ -116,8 +116,8 @@ def class_log_mass(objective: Objective, samples_p: Sequence[Samples], task: Tas
         task: that the samples answer.
 
     Returns:
-        [c] nats, or None where samples cannot tell. A class without a sample ("none" among them) counts as half a
-        sample: an answer with the best reward, none with the worst.
+        [c] nats, or None where samples cannot determine it. A class without a sample counts as half a sample: an answer
+        with the best reward, "none" with the worst.
     """
     if objective.method == "strings" and not task.equal_strings:
         return None
@@ -154,7 +154,7 @@ def optima(objective: Objective, samples_p: Sequence[Samples], task: Task) -> di
 
     Each sample is an outcome of equal mass, so graded rewards are kept; the optimum of the papers' Eq. 3, 6 and 13 on
     them is exact for these samples. The optimum of MARA over strings is spread over all good strings, of which samples
-    show a vanishing part; it is given where the task knows that its answers have equally many.
+    show a vanishing part; it is included where the task states that its answers have equally many.
 
     Args:
         objective: whose optimum.
@@ -190,7 +190,7 @@ def _answer_shares(logp_pn, answer_pn: np.ndarray, answers: int) -> list[float]:
 def built_in_collapse(
     objective: Objective, samples_p: Sequence[Samples], task: Task, *, key: PRNGKeyArray, resamples: int = RESAMPLES
 ) -> dict[str, Any] | None:
-    """What is known of an objective whose own optimum is a mode collapse; None for any other.
+    """Describes the mode collapse of an objective whose own optimum is one; None for any other objective.
 
     The rule: under some prompt at least two answers are possible, and the optimum on the samples gives one of them
     COLLAPSED (95 %) of the mass of all completions with an answer.
@@ -228,7 +228,7 @@ def built_in_collapse(
 
 
 def describe(objective: Objective) -> str:
-    """In words, what is optimised and what its optimum is."""
+    """A sentence that states the objective and its optimum."""
     beta, reverse = objective.beta, objective.direction == "reverse"
     if beta == 0:
         return "maximise E[R] without a KL: every policy on best-rewarded completions is an optimum"

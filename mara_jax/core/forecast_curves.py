@@ -1,4 +1,4 @@
-"""What is read off an optimum's masses over a grid of betas: shares with intervals, flips, collapsed stretches."""
+"""Shares of answers, intervals and crossings of an optimum over a grid of betas, from the masses of answers."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,10 @@ class Curves(NamedTuple):
 
 
 def read(mass_brc: Float[np.ndarray, "b r c"], resamples: int) -> Curves:
-    """What the masses say: row 0, with 2.5 % and 97.5 % quantiles of the resamples, widened to the rows after them.
+    """Shares, effective numbers and intervals of an optimum, from its masses.
+
+    The values are those of row 0; the intervals are the 2.5 % and 97.5 % quantiles of the resamples, widened to the
+    rows after the resamples.
 
     Args:
         mass_brc: as from `core.forecast.class_mass`.
@@ -53,9 +56,9 @@ def _ends(value_br: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray,
     if not resamples:
         return value_br[:, 0], value_br[:, 0], value_br[:, 0]
     low, high = np.quantile(value_br[:, 1 : resamples + 1], [0.025, 0.975], axis=1)
-    rest = value_br[:, resamples + 1 :]
-    if rest.shape[1]:
-        low, high = np.minimum(low, rest.min(axis=1)), np.maximum(high, rest.max(axis=1))
+    unseen_br = value_br[:, resamples + 1 :]
+    if unseen_br.shape[1]:
+        low, high = np.minimum(low, unseen_br.min(axis=1)), np.maximum(high, unseen_br.max(axis=1))
     return value_br[:, 0], low, high
 
 
@@ -84,8 +87,8 @@ def beta_grid(reward_n: np.ndarray, beta: float, count: int = 61) -> np.ndarray:
 
     Args:
         reward_n: reward of each sample.
-        beta: one that the grid holds too, and goes beyond on both sides.
-        count: how many besides it.
+        beta: a beta that the grid contains, with smaller and larger ones.
+        count: number of other betas.
 
     Returns:
         Betas in ascending order.
@@ -105,7 +108,7 @@ def log_odds_above(top: Float[np.ndarray, "*n"], level: float = COLLAPSED) -> Fl
 def crossing_interval(
     beta: float, beta_b: Float[np.ndarray, " b"], value_rb: Float[np.ndarray, "r b"]
 ) -> tuple[float | None, float | None, float]:
-    """How surely a crossing is known: where the resamples' curves cross, nearest to it.
+    """Bootstrap interval of a crossing, from the crossing of each resample's curve that is nearest to it.
 
     Args:
         beta: the crossing of the samples as they are.
@@ -115,12 +118,12 @@ def crossing_interval(
     Returns:
         2.5 % and 97.5 % quantiles of the betas, None where no resample crosses, and the share of resamples that do.
     """
-    found = [crossings(beta_b, value_b) for value_b in value_rb]
-    nearest = [min(betas, key=lambda other: abs(np.log(other / beta))) for betas in found if betas]
+    betas_r = [crossings(beta_b, value_b) for value_b in value_rb]
+    nearest = [min(betas, key=lambda other: abs(np.log(other / beta))) for betas in betas_r if betas]
     if not nearest:
         return None, None, 0.0
     low, high = np.quantile(nearest, [0.025, 0.975])
-    return float(low), float(high), len(nearest) / len(found)
+    return float(low), float(high), len(nearest) / len(betas_r)
 
 
 class Leader(NamedTuple):
@@ -136,11 +139,11 @@ class Leader(NamedTuple):
     raise_above: float | None
 
 
-def leader(found: Curves, beta_b: Float[np.ndarray, " b"], beta: float) -> Leader:
-    """Reads off the likeliest answer.
+def leader(curves: Curves, beta_b: Float[np.ndarray, " b"], beta: float) -> Leader:
+    """The likeliest answer at one beta.
 
     Args:
-        found: the curves.
+        curves: of the optimum.
         beta_b: their betas, in ascending order.
         beta: one of them.
 
@@ -148,11 +151,11 @@ def leader(found: Curves, beta_b: Float[np.ndarray, " b"], beta: float) -> Leade
         The leader.
     """
     own = int(np.argmin(np.abs(beta_b - beta)))
-    beyond = [other for other in crossings(beta_b, log_odds_above(found.top)) if other > beta]
+    beyond = [other for other in crossings(beta_b, log_odds_above(curves.top)) if other > beta]
     return Leader(
-        int(np.argmax(found.share[own])),
-        float(found.top[own]),
-        float(found.top_low[own]),
-        float(found.top_high[own]),
+        int(np.argmax(curves.share[own])),
+        float(curves.top[own]),
+        float(curves.top_low[own]),
+        float(curves.top_high[own]),
         float(beyond[0]) if beyond else None,
     )

@@ -28,7 +28,7 @@ _NEWTON = 12  # rounds: after eight 1e-5 is left on the didactic problems and on
 class Groups(NamedTuple):
     """Samples of equal reward and answer, pooled: `index` of each sample's group, and the group's reward and answer.
 
-    `unseen` holds the groups that stand for answers without a sample. Other groups without one are filling.
+    `unseen` holds the groups that stand for answers without a sample. Other groups without a sample are padding.
     """
 
     index: Int[np.ndarray, " n"]
@@ -38,7 +38,7 @@ class Groups(NamedTuple):
 
 
 def pool(reward_n: Float[np.ndarray, " n"], answer_n: Int[np.ndarray, " n"], answers: int) -> Groups:
-    """Pools samples of equal reward and answer, and adds an empty group, of the best reward, for each answer not seen.
+    """Pools samples of equal reward and answer; each answer without a sample gets an empty group of the best reward.
 
     Args:
         reward_n: reward of each sample.
@@ -52,10 +52,10 @@ def pool(reward_n: Float[np.ndarray, " n"], answer_n: Int[np.ndarray, " n"], ans
     pairs_j2, index_n = np.unique(np.stack([answer_n, reward_n], axis=1), axis=0, return_inverse=True)
     unseen = np.setdiff1d(np.arange(answers), answer_n)
     count = len(pairs_j2)
-    # Many groups are filled up to one number for all objectives, so that they share a compiled program.
-    filling = max(len(reward_n) - count, 0) if count > _FEW else 0
-    reward_j = np.concatenate([pairs_j2[:, 1], np.full(len(unseen), reward_n.max()), np.full(filling, reward_n.min())])
-    answer_j = np.concatenate([pairs_j2[:, 0], unseen, np.full(filling, -1)]).astype(np.int32)
+    # Many groups are padded to one number for all objectives, so that they share a compiled program.
+    padding = max(len(reward_n) - count, 0) if count > _FEW else 0
+    reward_j = np.concatenate([pairs_j2[:, 1], np.full(len(unseen), reward_n.max()), np.full(padding, reward_n.min())])
+    answer_j = np.concatenate([pairs_j2[:, 0], unseen, np.full(padding, -1)]).astype(np.int32)
     return Groups(index_n.reshape(-1), reward_j, answer_j, tuple(range(count, count + len(unseen))))
 
 
@@ -68,7 +68,7 @@ def log_weights(
 ) -> Float[Array, "r j"]:
     """Log-mass of every group: of the samples as they are (row 0), and of `resamples` resamples of them.
 
-    A row after these for each unseen answer gives that answer what Wilson's 95 % interval allows at most.
+    Each unseen answer adds a row, in which it has the upper end of Wilson's 95 % interval for no sample in n.
 
     Args:
         log_weight_n: [n] log of each sample's mass (nats): -log n, or log ref where every outcome is enumerated.
@@ -93,8 +93,8 @@ def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int,
     lifted_jn = jnp.where(member_jn, jnp.asarray(log_weight_n) + lift_n, -jnp.inf)
     most_j1 = jnp.max(lifted_jn, axis=1, keepdims=True)
     weight_jn = jnp.exp(lifted_jn - jnp.where(jnp.isfinite(most_j1), most_j1, 0.0))
-    # The samples as they are, then the resamples. Bits are a function of (key, position): more rows leave these as
-    # they are.
+    # The samples as they are, then the resamples. Random bits are a function of (key, position), so the first rows do
+    # not depend on the number of rows.
     chosen_rn = jax.random.randint(key, (resamples, total), 0, total)
     times_rn = jax.vmap(lambda chosen_n: jnp.zeros(total).at[chosen_n].add(1.0))(chosen_rn)
     times_rn = jnp.concatenate([jnp.ones((1, total)), times_rn])
@@ -123,13 +123,13 @@ def segment_logsumexp(value: Float[Array, " n"], index: Int[Array, " n"], segmen
 def string_lift(
     reward_n: Float[Array, " n"], ref_logp_n: Float[Array, " n"], threshold: Scalar
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """How MARA over strings changes samples: each good one's reward to R(z), its mass by ref(z) / ref(y).
+    """Samples under MARA over strings: a good one's reward becomes R(z), and its mass is multiplied by ref(z) / ref(y).
 
     The weights 1 / ref(y) turn samples of the reference into a count of good strings; see `effective_samples`.
 
     Args:
         reward_n: reward of each sample.
-        ref_logp_n: reference log-probability of each whole string (nats).
+        ref_logp_n: reference log-probability of each whole completion (nats).
         threshold: reward from which a sample is good.
 
     Returns:
@@ -144,7 +144,7 @@ def string_lift(
 
 
 def effective_samples(log_weight_n: ArrayLike) -> float:
-    """How many equally weighted samples tell as much as these: (sum of weights)^2 / sum of their squares.
+    """Effective sample size of weighted samples: (sum of weights)^2 / sum of squared weights.
 
     Args:
         log_weight_n: [n] log-weights (nats), up to a constant; -inf for a sample that does not count.
@@ -227,7 +227,7 @@ def _forward_optimum(log_weight_j, reward_j, beta):
     support_j = log_weight_j > -jnp.inf
     most = jnp.max(log_weight_j)
     weight_j = jnp.exp(log_weight_j - most)
-    # x in units of exp(most), so that a lift of a hundred nats overflows nowhere.
+    # x in units of exp(most), so that a lift of a hundred nats does not overflow.
     gap_j = (jnp.max(jnp.where(support_j, reward_j, -jnp.inf)) - reward_j) * jnp.exp(-most)
     gap_j = jnp.where(support_j, gap_j, jnp.inf)
 
@@ -241,7 +241,7 @@ def _forward_optimum(log_weight_j, reward_j, beta):
 
 
 class Outcomes(NamedTuple):
-    """What an objective sees of each group: its reward, its class (negative for none), and the log-probability of its
+    """Each group of samples: its reward, its class (negative for none), and the log-probability of its
     likeliest sample (nats), which decides on R(z) where good rewards differ."""
 
     reward: Float[Array, " j"]
@@ -262,9 +262,8 @@ def optimum_mass(
 ) -> Float[Array, "b r c"]:
     """Probability of each answer, then of none, at one objective's optimum: for every beta and row of weights.
 
-    MARA over answers uses the masses of the samples as they are (row 0), as a run measures them once; a resample
-    stands for what the reference may be in truth. So its spread is that of the optimum that a run with these masses
-    has.
+    MARA over answers uses the masses of the samples as they are (row 0), as a run measures them once; each resample
+    stands for a possible reference. So the spread over resamples is that of the optimum of a run with these masses.
 
     Args:
         log_weight_rj: as from `log_weights`.

@@ -10,32 +10,32 @@ from jaxtyping import Array, Float, Int
 from mara_jax.core import targets
 from mara_jax.core.targets import Scalar
 
+UNLIKELINESS = 0.25  # penalty of the likeliest completion of a group, as a share of its reward
+LEAST_DIVERSITY = 0.1  # of DARLING
 
-def unlikeliness(
-    reward_pg: Float[Array, "p g"], mean_logp_pg: Float[Array, "p g"], *, strength: float = 0.25
-) -> Float[Array, "p g"]:
-    """Unlikeliness reward: R (1 - strength rank / g), rank 0 the least likely of the group, g - 1 the likeliest.
 
-    Source: arXiv 2506.02355 and its code (rank by the mean log-probability of a token). Equal ones are ranked
-    by their place in the group.
+def unlikeliness(reward_pg: Float[Array, "p g"], mean_logp_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
+    """Unlikeliness reward: R (1 - UNLIKELINESS rank / g), rank 0 the least likely of the group, g - 1 the likeliest.
+
+    Source: arXiv 2506.02355 and its code (rank by the mean log-probability of a token). Equal log-probabilities are
+    ranked by their index in the group.
 
     Args:
         reward_pg: reward of each completion.
         mean_logp_pg: mean log-probability of its tokens under the policy that sampled it (nats a token).
-        strength: the penalty of the likeliest, as a share of its reward (times (g - 1) / g).
 
     Returns:
         Rewards (reward units).
     """
     rank_pg = jnp.argsort(jnp.argsort(mean_logp_pg, axis=-1, stable=True), axis=-1, stable=True)
-    return reward_pg * (1 - strength * rank_pg / reward_pg.shape[-1])
+    return reward_pg * (1 - UNLIKELINESS * rank_pg / reward_pg.shape[-1])
 
 
 def _class_size(answer_pg):
     return jnp.sum(answer_pg[..., :, None] == answer_pg[..., None, :], axis=-1)
 
 
-def darling(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"], *, floor: float = 0.1) -> Float[Array, "p g"]:
+def darling(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"]) -> Float[Array, "p g"]:
     """DARLING: reward times diversity, the share of the others in the group that are of another class.
 
     Source: arXiv 2509.02534, with known classes in place of its classifier.
@@ -43,13 +43,12 @@ def darling(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"], *, flo
     Args:
         reward_pg: reward of each completion; at least two a group.
         answer_pg: class of each completion; a negative index is a class like any other.
-        floor: least diversity.
 
     Returns:
         Rewards (reward units).
     """
     group = reward_pg.shape[-1]
-    return reward_pg * jnp.maximum((group - _class_size(answer_pg)) / (group - 1), floor)
+    return reward_pg * jnp.maximum((group - _class_size(answer_pg)) / (group - 1), LEAST_DIVERSITY)
 
 
 def inverse_probability(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p g"]) -> Float[Array, "p g"]:

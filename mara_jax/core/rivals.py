@@ -14,18 +14,20 @@ from mara_jax.core.importance import effective_samples
 from mara_jax.core.objectives import LossAndMetrics, check_shapes, sequence_logp
 from mara_jax.core.targets import Scalar
 
+CLIP = 0.2  # token ratios count from 1 - CLIP to 1 + CLIP (GRPO and Dr. GRPO as published)
 
-def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta, clip):
+
+def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta):
     """Per token: min(ratio A, clipped ratio A) - beta k3, masked; with the share of tokens that the clip binds."""
     counts = mask_pgt > 0
     logp, old, ref = (jnp.where(counts, value, 0.0) for value in (logp_pgt, old_logp_pgt, ref_logp_pgt))
     ratio = jnp.exp(logp - jax.lax.stop_gradient(old))
     gain = jax.lax.stop_gradient(advantage_pg)[..., None]
-    plain, bound = ratio * gain, jnp.clip(ratio, 1 - clip, 1 + clip) * gain
+    unclipped, clipped = ratio * gain, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * gain
     k3 = jnp.where(counts, kl.k3(logp, ref), 0.0)
-    value = jnp.where(counts, jnp.minimum(plain, bound), 0.0) - beta * k3
+    value = jnp.where(counts, jnp.minimum(unclipped, clipped), 0.0) - beta * k3
     total = jnp.maximum(jnp.sum(counts), 1)
-    metrics = {"kl/k3": jnp.sum(k3) / total, "clip/fraction": jnp.sum(counts & (bound < plain)) / total}
+    metrics = {"kl/k3": jnp.sum(k3) / total, "clip/fraction": jnp.sum(counts & (clipped < unclipped)) / total}
     return value, metrics
 
 
@@ -37,7 +39,6 @@ def grpo(
     reward_pg: Float[Array, "p g"],
     *,
     beta: Scalar,
-    clip: float = 0.2,
 ) -> LossAndMetrics:
     """GRPO: rewards over their group's deviation, token ratios clipped, k3 in the loss, a mean over each length.
 
@@ -52,14 +53,13 @@ def grpo(
         ref_logp_pgt: the same under the reference.
         reward_pg: reward of each completion.
         beta: weight of the k3 penalty.
-        clip: how far a token's ratio may go from 1 before it stops counting.
 
     Returns:
         The loss, and metrics: "loss"; "kl/k3" (nats a token); "clip/fraction" of the tokens.
     """
     check_shapes(sequence_logp(logp_pgt, mask_pgt), reward=reward_pg)
     advantage_pg = advantages.group_normalised(reward_pg)
-    value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta, clip)
+    value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta)
     length_pg = jnp.maximum(jnp.sum(mask_pgt > 0, axis=-1), 1)
     loss = -jnp.mean(jnp.sum(value, axis=-1) / length_pg)
     return loss, {"loss": loss, **metrics}
@@ -73,14 +73,12 @@ def dr_grpo(
     reward_pg: Float[Array, "p g"],
     *,
     beta: Scalar = 0.0,
-    clip: float = 0.2,
-    budget: float = 1.0,
 ) -> LossAndMetrics:
     """Dr. GRPO: GRPO without the group's deviation and without the division by each completion's length.
 
-    Source: arXiv 2503.20783, which drops the penalty too (beta 0). The group mean shrinks the reward's part
-    by (g - 1) / g but not the penalty: on one categorical its optimum is that of the forward KL at
-    beta g / (g - 1).
+    Source: arXiv 2503.20783, which drops the penalty too (beta 0) and divides every completion by the same constant,
+    here 1. The group mean shrinks the reward's part by (g - 1) / g but not the penalty: on one categorical
+    its optimum is that of the forward KL at beta g / (g - 1).
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
@@ -89,16 +87,14 @@ def dr_grpo(
         ref_logp_pgt: the same under the reference.
         reward_pg: reward of each completion.
         beta: weight of the k3 penalty.
-        clip: how far a token's ratio may go from 1 before it stops counting.
-        budget: the one number of tokens that every completion is divided by; it scales the whole loss.
 
     Returns:
         The loss, and metrics: "loss"; "kl/k3" (nats a token); "clip/fraction" of the tokens.
     """
     check_shapes(sequence_logp(logp_pgt, mask_pgt), reward=reward_pg)
     advantage_pg = advantages.mean(reward_pg)
-    value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta, clip)
-    loss = -jnp.mean(jnp.sum(value, axis=-1)) / budget
+    value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta)
+    loss = -jnp.mean(jnp.sum(value, axis=-1))
     return loss, {"loss": loss, **metrics}
 
 

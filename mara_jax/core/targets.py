@@ -21,10 +21,10 @@ _BISECTIONS = 64
 
 
 def check_direction(direction: str) -> None:
-    """Refuse a KL direction that is not one of the two.
+    """Refuses an unknown KL direction.
 
     Args:
-        direction: the word to check.
+        direction: "reverse" or "forward".
 
     Raises:
         ValueError: when it is neither "reverse" nor "forward".
@@ -155,10 +155,10 @@ def forward_kl(
 
     inside = log_weight - _log_gap(jnp.where(spills, log_least, root), gap)
     total = jax.nn.logsumexp(inside, axis=-1, keepdims=True)
-    rest = jnp.log(-jnp.expm1(jnp.where(spills, total, -1.0)))
+    log_missing = jnp.log(-jnp.expm1(jnp.where(spills, total, -1.0)))
     takers = (reward == anywhere) & ~support
     count = jnp.maximum(jnp.sum(takers, axis=-1, keepdims=True), 1)
-    spilled = jnp.where(takers, rest - jnp.log(count), inside)
+    spilled = jnp.where(takers, log_missing - jnp.log(count), inside)
     return jnp.where(spills, spilled, inside - total)
 
 
