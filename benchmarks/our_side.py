@@ -14,7 +14,7 @@ from mara_jax import config, hf
 from mara_jax.bench import phases
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.train import memory
+from mara_jax.train import loop, memory
 from mara_jax.train.startup import Setup
 
 SMOL = "smollm2-135m-instruct"
@@ -71,10 +71,13 @@ def main(what: str, name: str, weights: str) -> None:
         times.append(sides.clock())
         batches = phases.refer(setup, drawn)
         times.append(sides.clock())
+        if turn == 0:
+            loop.compile_update(setup, state, batches)  # as the training loop does
         state = phases.update(setup, state, batches)
         times.append(sides.clock())
         if turn == 0:
-            compile_buckets(setup)
+            if policy.eos_ids:  # completions of other lengths follow
+                compile_buckets(setup)
             memory.give_back()  # as the training loop does
         spent: Any = dict(zip(("generate_s", "reference_s", "update_s"), np.diff(times).tolist(), strict=True))
         return {"cpu_s": times[-1] - times[0], **spent, "tokens": int(np.sum(drawn.lengths))}

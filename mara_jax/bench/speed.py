@@ -17,7 +17,7 @@ from mara_jax.bench import phases
 from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import rollout
-from mara_jax.train import memory
+from mara_jax.train import loop, memory
 from mara_jax.train.startup import Setup
 from mara_jax.train.state import BySampler, State
 
@@ -122,6 +122,8 @@ def _step(setup: Setup, state: State, seed: int):
     marks.append(clock())
     batches = phases.refer(setup, completions)
     marks.append(clock())
+    if seed == 0:
+        loop.compile_update(setup, state, batches)
     state = phases.update(setup, state, batches)
     marks.append(clock())
     return state, completions, batches, np.diff(marks).tolist()

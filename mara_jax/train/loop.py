@@ -63,14 +63,14 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
             sampled = time.perf_counter()
             batches = scored_batches(setup, completions, ids, done)
             scored = time.perf_counter()
+            if done == first:
+                compile_update(setup, state, batches)
             state, scalars = update(setup, state, batches)
             batch = batches.policy
             previous = Step(done + 1, completions, batch.reward, batch.answer, scalars, started, sampled, scored)
             del batch, batches
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
-        if done == first:
-            memory.give_back()  # what compiling left behind
         last = done + 1 == cfg.steps
         if checkpoints.due(done + 1, last):
             log.write(previous)  # a resumed run begins after its checkpoint: no row before it may be missing
@@ -153,7 +153,23 @@ def packing_of(cfg: LanguageRun, completions: rollout.Rollout) -> Packing | None
     return jax.tree.map(lambda array: hosts.shard_rows(array, axis=int(micro_batches > 1)), packing)
 
 
+def compile_update(setup: Setup, state: State, batches: BySampler) -> None:
+    """Compiles the update before its first call, and returns the memory that compilations leave behind.
+
+    The update's compilation is the largest. By itself it does not stand beside what earlier ones have left, nor beside
+    the arrays of the update.
+    """
+    memory.give_back()
+    update_program(setup, state, batches).compile()
+    memory.give_back()
+
+
 def update(setup: Setup, state: State, batches: BySampler) -> tuple[State, dict[str, jax.Array]]:
     """Dispatches the update: reward transform, gradient, optimiser; the old state's buffers are donated."""
+    return update_program(setup, state, batches)()
+
+
+def update_program(setup: Setup, state: State, batches: BySampler) -> programs.Program:
+    """The update of a step, see `update`."""
     arch = setup.policy.architecture
-    return programs.update_program(setup.cfg, arch, setup.tx, state, setup.ref_params, batches)()
+    return programs.update_program(setup.cfg, arch, setup.tx, state, setup.ref_params, batches)
