@@ -64,7 +64,7 @@ PRINTS = {
     "audit --rivals": "0.632 0.316 0.053 0.000 0.000",
 }  # fmt: skip
 # A row: answer, reward, how often. At beta .01: 12 / (12 + 28 exp(-5) + 60 exp(-10)) = 98.4 % of "blue".
-DRAWS = (("blue", 1.0, 12), ("green", 0.95, 28), ("red", 0.9, 60))
+SAMPLES = (("blue", 1.0, 12), ("green", 0.95, 28), ("red", 0.9, 60))
 
 
 def is_quick(command: documented.Command) -> bool:
@@ -77,7 +77,7 @@ def reason_not_to_run(command: documented.Command) -> str:
 
 def smaller(command: documented.Command, workdir: pathlib.Path) -> list[str]:
     """The command's target and arguments, small, with its paths below `workdir`."""
-    arguments = [re.sub(r"(?<![\w/])(runs/|draws\.csv)", rf"{workdir}/\1", word) for word in command.arguments]
+    arguments = [re.sub(r"(?<![\w/])(runs/|samples\.csv)", rf"{workdir}/\1", word) for word in command.arguments]
     if command.page != "Makefile" and command.target in ("mara_jax.main", "mara_jax.bench"):
         # One run of the pretrained model is enough, that of `make run`: its configuration is parsed above as it stands.
         arguments = [word.replace("onetwo.py:smol", "onetwo.py:nano") for word in arguments]
@@ -138,11 +138,11 @@ def test_the_table_of_what_is_not_run_names_documented_commands():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> pathlib.Path:
-    """Where documented commands write, with the file of draws that one of them reads."""
+    """Where documented commands write, with the file of samples that one of them reads."""
     folder = tmp_path_factory.mktemp("documented")
     (folder / "runs").mkdir()
-    rows = [f",{reward},{answer}" for answer, reward, count in DRAWS for _ in range(count)]
-    (folder / "draws.csv").write_text("\n".join(["ref_logp,reward,answer", *rows]) + "\n")
+    rows = [f",{reward},{answer}" for answer, reward, count in SAMPLES for _ in range(count)]
+    (folder / "samples.csv").write_text("\n".join(["ref_logp,reward,answer", *rows]) + "\n")
     return folder
 
 

@@ -15,23 +15,23 @@ from mara_jax.core import forecast
 from mara_jax.predict import prediction
 
 SOURCES = ("config", "run", "rows")
-OBJECTIVE = ("method", "kl", "beta", "threshold")
-DEFAULT = prediction.Settings("vanilla", "reverse", 0.1, 0.8)  # of rows
+OBJECTIVE_FLAGS = ("method", "kl", "beta", "threshold")
+DEFAULT_SETTINGS = prediction.Settings("vanilla", "reverse", 0.1, 0.8)  # with --rows
 COMMAND = cli.Command(
     name="predict",
-    purpose="""Draws completions of the reference policy and says from their rewards which answers the optimum keeps, at
-    this beta and around it: will the run collapse, and what would MARA give instead? Give one of --config, --run (the
-    samples that a run has kept) and --rows (a file with columns ref_logp in nats, which may be empty; reward; answer,
-    empty for none; and prompt, an index, where there are several).""",
+    purpose="""Samples completions of the reference policy and computes from their rewards which answers the optimum
+    keeps, at this beta and around it: will the run collapse, and what would MARA give instead? Give one of --config,
+    --run (the samples that a run has saved) and --rows (a file with columns ref_logp in nats, which may be empty;
+    reward; answer, empty for none; and prompt, an index, where there are several).""",
     examples=(
         "python -m mara_jax.predict --config=configs/onetwo.py:nano",
         "python -m mara_jax.predict --run=runs/nano --beta=0.01 --method=vanilla",
-        "python -m mara_jax.predict --rows=draws.csv --json",
+        "python -m mara_jax.predict --rows=samples.csv --json",
     ),
     flags=(
         Flag("run", "DIR", "workdir of a run: its configuration, and the samples that measured its reference policy"),
-        Flag("rows", "FILE", "a .csv or .jsonl file of draws"),
-        Flag("samples", "N", "how many draws; warmup.measure_samples unless given", kind=int, least=2),
+        Flag("rows", "FILE", "a .csv or .jsonl file of samples"),
+        Flag("samples", "N", "number of samples; warmup.measure_samples unless given", kind=int, least=2),
         Flag("prompt", "I", "which of the prompts, of the task or of the rows", 0, int, least=0),
         Flag("method", "METHOD", "with --run or --rows: vanilla, or MARA over answers or strings",
              choices=tuple(prediction.OBJECTIVES)),
@@ -64,8 +64,8 @@ def predict(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Only the prediction goes to stdout; what loading and drawing print goes to stderr.
     with contextlib.redirect_stdout(sys.stderr):
-        draws, settings = draws_and_settings(values)
-        record = prediction.predict(draws, settings, resamples=values.resamples)
+        samples, settings = samples_and_settings(values)
+        record = prediction.predict(samples, settings, resamples=values.resamples)
         picture = drawing.write(record, pathlib.Path(values.out)) if values.out else None
     if values.json:
         print(drawing.to_json(record))
@@ -89,11 +89,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
             f"give one of --config=FILE.py, --run=WORKDIR and --rows=FILE, not {' and '.join(sources) or 'none'}: "
             f"{COMMAND.examples[0]}"
         )
-    for name in OBJECTIVE:
+    for name in OBJECTIVE_FLAGS:
         if sources == ["config"] and values[name].present:
             raise ValueError(f"--{name} is for --run and --rows: with --config use --config.algorithm.{name}")
     if sources == ["rows"] and values["samples"].present:
-        raise ValueError("--samples has no meaning with --rows: the file's rows are the draws")
+        raise ValueError("--samples has no meaning with --rows: the file's rows are the samples")
     if values.beta is not None and not 0 < values.beta < math.inf:
         raise ValueError(f"--beta={values.beta} must be positive: try 0.1")
     if values.threshold is not None and not math.isfinite(values.threshold):
@@ -101,22 +101,22 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return values
 
 
-def draws_and_settings(values: flags.FlagValues) -> tuple[prediction.Draws, prediction.Settings]:
-    """The draws and the objective that the flags ask for."""
-    from mara_jax.predict import draws
+def samples_and_settings(values: flags.FlagValues) -> tuple[prediction.ReferenceSamples, prediction.Settings]:
+    """The samples and the objective that the flags name."""
+    from mara_jax.predict import reference_samples
 
     if values.config is not None:
         run = config.resolve(values.config)
         if isinstance(run, config.ToyRun):
-            return draws.of_toy(run), draws.settings_of(run)
-        return draws.of_config(run, values.samples, values.prompt), draws.settings_of(run)
+            return reference_samples.from_toy(run), reference_samples.settings_of(run)
+        return reference_samples.from_config(run, values.samples, values.prompt), reference_samples.settings_of(run)
     if values.run is not None:
-        sampled, run = draws.of_run(pathlib.Path(values.run), values.samples, values.prompt)
-        settings = draws.settings_of(run)
+        samples, run = reference_samples.from_run(pathlib.Path(values.run), values.samples, values.prompt)
+        settings = reference_samples.settings_of(run)
     else:
         prompt = values.prompt if values["prompt"].present else None
-        sampled, settings = draws.read_rows(pathlib.Path(values.rows), prompt=prompt), DEFAULT
-    chosen = {name: values[name].value for name in OBJECTIVE if values[name].present}
+        samples, settings = reference_samples.read_file(pathlib.Path(values.rows), prompt=prompt), DEFAULT_SETTINGS
+    chosen = {name: values[name].value for name in OBJECTIVE_FLAGS if values[name].present}
     if "method" in chosen:
         chosen["objective"] = chosen.pop("method")
-    return sampled, settings._replace(**chosen)
+    return samples, settings._replace(**chosen)

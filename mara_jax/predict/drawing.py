@@ -1,4 +1,4 @@
-"""A prediction as a person reads it: the table, the sentence and the picture, from the dict that was predicted."""
+"""The report of a prediction: its table, notes, sentence and figure, from the record of `prediction.predict`."""
 
 import json
 import math
@@ -17,54 +17,55 @@ from mara_jax import plot_style
 from mara_jax.train.tables import NumberTable
 
 NAMES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
-COLOURS = ("#0f6e84", "#d97706", "#7c3aed", "#15803d", "#be185d", "#475569")  # told apart in grey as well
+COLOURS = ("#0f6e84", "#d97706", "#7c3aed", "#15803d", "#be185d", "#475569")  # distinguishable in grey as well
 SHORT = {"vanilla": "vanilla", "answers": "MARA answers", "strings": "MARA strings"}
-SHOWN = 6  # answers with a line of their own in the picture
-COLUMNS = 4  # and with a column in the table: it fits into 80 characters
+MOST_LINES = 6  # answers with a line in the figure
+MOST_COLUMNS = 4  # answers with a column in the table, which then fits into 80 characters
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Prints what was drawn, a row for each objective at the configured beta, its flips, and the verdict."""
-    drawn, settings = found["draws"], found["settings"]
-    if drawn["exact"]:
-        console.print(f"every one of {drawn['count']} outcomes, with its exact probability under the reference")
+def show(record: dict[str, Any], console: Console) -> None:
+    """Prints the reference policy's numbers, the table at the configured beta, notes, and the verdict."""
+    reference, settings = record["draws"], record["settings"]
+    if reference["exact"]:
+        console.print(f"every one of {reference['count']} outcomes, with its exact probability under the reference")
     else:
         console.print(
-            f"reference: {drawn['count']} draws, {drawn['valid']:.1%} with an answer, "
-            f"{drawn['good']:.1%} good (reward >= {settings['threshold']:g}), mean reward {drawn['mean_reward']:.3f}",
+            f"reference: {reference['count']} samples, {reference['valid']:.1%} with an answer, "
+            f"{reference['good']:.1%} good (reward >= {settings['threshold']:g}), "
+            f"mean reward {reference['mean_reward']:.3f}",
             markup=False,
         )
-    console.print(table(found))
-    for line in notes(found):
+    console.print(table(record))
+    for line in notes(record):
         console.print(line, markup=False)
-    console.print(found["verdict"], style="bold", markup=False)
+    console.print(record["verdict"], style="bold", markup=False)
 
 
-def table(found: dict[str, Any]) -> NumberTable:
+def table(record: dict[str, Any]) -> NumberTable:
     """Each objective's optimum at the configured beta: shares of the answers with intervals, and how many there are."""
-    settings, leading = found["settings"], _leading(found, COLUMNS)
-    few = "" if len(leading) == len(found["answers"]) else f", {len(leading)} of {len(found['answers'])}"
+    settings, leading = record["settings"], _leading(record, MOST_COLUMNS)
+    few = "" if len(leading) == len(record["answers"]) else f", {len(leading)} of {len(record['answers'])}"
     title = f"shares of the answers{few} at the optimum, beta {settings['beta']:g}"
-    answers = (escape(f'"{found["answers"][a]}"') for a in leading)
-    made = NumberTable.of("", *answers, "none", "effective", lines=True, title=title)
-    if not found["draws"]["exact"]:
-        counts = np.array(found["draws"]["counts"])
+    answers = (escape(f'"{record["answers"][a]}"') for a in leading)
+    number_table = NumberTable.of("", *answers, "none", "effective", lines=True, title=title)
+    if not record["draws"]["exact"]:
+        counts = np.array(record["draws"]["counts"])
         share = counts / max(counts.sum(), 1)
         effective = np.exp(-sum(s * np.log(s) for s in share if s > 0))
         cells = [f"{share[a]:.3f}" for a in leading]
-        made.add_row("reference", *cells, f"{1 - found['draws']['valid']:.3f}", f"{effective:.2f}")
+        number_table.add_row("reference", *cells, f"{1 - record['draws']['valid']:.3f}", f"{effective:.2f}")
     for direction in ("reverse", "forward"):
-        for name, objective in found["objectives"][direction].items():
+        for name, objective in record["objectives"][direction].items():
             own = (name, direction) == (settings["objective"], settings["kl"])
-            made.add_row(
+            number_table.add_row(
                 f"{'> ' if own else '  '}{SHORT[name]}, {direction}",
                 *_cells(objective, leading),
                 style="bold" if own else None,
             )
-    made.caption = "none: no answer; effective: number of answers, exp of the entropy of the shares" + (
-        "" if found["draws"]["exact"] else "\nbelow each number: its 95 % bootstrap interval"
+    number_table.caption = "none: no answer; effective: number of answers, exp of the entropy of the shares" + (
+        "" if record["draws"]["exact"] else "\nbelow each number: its 95 % bootstrap interval"
     )
-    return made
+    return number_table
 
 
 def _cells(objective: dict[str, Any] | None, leading: list[int]) -> list[str]:
@@ -84,32 +85,32 @@ def _cell(value: float, low: float, high: float, form: str = ".3f") -> str:
     return f"{value:{form}}{ends}"
 
 
-def notes(found: dict[str, Any]) -> list[str]:
-    """Flips and collapsed stretches of vanilla, and why a row of the table is left open."""
+def notes(record: dict[str, Any]) -> list[str]:
+    """Lines about flips and collapsed stretches, and about the rows of the table without numbers."""
     lines = []
-    kl = found["settings"]["kl"]
-    for name in dict.fromkeys(("vanilla", found["settings"]["objective"])):
-        objective = found["objectives"][kl][name]
+    kl = record["settings"]["kl"]
+    for name in dict.fromkeys(("vanilla", record["settings"]["objective"])):
+        objective = record["objectives"][kl][name]
         if not _trusted(objective):
             continue
         for stretch in objective["collapsed"]:
             lines.append(f'{NAMES[name]}, {kl} KL: "{stretch["answer"]}" has 95 % or more {_stretch(stretch)}')
         for flip in [f for f in objective["flips"] if f["leads"]][:5]:
             interval = (
-                "" if found["draws"]["exact"] or flip["low"] is None else f" [{flip['low']:.3g}, {flip['high']:.3g}]"
+                "" if record["draws"]["exact"] or flip["low"] is None else f" [{flip['low']:.3g}, {flip['high']:.3g}]"
             )
             lines.append(
                 f'{NAMES[name]}, {kl} KL: below beta {flip["beta"]:.3g}{interval} "{flip["below"]}" leads, '
                 f'above it "{flip["above"]}"'
             )
-    strings = found["objectives"][kl]["strings"]
+    strings = record["objectives"][kl]["strings"]
     if strings is None:
-        lines.append("?: MARA over strings needs ref_logp of every draw")
+        lines.append("?: MARA over strings needs ref_logp of every sample")
     elif not _trusted(strings):
         least = min(strings["trust"]["effective_draws"])
         lines.append(
-            f"?: MARA over strings counts strings by weights 1 / ref(y); an answer's count rests on {least:.1f} "
-            f"effective draws, and {strings['trust']['needed']} are needed"
+            f"?: MARA over strings counts strings by weights 1 / ref(y); an answer's effective sample size is "
+            f"{least:.1f}, and {strings['trust']['needed']} are needed"
         )
     elif strings["trust"]["known"]:
         lines.append("MARA over strings: every answer has equally many good strings here, so equal shares are exact")
@@ -134,22 +135,22 @@ def _trusted(objective: dict[str, Any] | None) -> bool:
     return objective is not None and (trust is None or trust["known"] or trust["useful"])
 
 
-def _leading(found: dict[str, Any], most: int) -> list[int]:
-    """Answers worth showing: all of few, else the largest ones at the configured beta, vanilla's and the run's."""
-    if len(found["answers"]) <= most:
-        return list(range(len(found["answers"])))
-    settings = found["settings"]
+def _leading(record: dict[str, Any], most: int) -> list[int]:
+    """All answers if they are few, else those of the largest shares at the configured beta, here or in vanilla RL."""
+    if len(record["answers"]) <= most:
+        return list(range(len(record["answers"])))
+    settings = record["settings"]
     shares = [
         objective["at_own"]["share"]
-        for name, objective in found["objectives"][settings["kl"]].items()
+        for name, objective in record["objectives"][settings["kl"]].items()
         if _trusted(objective) and name in ("vanilla", settings["objective"])
     ]
     return sorted(np.argsort(-np.max(shares, axis=0), kind="stable")[:most].tolist())
 
 
-def to_json(found: dict[str, Any], indent: int | None = None) -> str:
+def to_json(record: dict[str, Any], indent: int | None = None) -> str:
     """The numbers as strict JSON, which has no NaN and no infinity: null stands for them."""
-    return json.dumps(_plain(found), indent=indent, allow_nan=False)
+    return json.dumps(_plain(record), indent=indent, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -160,40 +161,40 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write(found: dict[str, Any], out: Path) -> Path:
+def write(record: dict[str, Any], out: Path) -> Path:
     """Writes prediction.json, prediction.png and prediction.svg.
 
     Args:
-      found: the prediction.
-      out: a folder; made if need be.
+      record: the prediction.
+      out: a folder, created if it does not exist.
 
     Returns:
       The path of the PNG.
     """
     with plot_style.style():
-        figure = draw(found)
+        figure = draw(record)
         out.mkdir(parents=True, exist_ok=True)
         path = plot_style.save(figure, out / "prediction.png")
     part = out / "prediction.part"
-    part.write_text(to_json(found, indent=1) + "\n")
+    part.write_text(to_json(record, indent=1) + "\n")
     part.replace(path.with_suffix(".json"))
     return path
 
 
-def draw(found: dict[str, Any]) -> Figure:
+def draw(record: dict[str, Any]) -> Figure:
     """Answer shares against beta for vanilla under both KLs and MARA over answers, and the effective number."""
-    settings = found["settings"]
-    mara = "answers" if "answers" in found["objectives"][settings["kl"]] else "strings"
+    settings = record["settings"]
+    mara = "answers" if "answers" in record["objectives"][settings["kl"]] else "strings"
     panels = [("vanilla", "reverse"), ("vanilla", "forward"), (mara, settings["kl"])]
     figure = Figure(figsize=(12.0, 7.4), dpi=150)
     axes = figure.subplots(2, 2, sharex=True)
     figure.subplots_adjust(left=0.07, right=0.985, top=0.82, bottom=0.13, hspace=0.22, wspace=0.16)
     for ax, (name, direction) in zip(axes.flat, panels, strict=False):
-        _shares(ax, found, name, direction)
-    _numbers(axes[1, 1], found)
+        _shares(ax, record, name, direction)
+    _numbers(axes[1, 1], record)
     for ax in axes.flat:
         ax.set_xscale("log")
-        ax.set_xlim(found["betas"][0], found["betas"][-1])
+        ax.set_xlim(record["betas"][0], record["betas"][-1])
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.axvline(settings["beta"], color=plot_style.INK, linewidth=1.2, linestyle=(0, (4, 2)))
         plot_style.horizontal_grid(ax)
@@ -205,22 +206,22 @@ def draw(found: dict[str, Any]) -> Figure:
     figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=10.5)
     title = f"predicted optimum of {NAMES[settings['objective']]}, {settings['kl']} KL, $\\beta$ = {settings['beta']:g}"
     figure.text(0.012, 0.975, title, fontsize=16, fontweight="bold", va="top")
-    figure.text(0.012, 0.925, textwrap.fill(found["verdict"], 150), fontsize=10.5, color=plot_style.QUIET, va="top")
+    figure.text(0.012, 0.925, textwrap.fill(record["verdict"], 150), fontsize=10.5, color=plot_style.QUIET, va="top")
     return figure
 
 
-def _shares(ax: Axes, found: dict[str, Any], name: str, direction: str) -> None:
-    objective, beta = found["objectives"][direction][name], found["betas"]
+def _shares(ax: Axes, record: dict[str, Any], name: str, direction: str) -> None:
+    objective, beta = record["objectives"][direction][name], record["betas"]
     curves = {key: np.array(value) for key, value in objective["curves"].items()}
-    leading = _leading(found, SHOWN)
+    leading = _leading(record, MOST_LINES)
     for i, a in enumerate(leading):
         colour = COLOURS[i % len(COLOURS)]
-        # Under MARA the lines lie upon each other: the lower ones are drawn wider.
+        # Under MARA the lines coincide: the lower ones are drawn wider, so that all are visible.
         width = 2.0 if name == "vanilla" else 2.0 + 2.0 * (len(leading) - 1 - i)
         low, high = curves["share_low"][:, a], curves["share_high"][:, a]
         ax.fill_between(beta, low, high, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(beta, curves["share"][:, a], color=colour, linewidth=width, label=f'"{found["answers"][a]}"')
-    ax.axhline(found["collapsed_at"], color=plot_style.QUIET, linewidth=0.9, linestyle=":")
+        ax.plot(beta, curves["share"][:, a], color=colour, linewidth=width, label=f'"{record["answers"][a]}"')
+    ax.axhline(record["collapsed_at"], color=plot_style.QUIET, linewidth=0.9, linestyle=":")
     marked = [(flip["beta"], flip["share"]) for flip in objective["flips"] if flip["leads"]][:6]
     if marked:
         ax.plot(*zip(*marked, strict=True), "o", color=plot_style.INK, markersize=6, label="leader changes", zorder=4)
@@ -229,11 +230,11 @@ def _shares(ax: Axes, found: dict[str, Any], name: str, direction: str) -> None:
     ax.set_title(f"{NAMES[name]}, {direction} KL", loc="left", fontsize=11.5)
 
 
-def _numbers(ax: Axes, found: dict[str, Any]) -> None:
-    kl, beta = found["settings"]["kl"], found["betas"]
+def _numbers(ax: Axes, record: dict[str, Any]) -> None:
+    kl, beta = record["settings"]["kl"], record["betas"]
     colours = {"vanilla": plot_style.VANILLA, "answers": plot_style.OWN, "strings": "#7c3aed"}
     lines = {"vanilla": "-", "answers": "-", "strings": "--"}
-    for name, objective in found["objectives"][kl].items():
+    for name, objective in record["objectives"][kl].items():
         if not _trusted(objective):
             continue
         curves = {key: np.array(value) for key, value in objective["curves"].items()}

@@ -17,7 +17,7 @@ import pytest
 from mara_jax.core import augment, forecast, forecast_curves, targets
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.predict import drawing, draws, prediction
+from mara_jax.predict import drawing, prediction, reference_samples
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks import onetwo
 from mara_jax.train import warmup
@@ -27,7 +27,7 @@ from mara_jax.train.state import State
 # the task accepts 14 (seven thoughts, two digits).
 PIECES = ("<think>", "heads ", "tails ", "</think><answer>1", "</think><answer>2", "</answer>")
 END = len(PIECES)
-PROMPT = END + 1  # a token of its own, for one layer cannot tell two equal ones apart; drawn, it spoils the format
+PROMPT = END + 1  # a token of its own, for one layer cannot tell two equal ones apart; sampled, it spoils the format
 LONGEST = 6
 SETS, DRAWN = 100, 256
 TASK = onetwo.OneTwo()
@@ -52,7 +52,7 @@ def demonstrations() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def world():
-    """A trained policy, the exact reference (good strings, and the mass of all the rest), and 100 sets of 256 draws."""
+    """A trained policy, the exact reference (good strings, and the mass of all others), and 100 sets of 256 samples."""
     arch = transformer.Architecture(
         family="qwen2", vocab_size=PROMPT + 1, embed=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=64,
         rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
@@ -74,25 +74,25 @@ def world():
     logp_of = jax.jit(logprobs.completion_logps, static_argnums=0)
     logp = logp_of(arch, state.params, prompt, lengths, jnp.asarray(good)[None])[0]
     logp = np.sum(np.asarray(logp, np.float64) * (np.arange(LONGEST) < counts[:, None]), axis=1)
-    drawn = rollout.sample(
+    sampled = rollout.sample(
         policy, state.params, [[PROMPT]], key=jax.random.key(1), group_size=SETS * DRAWN, max_new_tokens=LONGEST
     )
-    got = judged(np.asarray(drawn.tokens[0]))
-    ref_logp = np.asarray(drawn.logp[0], np.float64).sum(axis=1)
+    got = judged(np.asarray(sampled.tokens[0]))
+    ref_logp = np.asarray(sampled.logp[0], np.float64).sum(axis=1)
     # The strings without reward share one fate: one outcome stands for all of them.
     exact = np.append(logp, np.log1p(-np.exp(logp).sum())), np.append(answer[answer >= 0], -1)
     return exact, got.reshape(SETS, DRAWN), ref_logp.reshape(SETS, DRAWN)
 
 
-def test_the_enumeration_is_whole_and_the_sampler_draws_from_it(world):
+def test_the_enumeration_is_whole_and_the_sampler_samples_from_it(world):
     (logp, answer), got, ref_logp = world
     assert len(answer) == 15 and np.sum(answer == 0) == np.sum(answer == 1) == 7
     assert 0.5 < np.exp(logp[:-1]).sum() < 0.95 and np.exp(logp[:-1]).min() > 5e-3
     for a in (0, 1):
         want = np.exp(logp[answer == a]).sum()
         assert np.mean(got == a) == pytest.approx(want, abs=4 * np.sqrt(want * (1 - want) / got.size))
-    drawn = np.unique(np.round(ref_logp[got >= 0], 3))
-    assert np.allclose(drawn, np.unique(np.round(logp[:-1], 3)), atol=2e-3)  # the sampler's own log-probs
+    sampled_logp = np.unique(np.round(ref_logp[got >= 0], 3))
+    assert np.allclose(sampled_logp, np.unique(np.round(logp[:-1], 3)), atol=2e-3)  # the sampler's own log-probs
 
 
 def exact_masses(world, name, direction, beta, measured=None):
@@ -120,7 +120,7 @@ def exact_masses(world, name, direction, beta, measured=None):
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 @pytest.mark.parametrize("name", ["vanilla", "answers", "strings"])
 def test_95_percent_intervals_hold_the_exact_optimum(world, name, direction):
-    """Each of 100 sets of 256 draws predicts; the exact optimum lies inside as often as 95 % allows.
+    """Each of 100 sets of 256 samples predicts; the exact optimum lies inside as often as 95 % allows.
 
     For MARA over answers each set has its own exact optimum: that of a run whose masses were measured on the set.
     Of 100 intervals of 95 %, fewer than 88 hold with probability .002; bootstrap intervals may fall a little short.
@@ -142,84 +142,86 @@ def test_95_percent_intervals_hold_the_exact_optimum(world, name, direction):
     assert np.all(np.abs(np.mean(errors, axis=0)) < 4 * np.std(errors, axis=0) / np.sqrt(SETS) + 5e-3)
 
 
-def made(kind: str, beta: float, answers: int = 2, **kwargs) -> dict:
-    """The prediction for 100 draws: 80 "a" of reward 1 - gap, 20 "b" of reward 1."""
+def predicted(kind: str, beta: float, answers: int = 2, **kwargs) -> dict:
+    """The prediction for 100 samples: 80 "a" of reward 1 - gap, 20 "b" of reward 1."""
     gap = kwargs.pop("gap", 0.0)
     reward = np.repeat([1 - gap, 1.0], [80, 20])
     answer = np.repeat([0, 1], [80, 20])
     ref_logp = np.repeat([-2.0, -3.0], [80, 20]) - np.linspace(0, kwargs.pop("spread", 0.0), 100)
-    drawn = prediction.Draws(reward, answer, ref_logp, ("a", "b")[:answers])
-    return prediction.predict(drawn, prediction.Settings(kind, "reverse", beta, 0.5), **{"resamples": 200} | kwargs)
+    samples = prediction.ReferenceSamples(reward, answer, ref_logp, ("a", "b")[:answers])
+    return prediction.predict(samples, prediction.Settings(kind, "reverse", beta, 0.5), **{"resamples": 200} | kwargs)
 
 
 def test_flip_collapse_and_cure_by_hand():
     """Ratio b : a = (20 / 80) exp(gap / beta): equal at gap / log 4, 19 : 1 at gap / log 76, both by hand."""
-    found = made("vanilla", 0.02, gap=0.1)
+    record = predicted("vanilla", 0.02, gap=0.1)
     flip, stretch = (
-        found["objectives"]["reverse"]["vanilla"]["flips"][0],
-        found["objectives"]["reverse"]["vanilla"]["collapsed"],
+        record["objectives"]["reverse"]["vanilla"]["flips"][0],
+        record["objectives"]["reverse"]["vanilla"]["collapsed"],
     )
     assert flip["beta"] == pytest.approx(0.1 / np.log(4), rel=1e-4) and (flip["below"], flip["above"]) == ("b", "a")
     assert flip["leads"] and flip["low"] < flip["beta"] < flip["high"]
     assert len(stretch) == 1 and stretch[0]["from"] is None and stretch[0]["answer"] == "b"
     assert stretch[0]["to"] == pytest.approx(0.1 / np.log(76), rel=1e-3)
     share = 1 / (1 + 4 * np.exp(-5))
-    assert f"{share:.1%}" in found["verdict"] and '"b": expect collapse' in found["verdict"]
-    assert "above 0.0231" in found["verdict"] and '"a" 50%, "b" 50%' in found["verdict"]
+    assert f"{share:.1%}" in record["verdict"] and '"b": expect collapse' in record["verdict"]
+    assert "above 0.0231" in record["verdict"] and '"a" 50%, "b" 50%' in record["verdict"]
 
 
 def test_no_collapse_is_called_none():
-    found = made("vanilla", 0.02)
-    assert "puts 80.0%" in found["verdict"] and "no collapse is predicted" in found["verdict"]
-    assert "1.6 of 2 answers" in found["verdict"]  # exp of the entropy of (.8, .2) is 1.65
-    assert found["objectives"]["reverse"]["vanilla"]["flips"] == []
+    record = predicted("vanilla", 0.02)
+    assert "puts 80.0%" in record["verdict"] and "no collapse is predicted" in record["verdict"]
+    assert "1.6 of 2 answers" in record["verdict"]  # exp of the entropy of (.8, .2) is 1.65
+    assert record["objectives"]["reverse"]["vanilla"]["flips"] == []
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_two_answers_always_flip_as_leaders(direction):
-    """Wherever the crossing falls between two betas of the grid: 26 draws of none, and 160 to 200 "a" against "b"."""
+    """Wherever the crossing falls between two betas of the grid: 26 samples of none, and 160 to 200 "a" against "b"."""
     for count in range(160, 201, 5):
         reward, answer = (
             np.repeat([0.9, 1.0, 0.0], [count, 230 - count, 26]),
             np.repeat([0, 1, -1], [count, 230 - count, 26]),
         )
-        found = prediction.predict(
-            prediction.Draws(reward, answer, None, ("a", "b")),
+        record = prediction.predict(
+            prediction.ReferenceSamples(reward, answer, None, ("a", "b")),
             prediction.Settings("vanilla", direction, 0.1, 0.8),
             resamples=100,
         )
-        (flip,) = found["objectives"][direction]["vanilla"]["flips"]
+        (flip,) = record["objectives"][direction]["vanilla"]["flips"]
         assert flip["leads"] and flip["share"] == pytest.approx(0.5, abs=2e-3), count
 
 
 def test_two_answers_that_cross_below_a_third_do_not_lead():
     reward, answer = np.repeat([0.9, 1.0, 1.0], [20, 10, 70]), np.repeat([0, 1, 2], [20, 10, 70])
-    drawn = prediction.Draws(reward, answer, None, ("a", "b", "c"))
-    found = prediction.predict(drawn, prediction.Settings("vanilla", "reverse", 0.1, 0.8), resamples=100)
-    (flip,) = found["objectives"]["reverse"]["vanilla"]["flips"]
+    samples = prediction.ReferenceSamples(reward, answer, None, ("a", "b", "c"))
+    record = prediction.predict(samples, prediction.Settings("vanilla", "reverse", 0.1, 0.8), resamples=100)
+    (flip,) = record["objectives"]["reverse"]["vanilla"]["flips"]
     assert flip["beta"] == pytest.approx(0.1 / np.log(2), rel=1e-3) and not flip["leads"]
     assert flip["share"] == pytest.approx(1 / 9, abs=1e-3)  # 10 of 10 + 10 + 70
 
 
 @pytest.mark.parametrize("kind", ["answers", "strings"])
-def test_mara_without_a_good_draw_changes_nothing(kind):
-    drawn = prediction.Draws(np.repeat([0.1, 0.2], [80, 20]), np.repeat([0, 1], [80, 20]), None, ("a", "b"))
-    found = prediction.predict(drawn, prediction.Settings(kind, "reverse", 10.0, 0.5), resamples=100)
-    assert "no draw reaches the threshold 0.5: MARA changes nothing" in found["verdict"]
-    assert "puts 79.8%" in found["verdict"]  # 80 / (80 + 20 exp(.01))
+def test_mara_without_a_good_sample_changes_nothing(kind):
+    samples = prediction.ReferenceSamples(
+        np.repeat([0.1, 0.2], [80, 20]), np.repeat([0, 1], [80, 20]), None, ("a", "b")
+    )
+    record = prediction.predict(samples, prediction.Settings(kind, "reverse", 10.0, 0.5), resamples=100)
+    assert "no sample reaches the threshold 0.5: MARA changes nothing" in record["verdict"]
+    assert "puts 79.8%" in record["verdict"]  # 80 / (80 + 20 exp(.01))
 
 
-def test_three_draws_cannot_tell():
-    drawn = prediction.Draws(np.array([1.0, 1.0, 0.0]), np.array([0, 1, -1]), None, ("a", "b"))
-    found = prediction.predict(drawn, prediction.Settings("vanilla", "reverse", 0.1, 0.5), resamples=100)
-    assert "cannot be told from these draws" in found["verdict"] and "[0%, 100%]" in found["verdict"]
+def test_three_samples_are_too_few():
+    samples = prediction.ReferenceSamples(np.array([1.0, 1.0, 0.0]), np.array([0, 1, -1]), None, ("a", "b"))
+    record = prediction.predict(samples, prediction.Settings("vanilla", "reverse", 0.1, 0.5), resamples=100)
+    assert "cannot be determined from these samples" in record["verdict"] and "[0%, 100%]" in record["verdict"]
 
 
 @pytest.mark.parametrize(("reward", "beta"), [(1e39, 0.1), (-1e31, 0.1), (1.0, 1e-40), (1.0, 1e39)])
 def test_what_float32_cannot_hold_is_refused(reward, beta):
-    drawn = prediction.Draws(np.array([reward, 0.0]), np.array([0, 1]), None, ("a", "b"))
-    with pytest.raises(ValueError, match=r"reward of draw 1|beta="):
-        prediction.predict(drawn, prediction.Settings("vanilla", "reverse", beta, 0.5), resamples=100)
+    samples = prediction.ReferenceSamples(np.array([reward, 0.0]), np.array([0, 1]), None, ("a", "b"))
+    with pytest.raises(ValueError, match=r"reward of sample 1|beta="):
+        prediction.predict(samples, prediction.Settings("vanilla", "reverse", beta, 0.5), resamples=100)
 
 
 def test_json_has_no_nan():
@@ -229,27 +231,27 @@ def test_json_has_no_nan():
 def test_rows_with_a_mark_in_front_and_with_prompts(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("reward,answer,prompt\n1,x,0\n0.5,y,2\n0.25,y,2\n", encoding="utf-8-sig")
-    assert draws.read_rows(path, prompt=2).reward.tolist() == [0.5, 0.25]
+    assert reference_samples.read_file(path, prompt=2).reward.tolist() == [0.5, 0.25]
     with pytest.raises(ValueError, match=r"--prompt=1.*only of 0, 2"):
-        draws.read_rows(path, prompt=1)
+        reference_samples.read_file(path, prompt=1)
     path.write_text("reward,answer,prompt\n1,x,2\n")
-    assert draws.read_rows(path).reward.tolist() == [1.0]
+    assert reference_samples.read_file(path).reward.tolist() == [1.0]
 
 
-def test_strings_are_predicted_only_from_draws_that_can_tell():
-    """Weights 1 / ref: 80 e^2 against 20 e^3 strings; spread over 60 nats one draw alone would decide."""
-    found = made("strings", 0.02)["objectives"]["reverse"]["strings"]
-    assert not found["trust"]["useful"] and found["trust"]["effective_draws"] == pytest.approx([80, 20])
-    assert found["at_own"]["share"][1] == pytest.approx(20 * np.e / (80 + 20 * np.e), rel=1e-4)
-    wide = made("strings", 0.02, spread=60.0)
+def test_strings_are_predicted_only_from_samples_that_determine_them():
+    """Weights 1 / ref: 80 e^2 against 20 e^3 strings; spread over 60 nats one sample alone would decide."""
+    strings = predicted("strings", 0.02)["objectives"]["reverse"]["strings"]
+    assert not strings["trust"]["useful"] and strings["trust"]["effective_draws"] == pytest.approx([80, 20])
+    assert strings["at_own"]["share"][1] == pytest.approx(20 * np.e / (80 + 20 * np.e), rel=1e-4)
+    wide = predicted("strings", 0.02, spread=60.0)
     assert max(wide["objectives"]["reverse"]["strings"]["trust"]["effective_draws"]) < 5
-    assert "cannot be told" in wide["verdict"]
+    assert "cannot be determined" in wide["verdict"]
 
 
 def test_numbers_are_plain_json_and_a_function_of_the_seed():
-    found, again, other = made("vanilla", 0.02), made("vanilla", 0.02), made("vanilla", 0.02, seed=1)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found == again
-    ends = [x["objectives"]["reverse"]["vanilla"]["at_own"]["share_low"] for x in (found, other)]
+    record, again, other = predicted("vanilla", 0.02), predicted("vanilla", 0.02), predicted("vanilla", 0.02, seed=1)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record == again
+    ends = [x["objectives"]["reverse"]["vanilla"]["at_own"]["share_low"] for x in (record, other)]
     assert ends[0] != ends[1] and np.allclose(ends[0], ends[1], atol=0.03)
 
 
@@ -261,11 +263,11 @@ def test_rows_of_both_kinds_are_read_alike(tmp_path):
     lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     for name in ("rows.csv", "rows.jsonl"):
-        read = draws.read_rows(tmp_path / name)
+        read = reference_samples.read_file(tmp_path / name)
         assert read.answers == ("x", "y") and read.answer.tolist() == [0, 1, -1]
         assert read.reward.tolist() == [1.0, 0.5, 0.0] and read.ref_logp.tolist() == [-1.5, -2.5, -9.0]
     (tmp_path / "bare.csv").write_text("reward,answer\n1,x\n0.5,y\n")
-    assert draws.read_rows(tmp_path / "bare.csv").ref_logp is None
+    assert reference_samples.read_file(tmp_path / "bare.csv").ref_logp is None
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_rows_of_both_kinds_are_read_alike(tmp_path):
 def test_bad_rows_are_named(tmp_path, text, words):
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(ValueError) as caught:
-        draws.read_rows(tmp_path / "rows.csv")
+        reference_samples.read_file(tmp_path / "rows.csv")
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
@@ -302,11 +304,11 @@ def test_the_command_writes_what_it_says(tmp_path):
         "--config.algorithm.beta=0.002", f"--out={tmp_path / 'out'}", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found == json.loads((tmp_path / "out" / "prediction.json").read_text())
-    flips = found["objectives"]["reverse"]["vanilla"]["flips"]
+    record = json.loads(done.stdout)
+    assert record == json.loads((tmp_path / "out" / "prediction.json").read_text())
+    flips = record["objectives"]["reverse"]["vanilla"]["flips"]
     assert any(flip["beta"] == pytest.approx(0.1316, abs=1e-3) and flip["leads"] for flip in flips)
-    assert '"79": expect collapse' in found["verdict"]
+    assert '"79": expect collapse' in record["verdict"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {f"prediction.{x}" for x in ("json", "png", "svg")}
     assert "leader changes" in (tmp_path / "out" / "prediction.svg").read_text()
 

@@ -1,4 +1,4 @@
-"""Where draws of a reference come from: a file of rows, a configuration, a run's folder, or a toy problem."""
+"""Samples of a reference policy, from a file of rows, a configuration, a run directory, or a toy problem."""
 
 import csv
 import dataclasses
@@ -10,22 +10,23 @@ import numpy as np
 
 from mara_jax import config
 from mara_jax.core import forecast
-from mara_jax.predict.prediction import LARGEST, Draws, Settings
+from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.tasks import onetwo
 from mara_jax.toy import problems
 from mara_jax.train import reference
 from mara_jax.train.metrics import Display
 
-SAMPLES = "reference_samples.jsonl"  # in a run's folder: what its reference was measured on
+SAMPLES = "reference_samples.jsonl"  # in a run directory: the samples that measured its reference policy
 
 
-def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> Draws:
-    """The draws in a CSV (with a header) or JSONL file.
+def read_file(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> ReferenceSamples:
+    """Reads the samples in a CSV (with a header) or JSONL file.
 
     Args:
       path: the file.
-      answers: names of answers that exist whether they were drawn or not.
-      prompt: the rows of other prompts are left out; a row without that field is of prompt 0. None: there is but one.
+      answers: names of all answers, those without a sample included; by default the names in the file.
+      prompt: only the rows of this prompt are read; a row without that field belongs to prompt 0. None: the rows of the
+        only prompt.
 
     Raises:
       ValueError: one line naming the file, the row and what is wrong with it.
@@ -33,21 +34,21 @@ def read_rows(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | N
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path} is neither .csv nor .jsonl: give a file of ref_logp, reward, answer in one of these")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a spreadsheet's CSV begins with a mark of its own
+        text = path.read_text(encoding="utf-8-sig")  # a CSV from a spreadsheet may begin with a byte-order mark
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     lines = _csv(text, path) if path.suffix == ".csv" else text.splitlines()
     rows = [_row(line, f"{path}, row {number}") for number, line in enumerate(lines, 1) if line]
     if not rows:
         raise ValueError(f"{path} holds no rows: nothing to predict from")
-    rows = _of_prompt(rows, prompt, path)
+    rows = _rows_of_prompt(rows, prompt, path)
     names = answers or tuple(sorted({name for _, _, name, _ in rows if name is not None}))
     unknown = sorted({name for _, _, name, _ in rows if name is not None} - set(names))
     if unknown:
         raise ValueError(f"{path} has the answer {unknown[0]!r}, which the task lacks: it has {', '.join(names)}")
     ref_logp = None if any(row[0] is None for row in rows) else np.array([row[0] for row in rows], np.float64)
     answer = np.array([-1 if row[2] is None else names.index(row[2]) for row in rows])
-    return Draws(np.array([row[1] for row in rows], np.float64), answer, ref_logp, names)
+    return ReferenceSamples(np.array([row[1] for row in rows], np.float64), answer, ref_logp, names)
 
 
 def _csv(text: str, path: pathlib.Path) -> csv.DictReader:
@@ -61,8 +62,8 @@ def _csv(text: str, path: pathlib.Path) -> csv.DictReader:
     return lines
 
 
-def _of_prompt(rows: list, prompt: int | None, path: pathlib.Path) -> list:
-    """The rows of one prompt: a prediction is about one reference distribution, so others must not mix in."""
+def _rows_of_prompt(rows: list, prompt: int | None, path: pathlib.Path) -> list:
+    """The rows of one prompt: a prediction is about one reference distribution."""
     present = sorted({row[3] for row in rows})
     named = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
     if prompt is None and len(present) > 1:
@@ -107,30 +108,30 @@ def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
 
 
 def settings_of(run: config.Run) -> Settings:
-    """The objective of a configuration, in the words of a prediction."""
+    """The prediction's settings for the objective of a configuration."""
     objective = reference.objective_of(run.algorithm)
     return Settings(*objective._replace(beta=max(objective.beta, forecast.LEAST_BETA)))
 
 
-def of_toy(run: config.ToyRun) -> Draws:
+def from_toy(run: config.ToyRun) -> ReferenceSamples:
     """Every outcome of a toy problem, with its exact probability under the reference."""
     problem = problems.PROBLEMS[f"figure{run.toy.figure}"]()
     outcomes = len(problem.reward)
-    return Draws(
+    return ReferenceSamples(
         problem.reward, np.arange(outcomes), problem.ref_logp, tuple(str(i) for i in range(outcomes)), exact=True
     )
 
 
-def of_config(run: config.LanguageRun, samples: int | None = None, prompt: int = 0) -> Draws:
-    """Draws of the reference that a configuration makes, warm-up included: those that its run is measured by.
+def from_config(run: config.LanguageRun, count: int | None = None, prompt: int = 0) -> ReferenceSamples:
+    """Samples of the reference policy that a configuration produces, warm-up included: the same as in its run.
 
     Args:
       run: the configuration.
-      samples: how many; by default `warmup.measure_samples`.
+      count: number of samples; by default `warmup.measure_samples`.
       prompt: index of the task's prompt.
 
     Raises:
-      ValueError: weights, warm-up or prompt that cannot be had.
+      ValueError: unusable weights, warm-up settings or prompt index.
     """
     task = onetwo.OneTwo(**dataclasses.asdict(run.task))
     policy, params = reference.load_base(run, task)
@@ -139,22 +140,24 @@ def of_config(run: config.LanguageRun, samples: int | None = None, prompt: int =
         reference.check_demonstrations(run, policy, task)
         with Display(run.steps) as display:
             params = reference.warm_up(run, policy, params, task, prompts, display)
-    return _drawn(run, policy, params, task, prompts, samples, prompt)
+    return _sample(run, policy, params, task, prompts, count, prompt)
 
 
-def of_run(workdir: pathlib.Path, samples: int | None = None, prompt: int = 0) -> tuple[Draws, config.LanguageRun]:
-    """The draws that a run's reference was measured on, or `samples` new ones where more are asked for.
+def from_run(
+    workdir: pathlib.Path, count: int | None = None, prompt: int = 0
+) -> tuple[ReferenceSamples, config.LanguageRun]:
+    """The samples that measured a run's reference policy, or new ones where `count` is larger than their number.
 
     Args:
-      workdir: the run's folder.
-      samples: how many; by default those that the run kept.
+      workdir: the run directory.
+      count: number of samples; by default those that the run saved.
       prompt: index of the task's prompt.
 
     Returns:
-      The draws, and the run's configuration.
+      The samples, and the run's configuration.
 
     Raises:
-      ValueError, FileNotFoundError: a folder that holds no run of a language model, or not yet its reference.
+      ValueError, FileNotFoundError: a folder without a run of a language model, or without its reference policy yet.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -165,19 +168,20 @@ def of_run(workdir: pathlib.Path, samples: int | None = None, prompt: int = 0) -
         raise ValueError(f"{path} is not JSON ({error})") from error
     if isinstance(run, config.ToyRun):
         raise ValueError(f"{workdir} is a toy run, whose optimum is exact: use --config=configs/toy.py instead")
-    task, kept = onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir / SAMPLES
-    if kept.is_file():
-        draws = read_rows(kept, task.answers, prompt)
-        if samples is None or samples <= len(draws.reward):
-            cut = slice(samples)
-            assert draws.ref_logp is not None
-            draws = draws._replace(reward=draws.reward[cut], answer=draws.answer[cut], ref_logp=draws.ref_logp[cut])
-            return draws._replace(equal_strings=task.answers_have_equally_many_strings), run
+    task, path = onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir / SAMPLES
+    if path.is_file():
+        saved = read_file(path, task.answers, prompt)
+        if count is None or count <= len(saved.reward):
+            assert saved.ref_logp is not None
+            samples = saved._replace(
+                reward=saved.reward[:count], answer=saved.answer[:count], ref_logp=saved.ref_logp[:count]
+            )
+            return samples._replace(equal_strings=task.answers_have_equally_many_strings), run
     weights = str(workdir / "reference") if run.warmup.steps else run.policy.weights
     if run.warmup.steps and not (workdir / "reference").is_dir():
         raise FileNotFoundError(f"{weights} does not exist: the run has not finished its warm-up")
     policy, params = reference.load(weights, run.policy)
-    return _drawn(run, policy, params, task, _prompts(run, policy, task, prompt), samples, prompt), run
+    return _sample(run, policy, params, task, _prompts(run, policy, task, prompt), count, prompt), run
 
 
 def _prompts(run: config.LanguageRun, policy, task, prompt: int) -> list[list[int]]:
@@ -187,14 +191,14 @@ def _prompts(run: config.LanguageRun, policy, task, prompt: int) -> list[list[in
     return reference.prompt_tokens(policy, task, run.policy.chat)
 
 
-def _drawn(run: config.LanguageRun, policy, params, task, prompts, samples: int | None, prompt: int) -> Draws:
-    count = samples or run.warmup.measure_samples
+def _sample(run: config.LanguageRun, policy, params, task, prompts, count: int | None, prompt: int) -> ReferenceSamples:
+    count = count or run.warmup.measure_samples
     run = dataclasses.replace(run, warmup=dataclasses.replace(run.warmup, measure_samples=count))
-    drawn = reference.samples_to_measure(run, policy, params, task, prompts)
-    return Draws(
-        drawn.reward[prompt],
-        drawn.answer[prompt],
-        drawn.logp[prompt],
+    samples = reference.samples_to_measure(run, policy, params, task, prompts)
+    return ReferenceSamples(
+        samples.reward[prompt],
+        samples.answer[prompt],
+        samples.logp[prompt],
         task.answers,
         equal_strings=task.answers_have_equally_many_strings,
     )
