@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.hf.export import another_process_writes, atomic_directory, rows_with_dtypes, write_json, write_safetensors
-from mara_jax.hf.load import DTYPES, SafeTensors, read_arrays, read_json
+from mara_jax.hf.load import read_json
+from mara_jax.hf.tensors import DTYPES, SafeTensors, read_arrays
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Lora

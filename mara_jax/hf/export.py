@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mara_jax.hf.load import DTYPES
+from mara_jax.hf.tensors import DTYPES
 from mara_jax.parallel import hosts
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Architecture, Row

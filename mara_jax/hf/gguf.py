@@ -117,7 +117,7 @@ class GGUF:
     def _end_ids(self) -> list[int]:
         """End of sequence and, where the file names one, end of turn."""
         named = (self._get("tokenizer.ggml.eos_token_id"), self._get("tokenizer.ggml.eot_token_id"))
-        return sorted({int(one) for one in named if one is not None})
+        return sorted({int(token) for token in named if token is not None})
 
     def names(self):
         """Hugging Face names of the tensors in the file."""
