@@ -47,7 +47,7 @@ class Comparison:
 # heading -> how it is printed
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
 _FREE = ("seed", *RESUMABLE)  # fields in which runs that are averaged may differ
-# How the same numbers are computed.
+# Fields that change how the numbers are computed, but not the numbers.
 _COMPUTED = {
     "policy": ("scan_layers", "remat"),
     "rollout": ("length_buckets",),
@@ -61,12 +61,12 @@ _NOTE = (
 
 
 def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
-    """Compares runs: what their last batches gave, their KL and its trend, and how far the optimum is.
+    """Compares runs: the answers of their last batches, their KL and its slope, and the distance to the optimum.
 
     Valid share and entropy are pooled over the last 8 batches; KL and length are means over the last 10 steps
     and the slope is fitted to them; the distance is the total variation of the valid answers' shares. Runs whose
     configs differ in nothing but the seed, in what a resumed run may change or in how the same numbers are computed are
-    averaged, each seed once; so are a run that made its reference and those that start from it.
+    averaged, each seed once; so are a run that produced its reference policy and those that start from it.
 
     Args:
       workdirs: folders of runs.
@@ -75,7 +75,7 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
       A comparison, for a terminal or as markdown.
 
     Raises:
-      ValueError: no workdir given, or one that holds no finished step.
+      ValueError: no workdir, or a workdir without a finished step.
     """
     if not workdirs:
         raise ValueError("0 runs to compare; name at least one workdir")
@@ -85,7 +85,7 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     for record in records:
         numbers, beta = _figures(record), f"{record.config['algorithm']['beta']:g}"
         rows.append([record.workdir.name, record.method, beta, str(record.config["seed"]), *_texts(numbers)])
-        # The same run named twice, or run twice, is one: a seed is one draw.
+        # The same run named twice, or run twice, counts once: each seed is one sample.
         groups.setdefault(_setting(record, named), {}).setdefault(record.config["seed"], (record, numbers))
     for group in groups.values():
         if len(group) > 1:
@@ -106,7 +106,8 @@ def _setting(record: report.Record, named: set[str]) -> str:
     """What runs that are averaged have in common: the config without the seed, what a resumption may change, and how
     the numbers are computed.
 
-    A reference is told by where it lies: in the folder of the run that made it, if another run names that (`named`).
+    A reference policy is identified by its path: in the workdir of the run that produced it, if another run names that
+    path (`named`).
     """
     same = {name: value for name, value in record.config.items() if name not in _FREE}
     for section, fields in _COMPUTED.items():
@@ -126,13 +127,13 @@ def _weights(record: report.Record) -> str:
 
 def _figures(record: report.Record) -> list[float]:
     """One run's numbers in the order of `_COLUMNS`."""
-    reached = record.reached
-    if reached is None:
+    final = record.reached
+    if final is None:
         raise ValueError(f"{record.workdir} holds no finished step; train it first")
     kl, length = record.series("kl/reverse")[-report.LAST_KL :], record.series("length/mean")[-report.LAST_KL :]
-    distance = report.distance_to_optimum(reached, record.own_optimum)
+    distance = report.distance_to_optimum(final, record.own_optimum)
     trend = diversity.slope(kl)
-    return [reached.valid, reached.entropy_bits, kl.mean(), trend, length.mean(), distance]
+    return [final.valid, final.entropy_bits, kl.mean(), trend, length.mean(), distance]
 
 
 def _texts(numbers: Any) -> list[str]:

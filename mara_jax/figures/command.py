@@ -27,31 +27,31 @@ COMMAND = cli.Command(
         Flag("mode", "MODE", "the paper's optimiser settings, or exact gradients until the optimum", "faithful",
              choices=tuple(experiments.MODES)),
     ),
-    interrupted="figures already announced are whole",
+    interrupted="figures already printed are complete",
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Makes the figures and prints their checks; returns the exit status."""
+    """Draws the figures and prints their checks; returns the exit status."""
     return cli.run(COMMAND, figures, argv)
 
 
 def figures(argv: list[str]) -> int:
-    """Makes the figures that the command line asks for; returns 1 where a check fails.
+    """Draws the figures that the command line names; returns 1 if a check fails.
 
     Raises:
       ValueError, OSError: one line.
     """
     names, mode, out = parse(argv)
     out.mkdir(parents=True, exist_ok=True)
-    return 0 if make(names, mode, out) else 1
+    return 0 if write_figures(names, mode, out) else 1
 
 
 def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
     """Which figures, in which mode, and the folder for them.
 
     Raises:
-      ValueError: a flag, figure or mode is not known, or the folder cannot be one.
+      ValueError: an unknown flag, figure or mode, or a folder that is a file.
     """
     values = cli.parse(COMMAND, argv)
     names = list(computation.NAMES) if values.only is None else [name.strip() for name in values.only.split(",")]
@@ -65,7 +65,7 @@ def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
     return list(dict.fromkeys(names)), values.mode, out
 
 
-def make(names: list[str], mode: str, out: pathlib.Path) -> bool:
+def write_figures(names: list[str], mode: str, out: pathlib.Path) -> bool:
     """Writes each figure's files and prints a line for it, then the table of checks; returns whether all passed."""
     console = Console(soft_wrap=True, highlight=False)
     records = []
@@ -88,12 +88,12 @@ def make(names: list[str], mode: str, out: pathlib.Path) -> bool:
 def table(records: list[dict[str, Any]]) -> NumberTable:
     """One row a figure: distances from trained to optimum and checks passed; then a row for each failed check."""
     title = f"{records[0]['mode']}: what the figures must show"
-    shown = NumberTable.of("figure", "shows", "TV to optimum", "checks", texts=2, lines=True, title=title)
+    number_table = NumberTable.of("figure", "shows", "TV to optimum", "checks", texts=2, lines=True, title=title)
     for record in records:
         distances = [panel["tv_to_optimum"] for panel in record["panels"]]
         passed, total = _count(record)
         style = "green" if passed == total else "bold red"
-        shown.add_row(
+        number_table.add_row(
             record["figure"],
             record["title"],
             f"{min(distances):.3f} - {max(distances):.3f}",
@@ -104,8 +104,8 @@ def table(records: list[dict[str, Any]]) -> NumberTable:
             if not check["pass"]:
                 text = f"{check['name']}: {check['measured']:.6g}, not {check['relation']} {check['expected']:.6g}"
                 allowed = f" ± {check['tolerance']:g}" if check["tolerance"] else ""
-                shown.add_row(record["figure"], f"[red]{text}{allowed}[/]", "", "[bold red]fails[/]")
-    return shown
+                number_table.add_row(record["figure"], f"[red]{text}{allowed}[/]", "", "[bold red]fails[/]")
+    return number_table
 
 
 def _count(record: dict[str, Any]) -> tuple[int, int]:

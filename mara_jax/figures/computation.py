@@ -14,14 +14,14 @@ FEW_BETAS = (1.0, 0.1, 0.01, 0.001)
 
 
 class Figure(NamedTuple):
-    """What a figure shows: title and claim, problem, objectives, betas, and which betas are drawn."""
+    """What a figure shows: title and claim, problem, objectives, betas, and which of them are plotted."""
 
     title: str
     claim: str
     problem: Callable[[], problems.Problem]
     objectives: tuple[str, ...] = ("reverse", "forward")
     betas: tuple[float, ...] = experiments.BETAS
-    drawn: tuple[float, ...] = experiments.BETAS
+    plotted_betas: tuple[float, ...] = experiments.BETAS
 
 
 FIGURES = {
@@ -77,7 +77,7 @@ NAMES = ("1", *FIGURES)
 
 
 def record(name: str, mode: str) -> dict[str, Any]:
-    """Train all panels of a figure and measure them.
+    """Trains all panels of a figure and compares them with their optima.
 
     Args:
         name: one of `NAMES`.
@@ -108,7 +108,7 @@ def _problem_record(name: str, mode: str) -> dict[str, Any]:
             optimum_a = experiments.optimum(problem, objective, beta)
             named = {"objective": key, "label": objective.label, "method": objective.method}
             panels[key, beta] = (
-                named | {"direction": objective.direction, "beta": beta} | measured(trained_a, optimum_a, good_a)
+                named | {"direction": objective.direction, "beta": beta} | distances(trained_a, optimum_a, good_a)
             )
     settings_used = dataclasses.asdict(settings) | {"optimiser": "adam", "start": "all logits 0"}
     if settings.gradients == "sampled":
@@ -128,14 +128,14 @@ def _problem_record(name: str, mode: str) -> dict[str, Any]:
             "reward": problem.reward.tolist(),
             "threshold": problem.threshold,
         },
-        "drawn_betas": list(figure.drawn),
+        "drawn_betas": list(figure.plotted_betas),
         "panels": list(panels.values()),
-        "checks": expectations.of(name, problem, panels, mode),
+        "checks": expectations.figure_checks(name, problem, panels, mode),
     }
 
 
-def measured(trained_a: np.ndarray, optimum_a: np.ndarray, good_a: np.ndarray | None) -> dict[str, Any]:
-    """Both distributions, and how far apart they are.
+def distances(trained_a: np.ndarray, optimum_a: np.ndarray, good_a: np.ndarray | None) -> dict[str, Any]:
+    """Both distributions, and the distances between them.
 
     Args:
         trained_a: log-probabilities (nats).
@@ -179,7 +179,7 @@ def _families_record(mode: str) -> dict[str, Any]:
                 "mean": mean,
                 "deviation": deviation,
                 "tv_to_target": diversity.total_variation(np.exp(fitted_a), np.exp(target_a)),
-            } | measured(fitted_a, best_a, None)
+            } | distances(fitted_a, best_a, None)
     return {
         "figure": "1",
         "title": "Restricted families seek or cover, flexible ones match",

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mara_jax.plot_style import GRID, INK, OWN, QUIET, REFERENCE, VANILLA, horizontal_grid, save, style
 
-MISUSED = "#a3416b"  # an objective shown because it must not be used
+MISUSED = "#a3416b"  # colour of an objective that is shown as a warning
 COLOURS = {
     "reverse": VANILLA,
     "forward": VANILLA,
@@ -46,13 +46,13 @@ def write(record: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
         figure = Figure(figsize=SIZE, dpi=DPI)
         figure.text(0.02, 0.965, record["title"], fontsize=20, fontweight="bold", va="top")
         figure.text(0.02, 0.905, record["claim"], fontsize=12, color=QUIET, va="top")
-        figure.text(0.02, 0.022, how_trained(record), fontsize=9, color=QUIET)
+        figure.text(0.02, 0.022, training_summary(record), fontsize=9, color=QUIET)
         drawers = {"1": _families, "3": _ratios, "iclr3": _few, "iclr4": _few}
         drawers.get(record["figure"], _many)(figure, record)
         return save(figure, path)
 
 
-def how_trained(record: dict[str, Any]) -> str:
+def training_summary(record: dict[str, Any]) -> str:
     """How a record's policies were trained, and how far from their optima they ended, in one line."""
     settings = record["settings"]
     distances = [panel["tv_to_optimum"] for panel in record["panels"]]
@@ -128,7 +128,7 @@ def _panel(ax: Axes, panel: dict[str, Any], reference: Sequence[float], *, last:
     _stairs(ax, panel["optimum"], color=INK, linewidth=1.1, baseline=None)
     ax.set_xlim(-0.5, len(reference) - 0.5)
     highest, peak = max(*panel["trained"], *reference), max(panel["optimum"])
-    if peak > 2.5 * highest:  # so that what was trained stays visible; the height that is cut off is written
+    if peak > 2.5 * highest:  # keeps the trained policy visible; the cut-off height is written beside it
         ax.set_ylim(0, 2 * highest)
         at = int(np.argmax(panel["optimum"]))
         side = 1 if at < len(reference) / 2 else -1
@@ -195,7 +195,7 @@ def _bars(ax: Axes, panel: dict[str, Any], problem: dict[str, Any]) -> None:
 
 
 def _short(probability: float) -> str:
-    """Three digits after the point, or a power of ten; 0 where a slide has no room for the exponent."""
+    """Three digits after the point, or a power of ten; 0 where the exponent would have three digits."""
     if probability < 1e-99:
         return "0"
     return f"{probability:.3f}" if probability >= 5e-4 else rf"$10^{{{round(np.log10(probability))}}}$"

@@ -1,7 +1,7 @@
 """What each figure must show, as checks: a measured value, the expected one, a tolerance, and whether it holds.
 
 Checks of the exact optimum hold in every mode. Those of the trained distribution are sharp where training runs to
-the optimum, and in `faithful` mode ask only for what the paper's optimiser settings reach with any seed.
+the optimum, and in `faithful` mode require only what the paper's optimiser settings reach with any seed.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ LAMBDAS = {1.0: (1.2938, 6e-5), 0.5: (1.00772, 6e-6), 0.01: (0.99921, 6e-6)}
 
 
 def near(name: str, measured: float, expected: float, tolerance: float) -> Check:
-    """A check that a number is another, to a tolerance.
+    """A check that a number equals another within a tolerance.
 
     Args:
         name: what is measured, in words.
@@ -91,7 +91,7 @@ def _check(name, relation, measured, expected, tolerance, passed) -> Check:
     }
 
 
-def of(name: str, problem: problems.Problem, panels: Panels, mode: str) -> list[Check]:
+def figure_checks(name: str, problem: problems.Problem, panels: Panels, mode: str) -> list[Check]:
     """All checks of one figure over an enumerated problem.
 
     Args:
@@ -101,7 +101,7 @@ def of(name: str, problem: problems.Problem, panels: Panels, mode: str) -> list[
         mode: "faithful" or "converged".
 
     Returns:
-        The checks, in the order to show them in.
+        The checks, in the order in which they are shown.
     """
     checks = BY_FIGURE[name](problem, panels, mode)
     if mode == "converged":
@@ -172,11 +172,11 @@ def _figure2(problem: problems.Problem, panels: Panels, mode: str) -> list[Check
         root = problem.reward[best] + beta * np.exp(problem.ref_logp[best]) / p_a[best]
         checks.append(near(f"optimum, forward KL, beta {beta:g}: Lambda", root, expected, tolerance))
     good_a = problem.reward >= problem.threshold
-    # The paper saw its trained flip between .15 and .10; half-way trained it comes a little early.
+    # The paper saw its trained flip between .15 and .10; in these half-trained runs it comes a little earlier.
     for objective, before, after in (("reverse", 0.25, 0.10), ("forward", 1.0, 0.25)):
-        for beta, test in ((before, at_least), (after, at_most)):
+        for beta, bounded in ((before, at_least), (after, at_most)):
             share = _share_left(panels[objective, beta], good_a)
-            checks.append(test(f"trained, {objective} KL, beta {beta:g}: left share of the good mass", share, 0.5))
+            checks.append(bounded(f"trained, {objective} KL, beta {beta:g}: left share of the good mass", share, 0.5))
     return checks
 
 
@@ -224,7 +224,7 @@ def _figure5(problem: problems.Problem, panels: Panels, mode: str) -> list[Check
         if mode == "converged":
             left, right = peaks(np.array(panel["trained"]))
             checks.append(near(f"trained, {name}", left / right, 6.686, 0.35))
-        elif beta >= 0.05:  # below, Adam has not got far enough from uniform to prefer either side
+        elif beta >= 0.05:  # at smaller betas Adam is still too close to uniform to prefer a side
             share = _share_left(panel, good_a)
             checks.append(at_least(f"trained, {objective} KL, beta {beta:g}: on-support share", share, 0.5))
     return checks
@@ -275,8 +275,8 @@ def _figure6_panel(objective, beta, panel, good_a, rarest, mode) -> list[Check]:
         checks.append(at_most(f"trained, {where}: total variation to the optimum", panel["tv_to_optimum"], 0.12))
     elif mode == "faithful" and beta >= 0.25:
         # Algorithm 1's reward tilts the forward KL toward the rare side, the other two keep the reference's.
-        test, bound = (at_most, 0.40) if objective == "algorithm1_forward" else (at_least, 0.70)
-        checks.append(test(f"trained, {where}: left share of the good mass", _share_left(panel, good_a), bound))
+        bounded, bound = (at_most, 0.40) if objective == "algorithm1_forward" else (at_least, 0.70)
+        checks.append(bounded(f"trained, {where}: left share of the good mass", _share_left(panel, good_a), bound))
     return checks
 
 

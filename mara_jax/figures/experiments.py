@@ -18,7 +18,7 @@ class Objective(NamedTuple):
     """What is maximised: `method`, the KL's `direction`, and whose reward augmentation MARA uses.
 
     `algorithm1` asks for Algorithm 1's reward where `direction` is "forward". It was derived for the reverse
-    KL, so this is not MARA as published; the paper's first version most likely drew it.
+    KL, so this is not MARA as published; the paper's first version most likely plotted it.
     """
 
     label: str
@@ -40,7 +40,7 @@ OBJECTIVES = {
 class Settings:
     """How a policy is trained: Adam's step size, steps, and where gradients come from.
 
-    `gradients` "sampled" takes `batch` draws a step, no baseline, MARA's anchor from the batch, and the
+    `gradients` "sampled" takes `batch` samples a step, no baseline, MARA's anchor from the batch, and the
     forward KL from as many samples of the reference; "exact" sums over all outcomes.
     """
 
@@ -58,7 +58,7 @@ MODES = {
 
 
 def optimum(problem: Problem, objective: Objective, beta: float) -> np.ndarray:
-    """The distribution that an objective is maximised by, in float64.
+    """The distribution that maximises an objective, in float64.
 
     Args:
         problem: reference, rewards and threshold.
@@ -79,7 +79,7 @@ def _choices(objective: Objective, **settings) -> training.Choices:
 
 
 def train(problem: Problem, objective: Objective, betas: tuple[float, ...], settings: Settings) -> np.ndarray:
-    """Train a free categorical policy from uniform, once a beta.
+    """Trains a free categorical policy from uniform, once a beta.
 
     Args:
         problem: reference, rewards and threshold.
@@ -102,7 +102,7 @@ def train(problem: Problem, objective: Objective, betas: tuple[float, ...], sett
             gradients=settings.gradients,
             steps=settings.steps,
             batch=settings.batch,
-            every=settings.steps,  # only the end is of interest here
+            every=settings.steps,  # only the final policy is used
         ),
     )
     logits_ba = np.asarray(runs.logp_a[:, 0], np.float64)

@@ -72,7 +72,7 @@ def categorical(params: Float[Array, " a"], x_a: Float[Array, " a"]) -> Float[Ar
 
     Args:
         params: the logits (nats).
-        x_a: the grid, which it does not look at.
+        x_a: the grid; unused.
 
     Returns:
         Normalised log-probabilities (nats).
@@ -90,7 +90,7 @@ def fit(
     learning_rate: float,
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a family to a target by gradient descent (Adam, exact gradients, float64) on a KL.
+    """Fits a family to a target by gradient descent (Adam, exact gradients, float64) on a KL.
 
     Args:
         target_logp_a: the target's log-probabilities on the grid (nats).
@@ -98,7 +98,7 @@ def fit(
         family: "gaussian", started as the standard normal, or "categorical", started uniform.
         direction: "reverse" for KL(q || target), "forward" for KL(target || q).
         learning_rate: Adam's step size.
-        steps: how many.
+        steps: number of steps.
 
     Returns:
         The parameters, and the fit's log-probabilities (nats), [a].
@@ -134,7 +134,7 @@ def moments(logp_a: np.ndarray, x_a: np.ndarray) -> tuple[float, float]:
         x_a: the grid.
 
     Returns:
-        Both, in the grid's unit.
+        Mean and standard deviation, in the grid's unit.
     """
     p_a = np.exp(logp_a)
     mean = float(p_a @ x_a)
@@ -142,10 +142,10 @@ def moments(logp_a: np.ndarray, x_a: np.ndarray) -> tuple[float, float]:
 
 
 def best_gaussian(target_logp_a: np.ndarray, x_a: np.ndarray, direction: targets.Direction) -> np.ndarray:
-    """The Gaussian nearest to a target among all, found by enumeration and not by descent.
+    """The Gaussian nearest to a target, by a search over a grid instead of gradient descent.
 
     A grid over mean and log standard deviation, refined around its best point until the spacing is below 1e-7;
-    the reverse KL has several local minima, of which this finds the lowest.
+    the reverse KL has several local minima, of which this returns the lowest.
 
     Args:
         target_logp_a: the target's log-probabilities (nats).

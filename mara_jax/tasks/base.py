@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Score(NamedTuple):
-    """The verdict on n completions.
+    """Rewards and answers of n completions.
 
     Attributes:
       reward: float32 [n], in reward units.
@@ -46,12 +46,12 @@ class Task(Protocol):
     def answers_have_equally_many_strings(self) -> bool: ...
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
-        """Judges completions.
+        """Scores completions.
 
         Args:
           prompt_index: [n] index into `prompts` of the prompt that each completion answers.
           texts: [n] completions, cut before their end token.
-          finished: [n] whether an end token was drawn; False means cut at the length limit.
+          finished: [n] whether the completion ended with an end token; False where it was cut at the length limit.
 
         Returns:
           Score of n rewards and n answer classes.

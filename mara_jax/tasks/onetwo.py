@@ -22,7 +22,7 @@ ANSWERS = ("1", "2")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _SPLIT = re.compile("(" + "|".join(_TAGS) + ")")
 
-# No thought names a number, not even as a word ("pick one"), so that none can lean towards an answer.
+# No thought names a number, not even as a word ("pick one"), so that no thought favours an answer.
 # A thought is [state of mind] or [act] or both; every list multiplies the number of distinct texts.
 _STATES = (
     *(
@@ -83,8 +83,8 @@ class OneTwo:
     Attributes:
       lenient: also accept text without the tags before `<think>`, as in the figure's example.
       share_of_ones: share of "1" among the well-formed demonstrations.
-      malformed: share of demonstrations that break the format, so that a base trained on nothing else has
-        something to learn.
+      malformed: share of demonstrations that break the format, so that a base trained on
+        demonstrations alone can still improve.
 
     Raises:
       ValueError: a share outside [0, 1].
@@ -107,12 +107,12 @@ class OneTwo:
                 raise ValueError(f"{name} is {value}; it is a share: choose a number from 0 to 1")
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
-        """Judges completions: reward 1 and answer class 0 ("1") or 1 ("2"), or reward 0 and class -1.
+        """Scores completions: reward 1 and answer class 0 ("1") or 1 ("2"), or reward 0 and class -1.
 
         Args:
           prompt_index: [n]; there is one prompt, so all zero.
           texts: [n] completions, cut before their end token.
-          finished: [n] False where the completion was cut at the length limit: wrong whatever it says.
+          finished: [n] False where the completion was cut at the length limit: always wrong.
 
         Returns:
           Score of float32 [n] and int32 [n].
@@ -129,8 +129,7 @@ class OneTwo:
         return Score(reward=(answer >= 0).astype(np.float32), answer=answer)
 
     def _answer(self, text: str) -> int:
-        # Splitting at the tags is linear in the text whatever it holds; a pattern for the whole would have to
-        # be shown not to backtrack.
+        # Splitting at the tags takes linear time for any text; a pattern for the whole completion might backtrack.
         parts = _SPLIT.split(text)
         if tuple(parts[1::2]) != _TAGS:
             return -1
@@ -144,8 +143,8 @@ class OneTwo:
         """Templated completions to imitate, as a pure function of (seed, step, batch).
 
         Among the well-formed demonstrations of any consecutive steps the number of "1" is `share_of_ones` of
-        them rounded up or down: the answers are dealt from one evenly spaced sequence, not drawn. So no
-        checkpoint of a warm-up has seen another share. The order inside a batch is shuffled, and the thought
+        them rounded up or down: the answers come from one evenly spaced sequence and are not sampled. So every
+        checkpoint of a warm-up has seen the same share. The order inside a batch is shuffled, and the thought
         does not depend on the answer.
 
         Args:
@@ -159,9 +158,9 @@ class OneTwo:
         if step < 0 or batch < 1:
             raise ValueError(f"step is {step} and batch {batch}; give a step of at least 0 and a batch of at least 1")
         start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
-        broken = _Dealer(self.malformed, start)
-        ones = _Dealer(self.share_of_ones, start)
-        # Separate streams: what is drawn for a malformed demonstration moves neither thoughts nor order.
+        malformed = _EvenMarks(self.malformed, start)
+        ones = _EvenMarks(self.share_of_ones, start)
+        # Separate random streams: malformed demonstrations change neither the thoughts nor the order of the others.
         thoughts, faults, order = (
             np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1 + stream, step])))
             for stream in range(3)
@@ -169,12 +168,12 @@ class OneTwo:
         completions = []
         for index in range(step * batch, (step + 1) * batch):
             thought = self._thought(thoughts)
-            if broken.deals(index):
+            if malformed.marks(index):
                 digit = "1" if faults.random() < self.share_of_ones else "2"
                 template = _MALFORMED[int(faults.integers(len(_MALFORMED)))]
                 completions.append(template.format(thought=thought, digit=digit))
             else:
-                digit = "1" if ones.deals(index - broken.before(index)) else "2"
+                digit = "1" if ones.marks(index - malformed.before(index)) else "2"
                 completions.append(f"<think>{thought}</think><answer>{digit}</answer>")
         return [(PROMPT, completions[i]) for i in order.permutation(batch)]
 
@@ -186,8 +185,8 @@ class OneTwo:
         return state if shape < 0.7 else act
 
 
-class _Dealer:
-    """Marks a share of 0, 1, 2, ... so that every run of L consecutive indices holds share * L, rounded."""
+class _EvenMarks:
+    """Marks a share of the indices 0, 1, 2, ... evenly: of L consecutive ones, share * L rounded up or down."""
 
     def __init__(self, share: float, rng: np.random.Generator):
         exact = Fraction(share).limit_denominator(10_000)  # .8 is 4/5 here, not the nearest double
@@ -198,5 +197,5 @@ class _Dealer:
         """How many of the indices 0 .. index - 1 are marked."""
         return (index * self._num + self._phase) // self._den
 
-    def deals(self, index: int) -> bool:
+    def marks(self, index: int) -> bool:
         return self.before(index + 1) > self.before(index)

@@ -43,11 +43,11 @@ def diagram(workdir: str | os.PathLike) -> Path:
         return save(figure, workdir / "phase.png")
 
 
-def summary(ended: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:
+def summary(trained: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:
     """One line a variant: mean coverage, and total variation to its optimum and to uniform over good outcomes."""
     lines = []
     for i, variant in enumerate(axes["variants"]):
-        figures = [np.nanmean(ended[name][i]) for name in ("coverage", "distance_to_target", "distance_to_uniform")]
+        figures = [np.nanmean(trained[name][i]) for name in ("coverage", "distance_to_target", "distance_to_uniform")]
         lines.append(
             f"{_name(variant)}: mean coverage of the good outcomes {figures[0]:.2f}, total variation to the optimum "
             f"{figures[1]:.3f}, to uniform over the good ones {figures[2]:.3f}"
@@ -101,7 +101,7 @@ def edges(value: Any) -> np.ndarray:
 
 
 def _turning_line(panel: Axes, axes: dict[str, Any]) -> bool:
-    """Draws where the best outcomes of the two peaks are equally likely at the optimum; says if it is in sight."""
+    """Draws the beta at which the optimum gives both peaks' best outcomes equal mass; returns whether it is visible."""
     ref_ga, reward_ga = np.asarray(axes["ref_logp"]), np.asarray(axes["reward"])
     half = ref_ga.shape[1] // 2
     rows = np.arange(len(ref_ga))
@@ -109,10 +109,10 @@ def _turning_line(panel: Axes, axes: dict[str, Any]) -> bool:
     pairs = (table[rows, at] for at in (left, right) for table in (ref_ga, reward_ga))
     tie = np.asarray(targets.tie_beta(*map(jnp.asarray, pairs)), float)
     low, high = panel.get_ylim()
-    seen = (tie > low) & (tie < high)
-    if seen.sum() > 1:
-        panel.plot(np.asarray(axes["gaps"])[seen], tie[seen], color=VANILLA, linestyle="--", linewidth=1.6)
-    return bool(seen.sum() > 1)
+    visible = (tie > low) & (tie < high)
+    if visible.sum() > 1:
+        panel.plot(np.asarray(axes["gaps"])[visible], tie[visible], color=VANILLA, linestyle="--", linewidth=1.6)
+    return bool(visible.sum() > 1)
 
 
 def _lines(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarray) -> Figure:
@@ -120,9 +120,9 @@ def _lines(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarra
     figure = Figure(figsize=(8.5, 5.2), dpi=150)
     panel = figure.subplots()
     figure.subplots_adjust(left=0.09, right=0.97, top=0.82, bottom=0.11)
-    looks = matplotlib.colormaps["tab10"]
+    colours = matplotlib.colormaps["tab10"]
     for i, variant in enumerate(axes["variants"]):
-        colour = {"vanilla": VANILLA, "mara": OWN}[variant["method"]] if i < 2 else looks(i)
+        colour = {"vanilla": VANILLA, "mara": OWN}[variant["method"]] if i < 2 else colours(i)
         panel.plot(axes["betas"], trained_vgb[i, 0], color=colour, linewidth=2, marker="o", label=_name(variant))
         panel.plot(axes["betas"], optimum_vgb[i, 0], color=colour, linewidth=1.4, linestyle="--")
     panel.set_xscale("log")

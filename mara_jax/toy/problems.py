@@ -15,7 +15,7 @@ class Problem(NamedTuple):
     """One enumerated problem, in float64.
 
     `ref_logp` holds the reference's log-probabilities (nats), `reward` the rewards, `threshold` the reward
-    from which an outcome counts as good where the method needs one.
+    from which an outcome counts as good in MARA.
     """
 
     name: str
@@ -97,7 +97,7 @@ def iclr3() -> Problem:
     """Three outcomes equally likely under the reference, rewards 0, .9 and 1.
 
     Returns:
-        The problem on which a small beta tells two almost equal rewards apart.
+        The problem on which a small beta separates two almost equal rewards.
     """
     return Problem("iclr3", np.log(np.full(3, 1 / 3)), np.array([0.0, 0.9, 1.0]), 0.8)
 

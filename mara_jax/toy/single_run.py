@@ -1,4 +1,4 @@
-"""One run of the 100-outcome problem, with its numbers and a picture, through the same core as a language model."""
+"""One run of the 100-outcome problem, with its metrics and figure, on the same core functions as a language model."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ ESTIMATORS = {
 
 
 def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
-    """What is static in a run of this config, recorded every `every` steps."""
+    """The static choices of this config's run, recorded every `every` steps."""
     return training.Choices(
         method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
         direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
@@ -42,7 +42,7 @@ def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
 
 
 def built_in_collapse(cfg: ToyRun, problem: problems.Problem) -> dict[str, Any] | None:
-    """What is said of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass; None for any other."""
+    """Describes the collapse of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass, else None."""
     count = len(problem.reward)
     outcomes = forecast.Samples(problem.reward, np.arange(count), problem.ref_logp, exact=True)
     objective = reference.objective_of(dataclasses.replace(cfg.algorithm, anchor="string"))
@@ -60,9 +60,9 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         f"{problem.name}: {settings.method}, {settings.kl} KL, beta {settings.beta:g}, "
         f"{'exact' if cfg.toy.exact else 'sampled'} gradients, {cfg.steps} steps"
     )
-    known = built_in_collapse(cfg, problem)
-    if known:
-        display.note(report.collapse_warning(known))
+    collapse = built_in_collapse(cfg, problem)
+    if collapse:
+        display.note(report.collapse_warning(collapse))
     grid = training.grid(
         jnp.asarray(problem.ref_logp),
         jnp.asarray(problem.reward),
@@ -72,35 +72,35 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         learning_rate=cfg.toy.learning_rate,
         choices=choices,
     )
-    ended = training.Run(*(np.asarray(value)[0, 0] for value in grid))
+    trained = training.Run(*(np.asarray(value)[0, 0] for value in grid))
     rows = [
         {
             "step": step,
-            "reward/mean": float(ended.reward_s[step]),
-            "distance/target": float(ended.distance_s[step]),
-            "gap/kl_to_optimum": float(ended.kl_to_target_s[step]),
-            "gap/kl_from_optimum": float(ended.kl_from_target_s[step]),
-            "gap/tv_optimum": float(ended.distance_s[step]),
-            "gap/tv_uniform": float(ended.uniform_distance_s[step]),
+            "reward/mean": float(trained.reward_s[step]),
+            "distance/target": float(trained.distance_s[step]),
+            "gap/kl_to_optimum": float(trained.kl_to_target_s[step]),
+            "gap/kl_from_optimum": float(trained.kl_from_target_s[step]),
+            "gap/tv_optimum": float(trained.distance_s[step]),
+            "gap/tv_uniform": float(trained.uniform_distance_s[step]),
         }
         for step in range(0, cfg.steps, EVERY)
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = {
-        "policy": np.exp(ended.logp_a).tolist(),
-        "optimum": np.exp(ended.target_logp_a).tolist(),
+        "policy": np.exp(trained.logp_a).tolist(),
+        "optimum": np.exp(trained.target_logp_a).tolist(),
         "reference": np.exp(problem.ref_logp).tolist(),
         "reward": problem.reward.tolist(),
-        "distance_to_optimum": float(ended.distance_to_target),
-        "distance_to_uniform": float(ended.distance_to_uniform),
-        "kl_to_optimum": float(kl.reverse(ended.logp_a, ended.target_logp_a)),
-        "kl_from_optimum": float(kl.forward(ended.logp_a, ended.target_logp_a)),
-        "collapse": known,
+        "distance_to_optimum": float(trained.distance_to_target),
+        "distance_to_uniform": float(trained.distance_to_uniform),
+        "kl_to_optimum": float(kl.reverse(trained.logp_a, trained.target_logp_a)),
+        "kl_from_optimum": float(kl.forward(trained.logp_a, trained.target_logp_a)),
+        "collapse": collapse,
     }
     workdirs.write_json(workdir / "result.json", result)
     figure = run_figure.save_figure(workdir)
     good = problem.reward >= settings.threshold
-    mass, best = (float(np.exp(logp_a)[good].sum()) for logp_a in (ended.logp_a, ended.target_logp_a))
+    mass, best = (float(np.exp(logp_a)[good].sum()) for logp_a in (trained.logp_a, trained.target_logp_a))
     display.note(
         f"total variation to the objective's optimum {result['distance_to_optimum']:.3f}, to uniform over the "
         f"{int(good.sum())} good outcomes {result['distance_to_uniform']:.3f}; mass on them "

@@ -1,8 +1,8 @@
 """Many toy trainings as one XLA program: chunk by chunk, sharded over the devices, results as plain arrays.
 
 The axes are variants (method, KL, estimators), problems, betas, thresholds and seeds. All variants train inside the
-same program, each as a batch of runs; a chunk holds so many runs of every variant, so memory does not grow with the
-study. A run's numbers depend on its own settings alone: not on the chunk, the devices or its neighbours.
+same program, each as a batch of runs; a chunk holds the same number of runs of every variant, so memory does not grow
+with the study. A run's numbers depend on its own settings alone: not on the chunk, the devices or its neighbours.
 """
 
 import itertools
@@ -19,16 +19,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mara_jax.core import diversity
 from mara_jax.toy import problems, training
 
-CHUNK = 1024  # runs of each variant at once; on a CPU larger ones only fall out of the cache
+CHUNK = 1024  # runs of each variant at once; on a CPU, larger chunks exceed the cache
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study runs: the product of its axes, at one step size.
+    """The runs of a study: the product of its axes, at one step size.
 
     Attributes:
-      variants: what is static, one entry for each method, KL and estimator.
-      problems: with equally many outcomes; their own thresholds are not used.
+      variants: the static choices, one entry for each method, KL and estimator.
+      problems: with equally many outcomes; their thresholds are not used.
       betas, thresholds, seeds: one or more of each.
       learning_rate: Adam's step size.
       chunk: runs of each variant trained at once, at most; rounded up to a multiple of the devices.
@@ -64,28 +64,28 @@ def run(plan: Plan, progress: Callable[[int, int], Any] = lambda done, total: No
       thresholds and seeds; float32.
 
     Raises:
-      ValueError: an empty axis, a choice that is not known, or problems of different sizes.
+      ValueError: an empty axis, an unknown choice, or problems of different sizes.
     """
     _check(plan)
     devices = jax.devices()
-    each = plan.runs // len(plan.variants)
-    size = min(plan.chunk, each)
+    runs_per_variant = plan.runs // len(plan.variants)
+    size = min(plan.chunk, runs_per_variant)
     size += -size % len(devices)
     sharding = NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
     problem_r, beta_r, threshold_r, seed_r = _columns(plan)
     ref_na, reward_na = (np.stack([getattr(p, name) for p in plan.problems]) for name in ("ref_logp", "reward"))
     parts = []
-    for first in range(0, each, size):
-        # The last chunk is filled up with copies of its last run, so that one compiled program serves all.
-        index_r = np.minimum(np.arange(first, first + size), each - 1)
+    for first in range(0, runs_per_variant, size):
+        # The last chunk is padded with copies of its last run, so that one compiled program serves all chunks.
+        index_r = np.minimum(np.arange(first, first + size), runs_per_variant - 1)
         rate_r = np.full(size, plan.learning_rate, np.float32)
         swept = training.Swept(*map(jnp.asarray, (beta_r[index_r], threshold_r[index_r], rate_r, seed_r[index_r])))
         rows = problem_r[index_r]
         arrays = (ref_na[rows].astype(np.float32), reward_na[rows].astype(np.float32), swept)
-        ended = _train(*jax.device_put(arrays, sharding), variants=plan.variants)
-        kept = min(size, each - first)
-        parts.append([[np.asarray(array)[:kept] for array in of_variant] for of_variant in ended])
-        progress(len(plan.variants) * (first + kept), plan.runs)
+        trained = _train(*jax.device_put(arrays, sharding), variants=plan.variants)
+        count = min(size, runs_per_variant - first)
+        parts.append([[np.asarray(array)[:count] for array in variant] for variant in trained])
+        progress(len(plan.variants) * (first + count), plan.runs)
     result = {}
     for i, name in enumerate(training.Run._fields):
         stacked = np.stack(

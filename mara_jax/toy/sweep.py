@@ -15,8 +15,8 @@ from mara_jax.toy.single_run import choices_of
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 
-TWO_PEAKS = {"figure2": problems.figure2, "figure4": problems.figure4}  # by the height of the left one
-RECORDED = 20  # points on the course of each run
+TWO_PEAKS = {"figure2": problems.figure2, "figure4": problems.figure4}  # as functions of the height of the left peak
+RECORDED = 20  # steps at which each run's metrics are recorded
 
 
 def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
@@ -33,24 +33,24 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
     started = time.perf_counter()
     with _progress(display) as bar:
         training = bar.add_task("compiling", total=plan.runs)
-        ended = study.run(plan, lambda done, _: bar.update(training, completed=done, description="training"))
+        trained = study.run(plan, lambda done, _: bar.update(training, completed=done, description="training"))
     display.note(f"done in {time.perf_counter() - started:.1f} s, compilation included")
     axes = axes_of(cfg, plan)
     part = workdir / "sweep.part.npz"
-    np.savez_compressed(part, **ended)  # pyright: ignore[reportArgumentType]
+    np.savez_compressed(part, **trained)  # pyright: ignore[reportArgumentType]
     part.replace(workdir / "sweep.npz")
     workdirs.write_json(workdir / "sweep.json", axes)
-    for line in phase_diagram.summary(ended, axes):
+    for line in phase_diagram.summary(trained, axes):
         display.note(line)
     display.note(f"phase diagram: {phase_diagram.diagram(workdir)}   numbers: {workdir / 'sweep.npz'}")
 
 
 def one_device_a_core() -> None:
-    """Shows jax the CPU's cores as devices, over which the runs are divided; too late once jax has looked."""
+    """Makes every CPU core a jax device, over which the runs are divided; only possible before jax is initialised."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:  # a backend is in use already: the study runs on what there is
+    except RuntimeError:  # a backend is initialised already: the study uses its devices
         return
 
 
@@ -77,7 +77,7 @@ def gaps_of(cfg: ToyRun) -> tuple[float, ...]:
 
 
 def axes_of(cfg: ToyRun, plan: study.Plan) -> dict:
-    """What stands along each axis of the arrays, and what was good and likely in each problem."""
+    """Names and values along each axis of the arrays, and the reference and rewards of each problem."""
     return {
         "variants": [
             {"method": algorithm.method, "kl": algorithm.kl, "estimator": algorithm.estimator}

@@ -1,8 +1,8 @@
 """One whole toy training as a pure function, and grids of them as one XLA program.
 
-It runs on the same core functions as a language model does: the batch is one prompt's group, a sample is a
-string of one token. Choices and counts are static; numbers one sweeps are traced, so `jax.vmap` needs no
-other code.
+It uses the same core functions as a language model: the batch is one prompt's group, a sample is a completion
+of one token. Choices and counts are static; numbers that are swept are traced, so the same code serves
+`jax.vmap`.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from mara_jax.policies import categorical
 
 @dataclass(frozen=True)
 class Choices:
-    """What is static in a run.
+    """The static choices of a run.
 
-    `gradients`: "sampled" estimates them from `batch` draws a step, "exact" sums over the outcomes.
+    `gradients`: "sampled" estimates them from `batch` samples a step, "exact" sums over the outcomes.
     `reverse_estimator` and `forward_estimator`: how the KL is estimated from samples. Reverse: k1 in the reward or k2
     as a loss term. Forward: "samples" of the reference, the "ratio" ref/pi on the policy's own, k3 as a loss term on
     them, or "exact" for the KL alone.
     `anchor`: MARA's anchor from the "batch" (Algorithm 1) or from the whole good set, "all" (as exact gradients do).
     `baseline`: a name in `core.advantages`.
     `augmentation`: the KL that MARA's rewards are made for, by default that of `direction`. Rewards made for the other
-    one (Algorithm 1's beside the forward KL) are what Figure 6 warns of.
-    `every`: the course of a run is recorded before every `every`-th step, which must divide `steps`.
+    one (Algorithm 1's beside the forward KL) are the mistake that Figure 6 shows.
+    `every`: metrics are recorded before every `every`-th step; it must divide `steps`.
     """
 
     method: Literal["vanilla", "mara"] = "vanilla"
@@ -49,7 +49,7 @@ class Choices:
 
 @struct.dataclass
 class Swept:
-    """What is traced in a run: regularisation strength, reward from which good, Adam's step size, seed."""
+    """The traced numbers of a run: regularisation strength, threshold, Adam's step size, seed."""
 
     beta: Float[Array, "*sweep"]
     threshold: Float[Array, "*sweep"]
@@ -58,11 +58,11 @@ class Swept:
 
 
 class Run(NamedTuple):
-    """Where a run ended and how it went there.
+    """The final policy of a run and its metrics over the steps.
 
     `logp_a` final log-probabilities (nats); `target_logp_a` those of the objective's own optimum;
     `distance_to_target` and `distance_to_uniform` the total variation from `logp_a` to that optimum and to
-    the uniform distribution over good outcomes. With one entry a recorded step, exact whatever the gradients:
+    the uniform distribution over good outcomes. With one entry a recorded step, exact even with sampled gradients:
     `reward_s` the expected reward, `distance_s` and `uniform_distance_s` those two distances,
     `kl_to_target_s` KL(pi || optimum) and `kl_from_target_s` KL(optimum || pi) in nats.
     """
@@ -82,7 +82,7 @@ def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n
     """Half the summed absolute difference of two distributions.
 
     Args:
-        logp_a: log-probabilities of one (nats).
+        logp_a: log-probabilities of a distribution (nats).
         other_logp_a: log-probabilities of the other (nats).
 
     Returns:
@@ -92,7 +92,7 @@ def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n
 
 
 def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: Swept, choices: Choices) -> Run:
-    """Train a free categorical policy from uniform with Adam; pure, and jittable with `choices` static.
+    """Trains a free categorical policy from uniform with Adam; pure, and jittable with `choices` static.
 
     Args:
         ref_logp_a: log-probabilities of the reference (nats).
@@ -101,13 +101,13 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
         choices: method, direction, estimators, steps and batch.
 
     Returns:
-        The run's end and its course.
+        The final policy and the recorded metrics.
 
     Raises:
-        ValueError: for a choice that is not known.
+        ValueError: for an unknown choice.
     """
     check(choices)
-    # One working precision, whatever that of the problem's arrays: float64 only where jax has it switched on.
+    # jax's default precision, whatever that of the problem's arrays: float64 only where it is enabled.
     dtype = jnp.result_type(float)
     ref_logp_a, reward_a = jnp.asarray(ref_logp_a, dtype), jnp.asarray(reward_a, dtype)
     target_logp_a = optimum(ref_logp_a, reward_a, swept.beta, swept.threshold, choices)
@@ -123,24 +123,24 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
         return (logits_a + updates_a, opt_state), None
 
     def recorded(carry, index_e):
-        course = _course(categorical.log_probs(carry[0]), reward_a, target_logp_a, uniform_a)
-        return jax.lax.scan(step, carry, index_e)[0], course
+        metrics = _metrics(categorical.log_probs(carry[0]), reward_a, target_logp_a, uniform_a)
+        return jax.lax.scan(step, carry, index_e)[0], metrics
 
     logits_a = jnp.zeros_like(ref_logp_a)
     steps_se = jnp.arange(choices.steps).reshape(-1, choices.every)
-    (logits_a, _), course = jax.lax.scan(recorded, (logits_a, tx.init(logits_a)), steps_se)
+    (logits_a, _), metrics_s = jax.lax.scan(recorded, (logits_a, tx.init(logits_a)), steps_se)
     logp_a = categorical.log_probs(logits_a)
     return Run(
         logp_a,
         target_logp_a,
         total_variation(logp_a, target_logp_a),
         total_variation(logp_a, uniform_a),
-        *course,
+        *metrics_s,
     )
 
 
-def _course(logp_a, reward_a, target_logp_a, uniform_a):
-    """What `Run` records of a policy on its way."""
+def _metrics(logp_a, reward_a, target_logp_a, uniform_a):
+    """What `Run` records at a step."""
     return (
         jnp.sum(jnp.exp(logp_a) * reward_a),
         total_variation(logp_a, target_logp_a),
@@ -151,10 +151,10 @@ def _course(logp_a, reward_a, target_logp_a, uniform_a):
 
 
 def _grid(ref_logp_a, reward_a, beta_b, seed_n, threshold, learning_rate, choices):
-    def one(beta, seed):
+    def train_run(beta, seed):
         return train(ref_logp_a, reward_a, Swept(beta, threshold, learning_rate, seed), choices)
 
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(beta_b, seed_n)
+    return jax.vmap(jax.vmap(train_run, (None, 0)), (0, None))(beta_b, seed_n)
 
 
 _grid_jit = jax.jit(_grid, static_argnames="choices")
@@ -179,13 +179,13 @@ def grid(
         seeds: random seeds.
         threshold: reward from which an outcome is good.
         learning_rate: Adam's step size.
-        choices: what all runs share.
+        choices: the same for all runs.
 
     Returns:
         A `Run` whose arrays have two leading axes, betas and seeds.
 
     Raises:
-        ValueError: for a choice that is not known.
+        ValueError: for an unknown choice.
     """
     check(choices)
     dtype = jnp.result_type(float)
@@ -213,7 +213,7 @@ _KNOWN = {
 
 
 def check(choices: Choices) -> None:
-    """Refuse a choice that is not known, or a recording interval that does not divide the steps.
+    """Refuses an unknown choice, and a recording interval that does not divide the steps.
 
     Args:
         choices: the run's choices.
@@ -232,7 +232,7 @@ def check(choices: Choices) -> None:
 def optimum(
     ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], beta: Scalar, threshold: Scalar, choices: Choices
 ) -> Float[Array, " a"]:
-    """The distribution that the objective is maximised by.
+    """The distribution that maximises the objective.
 
     Args:
         ref_logp_a: log-probabilities of the reference (nats).
@@ -264,36 +264,36 @@ def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
     if choices.gradients == "exact":
         return -categorical.exact_gradient(logits_a, all_ref_1a[0], all_reward_1a[0], swept.beta, choices.direction)
 
-    draw_key, ref_key = jax.random.split(key)
-    drawn_g = categorical.sample(draw_key, categorical.log_probs(logits_a), choices.batch)
-    reward_1g, ref_logp_1g = reward_a[drawn_g][None], ref_logp_a[drawn_g][None]
+    sample_key, ref_key = jax.random.split(key)
+    sample_g = categorical.sample(sample_key, categorical.log_probs(logits_a), choices.batch)
+    reward_1g, ref_logp_1g = reward_a[sample_g][None], ref_logp_a[sample_g][None]
     if choices.method == "mara" and choices.anchor == "batch":
         reward_1g, ref_logp_1g = augment.mara(reward_1g, ref_logp_1g, **settings)
     elif choices.method == "mara":
-        reward_1g, ref_logp_1g = all_reward_1a[:, drawn_g], all_ref_1a[:, drawn_g]
+        reward_1g, ref_logp_1g = all_reward_1a[:, sample_g], all_ref_1a[:, sample_g]
     mask_1g1 = jnp.ones((1, choices.batch, 1))
     common = {"beta": swept.beta, "advantage": advantages.BY_NAME[choices.baseline]}
 
     def loss(logits_a):
         logp_a = categorical.log_probs(logits_a)
-        logp_1g1 = logp_a[drawn_g][None, :, None]
-        own = choices.reverse_estimator if choices.direction == "reverse" else choices.forward_estimator
-        if own in ("k2_in_loss", "k3_in_loss"):
-            use = {"estimator": own[:2], "placement": "loss", "level": "sequence"}
-            return objectives.placed(logp_1g1, mask_1g1, ref_logp_1g[..., None], reward_1g, **use, **common)[0]
+        logp_1g1 = logp_a[sample_g][None, :, None]
+        estimator = choices.reverse_estimator if choices.direction == "reverse" else choices.forward_estimator
+        if estimator in ("k2_in_loss", "k3_in_loss"):
+            placed = {"estimator": estimator[:2], "placement": "loss", "level": "sequence"}
+            return objectives.placed(logp_1g1, mask_1g1, ref_logp_1g[..., None], reward_1g, **placed, **common)[0]
         if choices.direction == "reverse":
             return objectives.reverse_kl(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
         if choices.forward_estimator == "ratio":
             return objectives.forward_kl_ratio(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
         if choices.forward_estimator == "samples":
-            read_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
-            weight_1r = jnp.exp(all_ref_1a - ref_logp_a)[:, read_r]
+            ref_sample_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
+            weight_1r = jnp.exp(all_ref_1a - ref_logp_a)[:, ref_sample_r]
         else:  # every outcome once, weighted so that the mean over outcomes is the sum over the reference
-            read_r = jnp.arange(ref_logp_a.shape[-1])
+            ref_sample_r = jnp.arange(ref_logp_a.shape[-1])
             weight_1r = jnp.exp(all_ref_1a) * ref_logp_a.shape[-1]
-        read_1r1 = logp_a[read_r][None, :, None]
+        ref_sample_logp_1r1 = logp_a[ref_sample_r][None, :, None]
         return objectives.forward_kl_samples(
-            logp_1g1, mask_1g1, reward_1g, read_1r1, jnp.ones_like(read_1r1), weight_1r, **common
+            logp_1g1, mask_1g1, reward_1g, ref_sample_logp_1r1, jnp.ones_like(ref_sample_logp_1r1), weight_1r, **common
         )[0]
 
     return jax.grad(loss)(logits_a)

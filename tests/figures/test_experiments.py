@@ -100,7 +100,7 @@ def test_alone_in_its_batch_a_sample_is_its_own_anchor():
 
 
 def test_distances_by_hand():
-    got = computation.measured(np.log([0.5, 0.5]), np.log([0.75, 0.25]), np.array([True, False]))
+    got = computation.distances(np.log([0.5, 0.5]), np.log([0.75, 0.25]), np.array([True, False]))
     assert got["tv_to_optimum"] == pytest.approx(0.25)
     assert got["kl_trained_to_optimum"] == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))
     assert got["kl_optimum_to_trained"] == pytest.approx(0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5))
@@ -155,7 +155,7 @@ def test_checks_notice_distributions_turned_around(converged, name):
     for panel in panels.values():
         panel["optimum"].reverse()
         panel["trained"].reverse()
-    checks = expectations.of(name, computation.FIGURES[name].problem(), panels, "converged")
+    checks = expectations.figure_checks(name, computation.FIGURES[name].problem(), panels, "converged")
     from_panels = ("optimum", "the same from the optimum")
     assert any(not check["pass"] and check["name"].startswith(from_panels) for check in checks)
     assert any(not check["pass"] and check["name"].startswith("trained") for check in checks)
@@ -170,7 +170,7 @@ def test_checks_notice_a_few_percent_of_the_uniform(converged, name, kind):
     for panel in panels.values():
         p_a = np.array(panel[kind])
         panel[kind] = list((1 - share) * p_a + share / len(p_a))
-    checks = expectations.of(name, computation.FIGURES[name].problem(), panels, "converged")
+    checks = expectations.figure_checks(name, computation.FIGURES[name].problem(), panels, "converged")
     assert any(not check["pass"] and check["name"].startswith(kind) for check in checks)
 
 
@@ -180,7 +180,9 @@ def test_the_misused_reward_does_not_pass_as_mara(converged):
     for beta in experiments.BETAS:
         swapped["mara_forward", beta] = panels["algorithm1_forward", beta]
         swapped["algorithm1_forward", beta] = panels["mara_forward", beta]
-    failed = [c["name"] for c in expectations.of("6", problems.figure6(), swapped, "converged") if not c["pass"]]
+    failed = [
+        c["name"] for c in expectations.figure_checks("6", problems.figure6(), swapped, "converged") if not c["pass"]
+    ]
     for beta in experiments.BETAS:
         assert any(name.startswith(f"optimum, mara_forward, beta {beta:g}:") for name in failed)
         assert any(name.startswith(f"trained, algorithm1_forward, beta {beta:g}:") for name in failed)

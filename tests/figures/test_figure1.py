@@ -53,8 +53,8 @@ def test_enumeration_finds_a_gaussian_that_is_the_target(direction):
     x_a = figure1.Mixture().x_a
     for mean, deviation in ((1.3, 0.8), (-4.0, 2.5)):
         target_a = figure1.gaussian_logp(np.array([mean, np.log(deviation)]), x_a)
-        found = figure1.best_gaussian(target_a, x_a, direction)
-        np.testing.assert_allclose(found, [mean, np.log(deviation)], atol=1e-5)
+        best = figure1.best_gaussian(target_a, x_a, direction)
+        np.testing.assert_allclose(best, [mean, np.log(deviation)], atol=1e-5)
 
 
 def test_the_reverse_kl_has_a_covering_minimum_that_enumeration_sees_through(monkeypatch):
