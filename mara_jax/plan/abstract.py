@@ -1,4 +1,4 @@
-"""The three programs of a training step on shapes alone: nothing is loaded, allocated or run."""
+"""The three programs of a training step, traced on shapes: nothing is loaded, allocated or run."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ PHASES = ("rollout", "reference", "update")
 class PhaseProgram(NamedTuple):
     """The program of one phase on arguments that are shapes with shardings, and how often its while loops run.
 
-    batch: of the arguments, what belongs to neither policy nor reference nor optimiser.
+    batch: the arguments that belong to neither policy nor reference nor optimiser.
     """
 
     program: programs.Program
@@ -31,12 +31,13 @@ class PhaseProgram(NamedTuple):
     batch: Any
 
     def flops(self) -> int:
-        """Of its matmuls, all devices together, from its jaxpr."""
+        """FLOPs of the program's matmuls on all devices together, from its jaxpr."""
         return work.flops(self.program.function, *self.program.args, trips=self.trips)
 
 
 class Sizes(NamedTuple):
-    """A step's shapes: prompts of so many (padded) tokens, samples of each, most tokens of one, rows of a rollout."""
+    """The shapes of a step: prompts, their padded length, samples per prompt, most tokens of a completion, and the
+    slots of continuous batching (0: a static batch)."""
 
     prompts: int
     prompt_tokens: int
@@ -51,7 +52,7 @@ class Sizes(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Of decoding, where every completion has its full length: the first token comes from the prompt."""
+        """Decoding steps if every completion has its full length; the first token comes from the prefill."""
         return -(-self.prompts * self.group // self.rows) * (self.new_tokens - 1)
 
 
@@ -90,25 +91,25 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
 
 
 def _prompts(sizes: Sizes) -> rollout.Prompts:
-    numbers, ones = _of_prompts(sizes, jnp.int32), _of_prompts(sizes, jnp.float32)
+    numbers, ones = _prompt_array(sizes, jnp.int32), _prompt_array(sizes, jnp.float32)
     sampling = draw.SamplingParams(ones, None, None)
-    return rollout.Prompts(_of_prompts(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, sampling)
+    return rollout.Prompts(_prompt_array(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, sampling)
 
 
 def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
-    """A batch without the reference's hidden states, whose shapes its program tells."""
+    """A batch without the reference's hidden states, whose shapes come from its program."""
     unknown: Any = None
     return Batch(
         prompt_tokens=prompts.tokens,
         prompt_lengths=prompts.lengths,
-        tokens=_of_groups(sizes, jnp.int32, sizes.new_tokens),
-        lengths=_of_groups(sizes, jnp.int32),
-        reward=_of_groups(sizes, jnp.float32),
-        answer=_of_groups(sizes, jnp.int32),
-        log_mass=_of_prompts(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
+        tokens=_group_array(sizes, jnp.int32, sizes.new_tokens),
+        lengths=_group_array(sizes, jnp.int32),
+        reward=_group_array(sizes, jnp.float32),
+        answer=_group_array(sizes, jnp.int32),
+        log_mass=_prompt_array(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
         ref_hidden=unknown,
         packing=_packing(run, sizes),
-        sampler_logp=_of_groups(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
+        sampler_logp=_group_array(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
     )
 
 
@@ -120,12 +121,12 @@ def _hidden(run: config.LanguageRun, sizes: Sizes, reference_program: programs.P
         return shapes
     lead = (None,) if micro_batches > 1 else ()
     prompts, _ = sharding.row_shardings(layout, sizes.prompts, sizes.group // micro_batches)
-    of_prompts = jax.NamedSharding(layout.mesh, jax.P(*lead, *prompts.spec))
-    of_rows = sharding.named_sharding(layout, (*lead, "rows"))
+    prompt_sharding = jax.NamedSharding(layout.mesh, jax.P(*lead, *prompts.spec))
+    row_sharding = sharding.named_sharding(layout, (*lead, "rows"))
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         shapes,
-        logprobs.Hidden(of_prompts, of_rows),  # pyright: ignore[reportArgumentType]
+        logprobs.Hidden(prompt_sharding, row_sharding),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -137,19 +138,19 @@ def _packing(run: config.LanguageRun, sizes: Sizes) -> Packing | None:
     lead = (micro_batches,) if micro_batches > 1 else ()
     shapes = ((*lead, rows, width), (*lead, shards, rows // shards * width))
     layout = sharding.current()
-    of_rows = None if layout is None else sharding.named_sharding(layout, (*(None,) * len(lead), "rows"))
-    slot, place = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=of_rows) for shape in shapes)
+    row_sharding = None if layout is None else sharding.named_sharding(layout, (*(None,) * len(lead), "rows"))
+    slot, place = (jax.ShapeDtypeStruct(shape, jnp.int32, sharding=row_sharding) for shape in shapes)
     return Packing(slot, place)  # pyright: ignore[reportArgumentType]
 
 
-def _of_prompts(sizes: Sizes, dtype: Any, *rest: int) -> Any:
+def _prompt_array(sizes: Sizes, dtype: Any, *trailing: int) -> Any:
     """An array [p, ...] of the batch, where rollouts put it."""
-    return _placed((sizes.prompts, *rest), dtype, 0, sizes)
+    return _placed((sizes.prompts, *trailing), dtype, 0, sizes)
 
 
-def _of_groups(sizes: Sizes, dtype: Any, *rest: int) -> Any:
+def _group_array(sizes: Sizes, dtype: Any, *trailing: int) -> Any:
     """An array [p, g, ...] of the batch, where rollouts put it."""
-    return _placed((sizes.prompts, sizes.group, *rest), dtype, 1, sizes)
+    return _placed((sizes.prompts, sizes.group, *trailing), dtype, 1, sizes)
 
 
 def _placed(shape: tuple[int, ...], dtype: Any, which: int, sizes: Sizes) -> Any:

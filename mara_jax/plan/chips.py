@@ -24,7 +24,7 @@ class Chip:
     """What one device has, as its maker publishes it.
 
     memory: bytes that a program may use; flops: dense matmul FLOP/s by compute dtype; bandwidth: of its memory,
-    bytes/s; links: bytes/s that it can send to all others together. Zero where nobody publishes it.
+    bytes/s; links: bytes/s that it can send to all others together. Zero where it is not published.
     """
 
     name: str
@@ -52,7 +52,7 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices of one kind: kind is a key of CHIPS or "cpu", sizes as they were asked for."""
+    """Devices of one kind: kind is a key of CHIPS or "cpu", sizes as the flag gives them."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -76,12 +76,12 @@ def parse(text: str) -> Topology:
     known = (*CHIPS, "cpu")
     if kind not in known or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,3}){0,2}", sizes):
         raise ValueError(f"--topology={text!r} is none: write KIND:SIZE, as in {EXAMPLES}")
-    found = Topology(kind, tuple(map(int, sizes.split("x"))))
+    topology = Topology(kind, tuple(map(int, sizes.split("x"))))
     dims = {"v5e": 2, "v6e": 2, "v5p": 3}.get(kind, 1)
-    if len(found.sizes) != dims:
+    if len(topology.sizes) != dims:
         example = next(e for e in EXAMPLES.replace(" or", ",").split(", ") if e.startswith(kind))
         raise ValueError(f"--topology={text!r}: {kind} has {dims} size{'s' * (dims > 1)}, as in {example}")
-    return found
+    return topology
 
 
 def chip_of(topology: Topology) -> Chip:
@@ -101,7 +101,7 @@ def simulate(topology: Topology) -> None:
     Raises:
       ValueError: the backend runs already, with fewer devices.
     """
-    with contextlib.suppress(RuntimeError):  # it has started: what it has is looked at below
+    with contextlib.suppress(RuntimeError):  # the backend has started: its devices are counted below
         jax.config.update("jax_platforms", "cpu")
         if topology.kind == "cpu":
             jax.config.update("jax_num_cpu_devices", topology.count)
@@ -127,16 +127,16 @@ def devices(topology: Topology) -> list[Any]:
 
     try:
         with _silent():
-            found = _described(topologies, topology)
+            description = _description(topologies, topology)
     except Exception as error:  # whatever a plugin raises
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"--topology={topology.name}: its compiler does not know it ({reason}); try one of {EXAMPLES}"
         ) from error
-    return list(found.devices)
+    return list(description.devices)
 
 
-def _described(topologies: Any, topology: Topology) -> Any:
+def _description(topologies: Any, topology: Topology) -> Any:
     if topology.kind != "h100":
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         return topologies.get_topology_desc(topology.name, "tpu")
@@ -147,16 +147,16 @@ def _described(topologies: Any, topology: Topology) -> Any:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without the warnings that a compiler writes where it finds no device: there is none to be found."""
+    """Discards stderr: a compiler warns there that the machine has no such device, which is expected here."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 def missing_compiler(topology: Topology) -> str:

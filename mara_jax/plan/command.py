@@ -97,7 +97,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     )
     _show_memory(record, console)
     _show_work(record, console)
-    _show_exchanges(record, console)
+    _show_collectives(record, console)
     console.print(f"\n{record['verdict']}", soft_wrap=True)
 
 
@@ -131,17 +131,20 @@ def _show_work(record: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _show_exchanges(record: dict[str, Any], console: Console) -> None:
+def _show_collectives(record: dict[str, Any], console: Console) -> None:
     if not any(row["collectives"] for row in record["phases"].values()):
         return
     headers = "devices", "times", "MB each", "GB sent"
     table = _table(console, "\nCollectives, the heaviest of each phase", *headers)
     for phase, row in record["phases"].items():
-        for one in row["collectives"][:4]:
-            name = f"{phase} {one['kind']}{' in a loop' if one['looped'] else ''}"
-            table.add_row(
-                name, str(one["group"]), f"{one['count']:,}", f"{one['bytes'] / 1e6:,.3f}", f"{one['sent'] / 1e9:,.4g}"
+        for collective in row["collectives"][:4]:
+            numbers = (
+                f"{collective['count']:,}",
+                f"{collective['bytes'] / 1e6:,.3f}",
+                f"{collective['sent'] / 1e9:,.4g}",
             )
+            name = f"{phase} {collective['kind']}{' in a loop' if collective['looped'] else ''}"
+            table.add_row(name, str(collective["group"]), *numbers)
     console.print(table)
 
 

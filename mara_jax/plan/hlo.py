@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, read off its HLO text: which, how often, of how many bytes."""
+"""The collectives of a compiled program, read from its HLO text: their kinds, counts and bytes."""
 
 import math
 import re
@@ -19,9 +19,9 @@ _TRIPS = re.compile(r'"?known_trip_count"?[:=]\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-    """One kind of exchange: among `group` devices, `count` times, `bytes` of result on each device in one of them.
+    """Equal collectives of a program: `count` executions among `group` devices, each with `bytes` of result per device.
 
-    sent: bytes that each device sends all the times together, on a ring; looped: whether it stands in a loop.
+    sent: bytes that each device sends in all executions together, on a ring; looped: whether they are inside a loop.
     """
 
     kind: str
@@ -32,26 +32,36 @@ class Collective(NamedTuple):
     looped: bool
 
 
+class Executed(NamedTuple):
+    """One instruction of a program: its line, its number of executions, and where it stands."""
+
+    line: str
+    times: int
+    looped: bool
+    computation: str
+
+
 def collectives(text: str, trips: Sequence[int] = ()) -> list[Collective]:
-    """The exchanges of a program, the heaviest first; equal ones are one entry.
+    """The collectives of a program, the heaviest first; equal ones are one entry.
 
     Args:
-      text: of a compiled and partitioned module (`compiled.as_text()`): shapes are one device's.
-      trips: how often each loop with exchanges runs whose text does not tell, in order; one inside it counts once, as
-        does each that `trips` has no number for.
+      text: the HLO of a compiled and partitioned module (`compiled.as_text()`), whose shapes are those of one device.
+      trips: iterations of each loop that holds collectives and whose HLO states no trip count, in program order. Such a
+        loop inside another such loop counts as one iteration, and so does each that `trips` has no number for.
     """
     bodies, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
-    devices, found = int(partitions[1]) if partitions else 1, {}
-    for line, times, looped, inside in _walk(bodies, entry, iter(trips), 1, False):
-        one = _of_line(line, inside, devices)
-        if one is not None:
-            found[(*one, looped)] = found.get((*one, looped), 0) + times
-    made = [
+    devices = int(partitions[1]) if partitions else 1
+    counts: dict[tuple[str, int, int, bool], int] = {}
+    for line, times, looped, computation in _walk(bodies, entry, iter(trips), 1, False):
+        collective = _collective(line, computation, devices)
+        if collective is not None:
+            counts[(*collective, looped)] = counts.get((*collective, looped), 0) + times
+    entries = [
         Collective(kind, group, count, size, count * _sent(kind, group, size), looped)
-        for (kind, group, size, looped), count in found.items()
+        for (kind, group, size, looped), count in counts.items()
     ]
-    return sorted(made, key=lambda c: (-c.sent, c.kind, c.bytes))
+    return sorted(entries, key=lambda entry: (-entry.sent, entry.kind, entry.bytes))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -69,40 +79,45 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _walk(bodies, name: str, trips: Iterator[int], times: int, looped: bool) -> Iterator[tuple[str, int, bool, str]]:
-    """Every instruction as it runs: its line, how often, whether in a loop, and the computation it stands in."""
-    under_way: set[str] = set()
+def _walk(bodies, name: str, trips: Iterator[int], times: int, looped: bool) -> Iterator[Executed]:
+    """Every instruction that a computation executes, those of the computations that it calls included."""
+    channels: set[str] = set()  # of the collectives that fusions of this computation have shown already
     for line in bodies.get(name, ()):
         match = _INSTRUCTION.match(line)
         if match is None:
             continue
-        yield line, times, looped, name
+        yield Executed(line, times, looped, name)
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [branch.strip().lstrip("%") for branch in branches.split(",")]
         if match[2] == "while":
-            known = _TRIPS.search(line)
-            told = int(known[1]) if known else _counted(bodies, line)
-            nested = iter(()) if told is None else trips
-            found = [one for body in called for one in _walk(bodies, body, nested, times, True)]
-            if told is None:
-                told = next(trips, 1) if any(_of_line(one[0], one[3], 1) for one in found) else 1
-            yield from ((inner, count * told, True, where) for inner, count, _, where in found)
-        # What an all-reduce applies is an addition: nothing in it is an exchange.
+            yield from _walk_loop(bodies, line, called, trips, times)
+        # The computation that an all-reduce applies is an addition and holds no collective.
         elif not match[2].startswith(("all-reduce", "reduce", "scatter", "sort", "map", "select-and", "async-done")):
             for body in called:
-                for found in _walk(bodies, body, trips, times, looped):
-                    channel = re.search(r"channel_id=\d+", found[0])
-                    # TPUs spread one exchange over several fusions, each of which writes it out again.
+                for executed in _walk(bodies, body, trips, times, looped):
+                    channel = re.search(r"channel_id=\d+", executed.line)
+                    # TPUs spread one collective over several fusions, and the text of each fusion repeats it.
                     if match[2] == "fusion" and channel is not None:
-                        if channel[0] in under_way:
+                        if channel[0] in channels:
                             continue
-                        under_way.add(channel[0])
-                    yield found
+                        channels.add(channel[0])
+                    yield executed
 
 
-def _counted(bodies: dict[str, list[str]], line: str) -> int | None:
-    """How often a loop runs whose condition is only that its counter, from 0, lies below a constant."""
+def _walk_loop(bodies, line: str, called: list[str], trips: Iterator[int], times: int) -> Iterator[Executed]:
+    """The instructions of a while loop's condition and body."""
+    stated = _TRIPS.search(line)
+    count = int(stated[1]) if stated else _trip_count(bodies, line)
+    inner_trips = iter(()) if count is None else trips
+    inner = [executed for body in called for executed in _walk(bodies, body, inner_trips, times, True)]
+    if count is None:
+        count = next(trips, 1) if any(_collective(each.line, each.computation, 1) for each in inner) else 1
+    yield from (executed._replace(times=executed.times * count) for executed in inner)
+
+
+def _trip_count(bodies: dict[str, list[str]], line: str) -> int | None:
+    """The iterations of a loop whose condition compares a counter, which starts at 0, with a constant; else None."""
     condition, body = (re.search(rf"{role}=%?([\w.\-]+)", line) for role in ("condition", "body"))
     if condition is None or body is None:
         return None
@@ -120,10 +135,10 @@ def _step(condition: list[str], body: list[str], counter: str) -> int:
     """By how much a loop's counter grows: 1 unless its body adds another constant (an unrolled one does)."""
     place = re.search(r"index=(\d+)", _defined(condition, counter))
     root = next((text for text in body if text.lstrip().startswith("ROOT ")), "")
-    made = re.search(r" tuple\((.*?)\)", root)
-    if place is None or made is None:
+    results = re.search(r" tuple\((.*?)\)", root)
+    if place is None or results is None:
         return 1
-    names = re.findall(r"%([\w.\-]+)", made[1])
+    names = re.findall(r"%([\w.\-]+)", results[1])
     at = int(place[1])
     added = re.search(r" add\(%?[\w.\-]+, %?([\w.\-]+)\)", _defined(body, names[at]) if at < len(names) else "")
     return (added and _constant(body, added[1])) or 1
@@ -136,11 +151,11 @@ def _defined(lines: list[str], name: str) -> str:
 
 
 def _constant(lines: list[str], name: str) -> int | None:
-    found = re.search(r" constant\((\d+)\)", _defined(lines, name))
-    return int(found[1]) if found else None
+    constant = re.search(r" constant\((\d+)\)", _defined(lines, name))
+    return int(constant[1]) if constant else None
 
 
-def _of_line(line: str, inside: str, devices: int) -> tuple[str, int, int] | None:
+def _collective(line: str, computation: str, devices: int) -> tuple[str, int, int] | None:
     """(kind, group size, bytes of the result) of a collective; None for any other instruction."""
     match = _INSTRUCTION.match(line)
     if match is None:
@@ -150,14 +165,14 @@ def _of_line(line: str, inside: str, devices: int) -> tuple[str, int, int] | Non
     if kind is None:
         return None
     group = _group(line, kind, devices)
-    size = _bytes(_finished(result) if name.endswith("-start") and kind != "all-reduce" else result)
-    if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
-        return "reduce-scatter", group, size // group  # TPUs keep the part of it that is theirs
+    size = _bytes(_async_result(result) if name.endswith("-start") and kind != "all-reduce" else result)
+    if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+        return "reduce-scatter", group, size // group  # a TPU keeps its own shard of the result
     return kind, group, size
 
 
-def _finished(result: str) -> str:
-    """Of what an asynchronous start returns, (given, made, ...), the part that is made."""
+def _async_result(result: str) -> str:
+    """The shape of the result in what an asynchronous start returns: (operand, result, ...)."""
     depth, parts = 0, [""]
     for char in result[1:-1]:
         depth += (char in "([{") - (char in ")]}")
@@ -183,7 +198,7 @@ def _bits(kind: str) -> int:
 
 
 def _group(line: str, kind: str, devices: int) -> int:
-    """Devices of one of the groups that exchange; all of them where none are named."""
+    """The number of devices in a replica group; all devices if the line names no groups."""
     if kind == "collective-permute":
         return 2
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
@@ -198,7 +213,7 @@ def _group(line: str, kind: str, devices: int) -> int:
 
 
 def _sent(kind: str, group: int, size: int) -> int:
-    """Bytes that a device sends in one exchange on a ring."""
+    """Bytes that a device sends in one collective on a ring."""
     others = group - 1
     if kind == "all-reduce":
         return 2 * size * others // group

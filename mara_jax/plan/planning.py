@@ -1,4 +1,4 @@
-"""The plan of a run on devices that need not be there: memory, work, exchanges, and what would fit."""
+"""The plan of a run for devices that need not be present: memory, work, collectives, and the batch that would fit."""
 
 import dataclasses
 import math
@@ -20,10 +20,10 @@ from mara_jax.train import capacity, preflight, shape
 
 
 class Memory(NamedTuple):
-    """Bytes on one device at a phase's fullest moment.
+    """Bytes on one device at the peak of a phase.
 
-    parameters: the policy's; reference: its frozen copy's; optimiser; cache: keys and values of the completions;
-    batch: what the phase is given and gives beside these; temporaries: all else that the compiler sets aside.
+    parameters: of the policy; reference: of the reference policy; optimiser: its moments; cache: the KV cache of the
+    completions; batch: other arguments and results of the phase; temporaries: all else that the compiler allocates.
     """
 
     parameters: int
@@ -39,18 +39,18 @@ class Memory(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """What one phase of a step takes on one device; told: how its memory is known.
+    """What one phase of a step takes on one device.
 
-    flops, bytes: its share of the matmuls as the program does them, and the least that it must move through its
-    memory; floor: the least seconds by what bounds them, "compute", "memory" or "links".
+    source: how its memory is known, in words; flops: the device's share of the program's matmuls; bytes: the least that
+    it must move through its memory; floor: the least seconds by each bound, "compute", "memory" and "links".
     """
 
     memory: Memory
-    told: str
+    source: str
     flops: float
     bytes: float
     floor: dict[str, float]
-    exchanges: list[hlo.Collective]
+    collectives: list[hlo.Collective]
 
 
 def phases(
@@ -58,16 +58,16 @@ def phases(
     arch: Architecture,
     sizes: abstract.Sizes,
     chip: Chip,
-    tell: Callable[[str], None] = lambda _: None,
+    on_compile: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Phase]:
     """Every phase, compiled for the devices of the layout in use.
 
     Args:
-      tell: called with the name of each phase before it is compiled, since that takes minutes.
+      on_compile: called with the name of each phase before it is compiled, since that takes minutes.
     """
     compiled = {}
     for name, program in abstract.phase_programs(run, arch, sizes).items():
-        tell(name)
+        on_compile(name)
         compiled[name] = _phase(name, program, run, arch, sizes, chip)
     return compiled
 
@@ -78,9 +78,9 @@ def _phase(
     held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
     cache = held.cache if name == "rollout" else 0
     memory = Memory(*held[:3], cache, batch, 0)
-    exchanges: list[hlo.Collective] = []
+    collectives: list[hlo.Collective] = []
     if held.total > chip.memory:
-        told = "not compiled: what must be held has no room"
+        source = "not compiled: what must be held has no room"
     else:
         try:
             compiled = program.program.compile()
@@ -88,14 +88,14 @@ def _phase(
             needed = needed_bytes(str(error))
             if needed is None:
                 raise
-            memory, told = _refused(name, memory, needed, arch.lora is not None), "refused by the compiler"
+            memory, source = _refused(name, memory, needed, arch.lora is not None), "refused by the compiler"
         else:
-            memory, told = _compiled(memory, compiled), "compiled"
-            exchanges = hlo.collectives(compiled.as_text(), program.trips)
+            memory, source = _compiled(memory, compiled), "compiled"
+            collectives = hlo.collectives(compiled.as_text(), program.trips)
     flops = program.flops() / _devices()
     moved = least_bytes(name, arch, sizes)
-    sent = sum(one.sent for one in exchanges)
-    return Phase(memory, told, flops, moved, floor(chip, arch.compute_dtype, flops, moved, sent), exchanges)
+    sent = sum(collective.sent for collective in collectives)
+    return Phase(memory, source, flops, moved, floor(chip, arch.compute_dtype, flops, moved, sent), collectives)
 
 
 def _devices() -> int:
@@ -106,21 +106,22 @@ def _devices() -> int:
 def _compiled(known: Memory, compiled: Any) -> Memory:
     """The memory of a compiled phase: what is known of it, its results, and its temporaries.
 
-    Arguments are counted from their shapes: the compiler leaves out those that a phase does not use, but they stay.
+    Arguments are counted from their shapes, since the compiler's figure leaves out those that a phase does not use
+    although they stay in memory.
     """
     stats = compiled.memory_analysis()
     results = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
     temporaries = stats.temp_size_in_bytes
     if sharding.platform() == "tpu":
-        # There the sum of what is set aside is up to half again what is in use at once, and the compiler lets a program
-        # pass whose sum is larger than the memory.
+        # On a TPU the sum of all temporary allocations is up to 1.5 times what is in use at once, and the compiler
+        # accepts a program whose sum exceeds the memory.
         temporaries = min(temporaries, stats.peak_memory_in_bytes - stats.argument_size_in_bytes - results)
-    # The compiler's figure holds the cache, too: what a loop carries is temporary.
+    # The compiler's figure includes the KV cache, since it counts what a loop carries as temporary.
     spare = max(0, temporaries - known.cache)
     return known._replace(batch=known.batch + results, temporaries=spare)
 
 
-# What the TPU compiler says, of all that a program needs or of its temporaries alone.
+# Phrases of the compilers' out-of-memory errors, and whether the number is that of the temporaries alone.
 _SIZES = (
     (re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of"), False),
     (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)"), True),
@@ -143,7 +144,7 @@ def needed_bytes(message: str) -> tuple[int, bool] | None:
 
 
 def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) -> Memory:
-    """As `_compiled`, from what the compiler said: of its temporaries, or of all that the program itself uses.
+    """As `_compiled`, from the bytes in the compiler's error: of the temporaries, or of all that the program uses.
 
     adapted: the policy is the reference with an adapter, so that a rollout takes both.
     """
@@ -153,8 +154,8 @@ def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) 
         "reference": known.parameters + known.optimiser,
         "update": 0,
     }[name]
-    rest = size - known.cache if temporaries else size + beside - known.total
-    return known._replace(temporaries=max(0, rest))
+    remaining = size - known.cache if temporaries else size + beside - known.total
+    return known._replace(temporaries=max(0, remaining))
 
 
 def least_bytes(name: str, arch: Architecture, sizes: abstract.Sizes) -> float:
@@ -192,9 +193,9 @@ def largest(fits: Callable[[int], bool], first: int, most: int, guess: int | Non
     """The largest number of units up to `most` that fits, if more units never need less.
 
     Args:
-      fits: asked few times, since each may compile a program.
-      first: a number to start from, at least 1.
-      guess: where the answer is thought to be; it and the number after it are asked first.
+      fits: whether a number of units fits; called few times, since each call may compile a program.
+      first: the number to start from, at least 1.
+      guess: an estimate of the result; it and the number after it are tried first.
 
     Returns:
       (largest that fits, 0 where none does; smallest that does not, None where all do): neighbours.
@@ -213,12 +214,12 @@ def largest(fits: Callable[[int], bool], first: int, most: int, guess: int | Non
     return low, high if high <= most else None
 
 
-def extrapolated(one: tuple[int, float], two: tuple[int, float], limit: float) -> int:
+def extrapolated(smaller: tuple[int, float], larger: tuple[int, float], limit: float) -> int:
     """The number of units at which a straight line through two measurements (units, bytes) reaches a limit."""
-    slope = (two[1] - one[1]) / (two[0] - one[0])
+    slope = (larger[1] - smaller[1]) / (larger[0] - smaller[0])
     if slope <= 0:
         return 2**31
-    return max(0, one[0] + math.floor((limit - one[1]) / slope))
+    return max(0, smaller[0] + math.floor((limit - smaller[1]) / slope))
 
 
 def with_batch(run: config.LanguageRun, prompts: int) -> config.LanguageRun:
@@ -241,7 +242,7 @@ def plan(
     """Everything `python -m mara_jax.plan` reports of a run.
 
     Args:
-      prompt_tokens: of the longest prompt; found unless told.
+      prompt_tokens: length of the longest prompt; if None, read from the task and its tokenizer.
       suggested: plan for the suggested mesh rather than the run's.
       search: also find the largest batch that fits.
 
@@ -257,8 +258,8 @@ def plan(
         run = suggest.with_mesh(run, advice)
     layout = preflight.layout_of(run, devices)
     with sharding.use(layout):
-        found = phases(run, arch, sizes, chip, tell)
-        record = _record(run, arch, sizes, topology, chip, layout, found)
+        phase_of = phases(run, arch, sizes, chip, report_compilation)
+    record = _record(run, arch, sizes, topology, chip, layout, phase_of)
     record["suggested_mesh"] = None if advice is None else advice._asdict() | {"flags": advice.flags}
     if search:
         record["largest_batch"] = largest_batch(run, arch, sizes, chip, layout, record["peak_bytes"])
@@ -266,13 +267,13 @@ def plan(
     return record
 
 
-def tell(name: str) -> None:
-    """Says on stderr what is being compiled."""
+def report_compilation(name: str) -> None:
+    """Writes to stderr which phase is being compiled."""
     print(f"compiling {name} ...", file=sys.stderr, flush=True)
 
 
-def _record(run, arch, sizes, topology, chip: Chip, layout, found: dict[str, Phase]) -> dict[str, Any]:
-    peak = max(phase.memory.total for phase in found.values())
+def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, Phase]) -> dict[str, Any]:
+    peak = max(phase.memory.total for phase in phase_of.values())
     return {
         "policy": run.policy.weights,
         "dtype": arch.compute_dtype,
@@ -282,7 +283,7 @@ def _record(run, arch, sizes, topology, chip: Chip, layout, found: dict[str, Pha
         "chip": dataclasses.asdict(chip),
         "mesh": dict(layout.mesh.shape),
         "shape": sizes._asdict() | {"parameters": parameters.count(arch)},
-        "phases": {name: _row(phase) for name, phase in found.items()},
+        "phases": {name: _row(phase) for name, phase in phase_of.items()},
         "peak_bytes": peak,
         "fits": peak <= chip.memory,
     }
@@ -291,33 +292,35 @@ def _record(run, arch, sizes, topology, chip: Chip, layout, found: dict[str, Pha
 def _row(phase: Phase) -> dict[str, Any]:
     return {
         "memory": phase.memory._asdict() | {"total": phase.memory.total},
-        "told": phase.told,
+        "told": phase.source,
         "flops": phase.flops,
         "bytes_least": phase.bytes,
-        "sent": sum(one.sent for one in phase.exchanges),
+        "sent": sum(collective.sent for collective in phase.collectives),
         "floor_s": phase.floor,
-        "collectives": [one._asdict() for one in phase.exchanges],
+        "collectives": [collective._asdict() for collective in phase.collectives],
     }
 
 
 def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: int) -> dict[str, Any]:
-    """The most groups of the run's size that fit, found by compiling; counted in steps that the mesh divides."""
+    """The most groups that fit, measured by compiling; only multiples of what the mesh divides are tried."""
     step = _least_groups(run, layout)
-    asked = max(1, sizes.prompts // step)
-    known = {asked: peak} if asked * step == sizes.prompts else {}
+    first = max(1, sizes.prompts // step)
+    known = {first: peak} if first * step == sizes.prompts else {}
 
     def bytes_of(units: int) -> int:
         if units not in known:
             more = with_batch(run, units * step)
             with sharding.use(layout):
                 wider = sizes._replace(prompts=units * step)
-                known[units] = max(phase.memory.total for phase in phases(more, arch, wider, chip, tell).values())
+                known[units] = max(
+                    phase.memory.total for phase in phases(more, arch, wider, chip, report_compilation).values()
+                )
         return known[units]
 
-    other = 2 * asked
-    guess = extrapolated((asked, bytes_of(asked)), (other, bytes_of(other)), chip.memory)
+    second = 2 * first
+    guess = extrapolated((first, bytes_of(first)), (second, bytes_of(second)), chip.memory)
     most = max(1, 2**20 // (step * sizes.group))
-    fits, fails = largest(lambda units: bytes_of(units) <= chip.memory, asked, most, guess)
+    fits, fails = largest(lambda units: bytes_of(units) <= chip.memory, first, most, guess)
     return {
         "groups": fits * step,
         "samples": fits * step * sizes.group,
@@ -327,7 +330,7 @@ def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: in
 
 
 def _least_groups(run: config.LanguageRun, layout: sharding.Layout) -> int:
-    """The least number of groups that the mesh divides; its multiples it divides as well."""
+    """The least number of groups that the mesh divides; it divides every multiple, too."""
     samples = run.rollout.group_size // run.optimiser.micro_batches
     for groups in range(1, layout.mesh.size + 1):
         try:

@@ -1,4 +1,4 @@
-"""How long a run's prompts are, found without its weights."""
+"""The length of a run's prompts, from the tokenizer alone."""
 
 import dataclasses
 from pathlib import Path

@@ -15,9 +15,33 @@ from mara_jax.policies import lora, parameters
 from mara_jax.policies.ops.select import uses_kernels
 from mara_jax.policies.parameters import Architecture
 
-# Assumed, not measured: seconds that one sum over a few neighbours takes however small it is. A rollout makes two of
-# them in each layer at each token.
+# Assumed, not measured: seconds that the smallest all-reduce over a few neighbours takes. A rollout makes two of them
+# in each layer at each token.
 LATENCY = 5e-6
+
+
+class MeshShape(NamedTuple):
+    """Devices along each mesh axis."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def row_shards(self) -> int:
+        """Shards that the rows of a batch are cut into."""
+        return self.data * self.fsdp
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+
+class LocalBatch(NamedTuple):
+    """What one device holds of an update's batch: completions, and token positions including those of their prompts."""
+
+    rows: float
+    positions: float
 
 
 class Candidate(NamedTuple):
@@ -36,16 +60,18 @@ class Candidate(NamedTuple):
 
 def best(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, devices: int) -> Candidate | None:
     """The mesh to use; where none has room, the one that needs least; None where no mesh divides the run's rows."""
-    found = [estimate(run, arch, sizes, chip, *mesh) for mesh in meshes(run, arch, sizes, devices)]
-    if not found:
+    candidates = [estimate(run, arch, sizes, chip, mesh) for mesh in meshes(run, arch, sizes, devices)]
+    if not candidates:
         return None
-    roomy = [one for one in found if one.bytes <= chip.memory]
-    # Equal ones: rather data than fsdp, rather fsdp than tensor.
-    return min(roomy, key=lambda c: (c.seconds, c.tensor, c.fsdp)) if roomy else min(found, key=lambda c: c.bytes)
+    fitting = [candidate for candidate in candidates if candidate.bytes <= chip.memory]
+    if not fitting:
+        return min(candidates, key=lambda candidate: candidate.bytes)
+    # Among equally fast meshes, data parallelism is preferred to FSDP, and FSDP to tensor parallelism.
+    return min(fitting, key=lambda candidate: (candidate.seconds, candidate.tensor, candidate.fsdp))
 
 
-def meshes(run: config.LanguageRun, arch: Architecture, sizes: Sizes, devices: int) -> Iterator[tuple[int, int, int]]:
-    """Every (data, fsdp, tensor) that divides the model and the rows of a step without overrides of the table."""
+def meshes(run: config.LanguageRun, arch: Architecture, sizes: Sizes, devices: int) -> Iterator[MeshShape]:
+    """Every mesh that divides the model and the rows of a step without overrides of the table."""
     samples = sizes.group // run.optimiser.micro_batches
     for tensor in _divisors(math.gcd(devices, math.gcd(arch.kv_heads, math.gcd(arch.mlp, arch.vocab_size)))):
         rows = devices // tensor
@@ -53,7 +79,7 @@ def meshes(run: config.LanguageRun, arch: Architecture, sizes: Sizes, devices: i
             continue
         for fsdp in _divisors(math.gcd(rows, arch.embed)):
             if _rows_divide(sizes.prompts, samples, rows // fsdp, fsdp):
-                yield rows // fsdp, fsdp, tensor
+                yield MeshShape(rows // fsdp, fsdp, tensor)
 
 
 def _divisors(number: int) -> list[int]:
@@ -66,39 +92,46 @@ def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
     return any(prompts % outer == 0 and samples % inner == 0 for outer, inner in cuts)
 
 
-def estimate(run, arch: Architecture, sizes: Sizes, chip: Chip, data: int, fsdp: int, tensor: int) -> Candidate:
+def estimate(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, mesh: MeshShape) -> Candidate:
     """A mesh with the bytes and seconds that it is estimated to take."""
     width = jnp.dtype(arch.compute_dtype).itemsize
-    count, cut = parameters.count(arch), data * fsdp
-    rows = sizes.prompts * sizes.group / cut
-    positions = rows * (sizes.new_tokens - 1) + sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, cut)
-    # What is trained, with two moments, and the reference; gradients, and the kernels in the compute dtype.
+    count, batch, (_, fsdp, tensor) = parameters.count(arch), _local_batch(sizes, mesh), mesh
+    # Held throughout: what is trained, with two moments, and the reference. An update adds gradients, and the kernels
+    # in the compute dtype.
     trained = lora.count(arch)
     held = (3 * 4 * trained + min(width, 4) * count) / (fsdp * tensor)
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
-    rollout = slots * sizes.rows / cut * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
+    rollout = slots * sizes.rows / mesh.row_shards * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
     gradients = (4 * trained + width * count) / (fsdp * tensor)
-    update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, rows, positions, tensor)
-    seconds = (
-        _seconds(arch, sizes, chip, (data, fsdp, tensor), rows, positions) if arch.compute_dtype in chip.flops else 0
-    )
-    return Candidate(data, fsdp, tensor, held + max(rollout, update), seconds)
+    update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, batch, tensor)
+    seconds = _seconds(arch, sizes, chip, mesh) if arch.compute_dtype in chip.flops else 0
+    return Candidate(*mesh, held + max(rollout, update), seconds)
+
+
+def _local_batch(sizes: Sizes, mesh: MeshShape) -> LocalBatch:
+    rows = sizes.prompts * sizes.group / mesh.row_shards
+    prompt_positions = sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, mesh.row_shards)
+    return LocalBatch(rows, rows * (sizes.new_tokens - 1) + prompt_positions)
 
 
 def _head(arch: Architecture, fsdp: int, tensor: int) -> float:
-    """Bytes of arrays of vocabulary x width in an update, as compiled programs have them.
+    """Bytes of arrays [v, d] in an update, as compiled programs have them.
 
-    Cut over fsdp: two gradients of the embedding, by its lookup and by the head. Else these and a copy of each, and the
-    heads of policy and reference in the compute dtype, all of them whole.
+    With FSDP: two gradients of the embedding, one from its lookup and one from the head. Without: these and a copy of
+    each, and the heads of policy and reference in the compute dtype.
     """
     size, width = arch.vocab_size * arch.embed / (fsdp * tensor), jnp.dtype(arch.compute_dtype).itemsize
-    gradients = 0 if arch.lora else 2 * 4  # an adapter has none of the table's
+    gradients = 0 if arch.lora else 2 * 4  # an adapter leaves the embedding frozen
     return size * (gradients if fsdp > 1 else 2 * gradients + 2 * width)
 
 
-def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: float, tensor: int) -> float:
-    """Bytes that the backward pass keeps: of every layer, or of one and the inputs of all; and one layer's scores,
-    unless kernels keep them from memory."""
+def _activations(run, arch: Architecture, sizes: Sizes, batch: LocalBatch, tensor: int) -> float:
+    """Bytes of activations saved for the backward pass.
+
+    These are the activations of every layer, or with remat=layer those of one layer and the inputs of all; and the
+    attention scores of one layer (of all without remat), unless fused kernels keep scores out of memory.
+    """
+    rows, positions = batch
     width = jnp.dtype(arch.compute_dtype).itemsize
     part = 1 / run.optimiser.micro_batches
     heads = arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim
@@ -112,44 +145,34 @@ def _activations(run, arch: Architecture, sizes: Sizes, rows: float, positions: 
     return part * (of_layers + wide + scores * (2 + (arch.layers if arch.remat == "none" else 1)))
 
 
-def _seconds(arch, sizes: Sizes, chip: Chip, mesh: tuple[int, int, int], rows: float, positions: float) -> float:
-    """The floor of a step: each phase by what bounds it."""
-    data, fsdp, tensor = mesh
-    devices, width, count = data * fsdp * tensor, jnp.dtype(arch.compute_dtype).itemsize, parameters.count(arch)
+def _seconds(arch: Architecture, sizes: Sizes, chip: Chip, mesh: MeshShape) -> float:
+    """The least seconds of a step: each phase takes as long as compute, memory or links, whichever bounds it."""
+    (data, fsdp, tensor), (rows, positions) = mesh, _local_batch(sizes, mesh)
+    width, count = jnp.dtype(arch.compute_dtype).itemsize, parameters.count(arch)
     trained = lora.count(arch)
     lengths = [[sizes.new_tokens] * sizes.group] * sizes.prompts
     flops = work.least(arch, [sizes.prompt_tokens] * sizes.prompts, lengths)
     peak, weights, steps = chip.flops[arch.compute_dtype], count * width / tensor, sizes.steps
     gathered = weights * (fsdp - 1) / fsdp
     reduced = 4 * trained / tensor * (fsdp - 1) / fsdp + 2 * 4 * trained / (fsdp * tensor) * (data - 1) / data
-    # Two sums over the tensor axis in each layer, of every position.
+    # Two all-reduces over the tensor axis in each layer, of every position.
     sums = 2 * arch.layers * arch.embed * width * 2 * (tensor - 1) / tensor
-    cache = (
-        2
-        * arch.layers
-        * arch.kv_heads
-        / tensor
-        * arch.head_dim
-        * width
-        * sizes.rows
-        / (data * fsdp)
-        * sizes.new_tokens
-        / 2
-    )
+    token_cache = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
+    cache = token_cache * sizes.rows / mesh.row_shards * sizes.new_tokens / 2  # on average half as long as at the end
     remat = 1 if arch.remat == "layer" else 0
     waiting = 2 * arch.layers * steps * LATENCY if tensor > 1 else 0.0
     rollout = (flops.rollout, steps * (weights + cache), gathered + sums * rows * (sizes.new_tokens - 1))
     reference = (flops.reference, weights, gathered + sums * positions)
     # Frozen kernels have no gradient: two thirds of the work, and remat adds the forward pass.
-    again = flops.update * ((2 if arch.lora else 3) + remat) / 3
-    update = (again, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)
+    update_flops = flops.update * ((2 if arch.lora else 3) + remat) / 3
+    update = (update_flops, (2 + remat) * weights, (2 + remat) * (gathered + sums * positions) + reduced)
     return waiting + sum(
-        max(done / devices / peak, moved / chip.bandwidth, sent / chip.links)
-        for done, moved, sent in (rollout, reference, update)
+        max(computed / mesh.devices / peak, moved / chip.bandwidth, sent / chip.links)
+        for computed, moved, sent in (rollout, reference, update)
     )
 
 
 def with_mesh(run: config.LanguageRun, mesh: Candidate) -> config.LanguageRun:
     """The run on another mesh."""
-    wanted = dataclasses.replace(run.mesh, data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
-    return dataclasses.replace(run, mesh=wanted)
+    axes = dataclasses.replace(run.mesh, data=mesh.data, fsdp=mesh.fsdp, tensor=mesh.tensor)
+    return dataclasses.replace(run, mesh=axes)

@@ -1,4 +1,4 @@
-"""Counted work: FLOPs that a program does, read off its jaxpr, and the least that a model's shapes ask for.
+"""FLOPs that a program does, counted from its jaxpr, and the fewest that a model's shapes require.
 
 Matmuls alone are counted (a multiply and an add are two FLOPs); elementwise work is left out on both sides.
 """
@@ -18,8 +18,8 @@ from mara_jax.policies.parameters import Architecture
 def flops(function: Any, *args: Any, trips: Sequence[int] = (), **kwargs: Any) -> int:
     """FLOPs of the matmuls of one call, from the jaxpr: nothing is compiled or run.
 
-    Loops of known length count as often as they run, a conditional by its dearest branch, and what rematerialisation
-    computes again is counted again.
+    Loops of known length count as often as they run, a conditional as its most expensive branch, and recomputed
+    activations are counted again.
 
     Args:
       function: a jitted function, or one that can be jitted; args, kwargs: of the call, arrays or their shapes.
@@ -30,28 +30,28 @@ def flops(function: Any, *args: Any, trips: Sequence[int] = (), **kwargs: Any) -
         work cannot be read off its jaxpr.
     """
     staged = function if hasattr(function, "trace") else jax.jit(function)
-    left = list(trips)
+    unused = list(trips)
     jaxpr = staged.trace(*args, **kwargs).jaxpr.jaxpr
-    count = _of_jaxpr(_needed(jaxpr), left)
-    if left:
-        raise ValueError(f"trips={list(trips)}: the program has {len(trips) - len(left)} while loops with a matmul")
+    count = _of_jaxpr(_without_dead_code(jaxpr), unused)
+    if unused:
+        raise ValueError(f"trips={list(trips)}: the program has {len(trips) - len(unused)} while loops with a matmul")
     return count
 
 
-def _needed(jaxpr: Any) -> Any:
-    """A jaxpr without what no result needs, as a compiler leaves it out: of an adapted policy the frozen kernels'
-    gradients."""
+def _without_dead_code(jaxpr: Any) -> Any:
+    """A jaxpr without dead code, which a compiler leaves out, too: such as the gradients of kernels that an adapter
+    leaves frozen."""
     rules, barrier = partial_eval.dce_rules, jax.lax.optimization_barrier_p
     usual = rules.get(barrier)
-    rules[barrier] = _thinned
+    rules[barrier] = _barrier_without_dead_code
     try:
         return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
     finally:
         rules.pop(barrier) if usual is None else rules.update({barrier: usual})
 
 
-def _thinned(used: list[bool], barrier: Any) -> tuple[list[bool], Any]:
-    """A barrier of those arrays alone that are used after it: XLA drops the others, jax's own rule keeps all."""
+def _barrier_without_dead_code(used: list[bool], barrier: Any) -> tuple[list[bool], Any]:
+    """An optimization barrier on the arrays used after it: XLA drops the others, while JAX's own rule keeps all."""
     if not any(used):
         return used, None
     invars, outvars = (
@@ -68,7 +68,9 @@ def _of_equation(equation: Any, trips: list[int]) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _of_dot(equation)
-    if name == "pallas_call" and params["cost_estimate"] is not None:  # loops of unknown length: what its caller says
+    if (
+        name == "pallas_call" and params["cost_estimate"] is not None
+    ):  # its loops have unknown length: the caller states the cost
         return params["cost_estimate"].flops
     if name == "shard_map":
         return params["mesh"].size * _of_jaxpr(params["jaxpr"], trips)
@@ -110,11 +112,11 @@ def _has_dot(jaxpr: Any) -> bool:
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among an equation's parameters: bodies of jit, remat, custom derivatives, loops and branches."""
     for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, jex.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, jex.Jaxpr):
-                yield one
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, jex.Jaxpr):
+                yield item
 
 
 class Least(NamedTuple):

@@ -282,8 +282,10 @@ def test_estimates_are_near_what_was_compiled(name, cut, compiled):
     choices: Any = {"compute_dtype": "bfloat16", "remat": "layer", "scan_layers": True, "attention": "kernels"}
     policy = config.Policy(weights=f"qwen2.5-{name}", **choices)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
-    found = suggest.estimate(run, shape.of(policy), abstract.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], *cut)
-    assert 0.9 < found.bytes / 2**30 / compiled < 1.33
+    candidate = suggest.estimate(
+        run, shape.of(policy), abstract.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], suggest.MeshShape(*cut)
+    )
+    assert 0.9 < candidate.bytes / 2**30 / compiled < 1.33
 
 
 def test_a_mesh_is_suggested_that_divides_and_has_room():
@@ -292,11 +294,11 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
     arch, sizes = shape.of(run.policy), abstract.Sizes(16, 32, 16, 480)
     for kind, count in (("v5e", 16), ("h100", 8)):
-        found = suggest.best(run, arch, sizes, chips.CHIPS[kind], count)
-        assert found is not None
-        assert found.data * found.fsdp * found.tensor == count
-        assert found.fsdp * found.tensor > 1
-        assert found.bytes < chips.CHIPS[kind].memory
+        best = suggest.best(run, arch, sizes, chips.CHIPS[kind], count)
+        assert best is not None
+        assert best.data * best.fsdp * best.tensor == count
+        assert best.fsdp * best.tensor > 1
+        assert best.bytes < chips.CHIPS[kind].memory
     for data, fsdp, tensor in suggest.meshes(run, arch, sizes, 16):
         assert 2 % tensor == 0  # key heads
         sharding.row_axes(layout(data, fsdp, tensor), 16, 16)
