@@ -12,7 +12,8 @@ from mara_jax.policies.parameters import Architecture
 
 @flax.struct.dataclass
 class KV:
-    """Keys and values of every layer: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when scanned.
+    """Keys and values. Of all layers: a tuple of [rows, k, s, h] when unrolled, one [l, rows, k, s, h] when scanned; a
+    `Block` sees those of its own layer, [rows, k, s, h].
 
     Heads come before time so that attention's batched matmuls read them as they lie.
     """

@@ -12,9 +12,9 @@ from mara_jax.policies.parameters import Architecture
 
 
 def uses_checkpoints(arch: Architecture) -> bool:
-    """Whether layers go through `jax.checkpoint`: on a CPU it saves no memory outside of scans, and with remat "none"
-    the operations see to it there."""
-    return arch.remat != "none" or not select(arch).saves
+    """Whether layers go through `jax.checkpoint`: always, but with remat "none" where the gradients of the operations
+    recompute what is elementwise by themselves (on a CPU, where `jax.checkpoint` saves no memory outside of scans)."""
+    return arch.remat != "none" or not select(arch).recomputes
 
 
 def checkpoint_policy(arch: Architecture) -> Callable[..., bool] | None:

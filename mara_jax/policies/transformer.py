@@ -72,7 +72,7 @@ class Linear(nn.Module):
 
     def setup(self):
         kernel = self._array("kernel", self.inputs, self.features)
-        # A decoding loop's kernels may have a form of their own, and are gathered already.
+        # `decoding.lay_out` may put a `cpu.TransposedKernel` in the place of an array.
         self.kernel = sharding.gather_kernel(kernel, self.axes) if isinstance(kernel, jax.Array) else kernel
         self.adapter = [self._array(name) for name in (lora.A, lora.B) if self.has_variable("params", lora.A)]
         self.bias_f = self._array("bias", self.features) if self.bias else None
@@ -94,7 +94,8 @@ class Linear(nn.Module):
 class Block(nn.Module):
     """One decoder layer: attention and a feed-forward with SwiGLU, each on the normed residual stream.
 
-    Several segments take turns, each with the KV of the one before as its prefix.
+    hidden: an array [b, t, d] a segment, each of which attends to the KV of the one before as its prefix (completions
+    to prompts, which gradients reach so). Returns hidden states, and the KV of a lone segment.
     """
 
     arch: Architecture
@@ -210,9 +211,8 @@ def forward(
 
     args: arch: static; params: nested dict; tokens_bt: ids; positions_bt: rotary positions, counted from the start of
         the prompt; prefix: what a forward over the p prompts returned; prefix_lengths_p: tokens of each prompt; cache:
-        from `init_cache`, of b rows; index: the slot where these tokens go, the same for all rows; counts_b: where
-        given the cache is a ring, and of its slots a row sees that many, the last of them `index`, where its one token
-        goes.
+        from `init_cache`, of b rows; index: the slot where these tokens go, the same for all rows; counts_b: with it
+        the cache is a ring buffer, of which a row of one token sees so many slots, the last of them `index`.
     returns: hidden states after the final norm, [b, t, d] in the compute dtype, and keys and values: the cache with
         these tokens written from slot `index` on, or without a cache theirs alone.
     errors: ValueError where a prefix comes without lengths, a cache without an index, or b is no multiple of p.

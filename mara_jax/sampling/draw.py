@@ -21,7 +21,7 @@ def _blocks(logits_vb: jax.Array) -> jax.Array:
     """Logits by block, token of the block and row, [n, k, b]; tokens that fill the last block up are never drawn.
 
     Rows come last because all sums run over tokens: a CPU then adds up many rows at once, and its head makes logits in
-    this order (`decoding.logits`), so that nothing is turned.
+    this order (`decoding.logits`), so that nothing is transposed.
     """
     vocab, rows = logits_vb.shape
     padding = ((0, -vocab % BLOCK), (0, 0))
@@ -103,7 +103,7 @@ def draw_tokens(keys_b: jax.Array, logits_bv: jax.Array, sampling: SamplingParam
       tokens [b] int32 and log-probs [b] float32 (nats).
     """
     greedy_b = sampling.temperature == 0
-    logits_vb = logits_bv.T  # first of all: a CPU would turn what is made of them in memory
+    logits_vb = logits_bv.T  # first of all: a CPU would transpose what is computed from them in memory
     shaped_vb = logits_vb / jnp.where(greedy_b, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         shaped_vb = keep_likeliest(shaped_vb.T, sampling.top_k, sampling.top_p).T

@@ -18,11 +18,10 @@ from mara_jax.policies.parameters import wide
 from mara_jax.sampling import sharded_head
 
 # Float32 logits of one stream of positions held at once: 32 MB on a CPU. An accelerator reads the whole head for each
-# chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as dear as a chunk's matmuls.
+# chunk, and adds to the whole of its gradient: 512 and 256 MB make that about as expensive as a chunk's matmuls.
 MAX_LOGITS = {"cpu": 8_000_000, "gpu": 2**27, "tpu": 2**26}
-# On one CPU several chunks have a 24th as many positions as there are words: the vocabulary then comes first, see
-# `_axis`. Measured at one shape, 2,016 positions of 8,192 words, 512 wide, forward and backward on one thread: 1.39 s
-# in 3 chunks, 1.15 in 4, 1.12 in 6, 1.19 in 8.
+# On one CPU several chunks have a 24th as many positions as there are words, few enough for the matmul whose result has
+# the vocabulary first, see `_axis` (a fifth faster than three large chunks at 2,016 positions of 8,192 words).
 FEW = 24
 
 
@@ -206,7 +205,7 @@ def _stats_bwd(chunks, streams, saved, g):
         cut = jax.tree.map(functools.partial(_cut, chunks), (hidden_rnd, tokens_rn, lse_rn, g_rn))
         # One CPU would make room for zeros before the forward pass.
         zero = jnp.zeros((), wide(hidden_rnd.dtype))
-        zero = cpu.after(zero, g_rn) if on_one_cpu() else zero
+        zero = cpu.schedule_after(zero, g_rn) if on_one_cpu() else zero
         none_svd = jnp.full((streams, *rows_vd.shape), zero)
         none_svd = sharding.constrain(none_svd, "rows", "vocab")
         d_rows_svd, d_hidden_krcd = jax.lax.scan(add, none_svd, cut)

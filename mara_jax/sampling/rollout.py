@@ -228,7 +228,11 @@ def whole_text(policy: Policy, drawn: Rollout) -> list[list[str]]:
 def generate(
     arch: transformer.Architecture, params: dict, prompts: Prompts, key: jax.Array, settings: Settings
 ) -> Drawn:
-    """The compiled sampling behind `sample`."""
+    """Computes each prompt once, then decodes its group of samples, statically or with continuous batching.
+
+    params: as from `lora.attached`; settings.slots: sequences decoded at once, 0 for all of them. Log-probs are the
+    policy's own, at temperature 1 and without truncation.
+    """
     num_prompts, group_size = len(prompts.lengths), settings.group_size
     b, slots, max_new_tokens = num_prompts * group_size, settings.slots, settings.max_new_tokens
     last_pd, prefix = prefill(arch, params, prompts.tokens, prompts.lengths)

@@ -25,8 +25,10 @@ KeysValues = tuple[jax.Array, jax.Array]  # each [rows, k, s, h]
 class Mask(NamedTuple):
     """Which keys a query sees.
 
-    own: bool, broadcastable to [b, k, x, s]; prefix_ps: bool, where there is a prefix. The same as numbers of tokens,
-    for kernels, which mask causally by themselves: lengths_b of the rows (None: all tokens), prefix_lengths_p.
+    own: bool, broadcastable to [b, k, x, s]; prefix_ps: bool, where there is a prefix; lengths_b (None: all tokens) and
+    prefix_lengths_p: the same as numbers of tokens. Only `attention` reads `own` for what it is. Without a cache the
+    CPU's form leaves out the keys behind a block of queries, and the kernels read the lengths alone: both take `own` to
+    be causal, so that another kind of mask has to change all three.
     """
 
     own: jax.Array

@@ -18,18 +18,18 @@ from mara_jax.policies.ops.attention import KeysValues, Mask, by_prompt, by_row,
 from mara_jax.policies.ops.swiglu import swiglu
 from mara_jax.policies.parameters import wide
 
-# Products of more columns go at half the rate for some numbers of rows (2,016 x 256 by 256 x 1,024 on one core with
-# 512 KB of L2 cache: 43 GFLOP/s; 2,048 rows: 75; any number of rows by 256 x 256: 75 to 80).
+# Products of more columns go at half the rate for some numbers of rows (benchmarks/RESULTS.md).
 COLUMNS = 256
 MOST_PIECES = 16  # each is an operation of its own to compile
 # Of causal attention's square half is needed; in n blocks of times (n + 1) / 2n of it are computed.
 MOST_BLOCKS, LEAST_BLOCK = 4, 64
 
 
-def after(x: jax.Array, earlier: jax.Array, offset: int = 0) -> jax.Array:
-    """x, computed once `earlier` is: a zero made of some of its numbers is added (NaN where one is infinite).
+def schedule_after(x: jax.Array, earlier: jax.Array, offset: int = 0) -> jax.Array:
+    """x, scheduled after `earlier`: a scheduling barrier for XLA:CPU, which drops `optimization_barrier`.
 
-    offset: which numbers. Two arrays that wait for different ones XLA computes apart, and stores nothing they share.
+    It adds 0 times the sum of some elements of `earlier` (NaN where one is infinite). offset: which elements; two uses
+    with different offsets are not merged into one computation, whose result would be stored.
     """
     if not earlier.size:
         return x
@@ -72,7 +72,7 @@ def _columns(x: jax.Array, kernel: jax.Array, axis: int) -> jax.Array:
         return multiply(kernel)
     products = [x]
     for piece in jnp.split(kernel, count, 1 - axis):
-        products.append(multiply(after(piece, products[-1])))  # else XLA would cut all pieces first
+        products.append(multiply(schedule_after(piece, products[-1])))  # else XLA would cut all pieces first
     return jnp.concatenate(products[1:], -1)
 
 
@@ -89,7 +89,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, dtype: Any = None, after_array: 
     count = piece_count(sides[wider].shape[1])
     earlier = g if after_array is None else after_array
     if count == 1:
-        return multiply(*sides) if after_array is None else after(multiply(*sides), earlier)
+        return multiply(*sides) if after_array is None else schedule_after(multiply(*sides), earlier)
     size = sides[wider].shape[1] // count
 
     def add_piece(i, kernel):
@@ -99,7 +99,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, dtype: Any = None, after_array: 
 
     # A loop is one operation: of many XLA would put some off and keep their inputs. Its result begins as a number made
     # late, since XLA would allocate the zeros of all layers first.
-    zero = after(jnp.zeros((), dtype or x.dtype), earlier)
+    zero = schedule_after(jnp.zeros((), dtype or x.dtype), earlier)
     begin = jnp.full((sides[0].shape[1], sides[1].shape[1]), zero)
     return jax.lax.fori_loop(0, count, add_piece, begin)
 
@@ -117,10 +117,10 @@ def _swiglu_matmul_fwd(gate, up, kernel_fd):
 def _swiglu_matmul_bwd(saved, g):
     gate, up, kernel_fd = saved
     d_product = _columns(g, kernel_fd, 1)
-    product = swiglu(after(gate, d_product), up)
+    product = swiglu(schedule_after(gate, d_product), up)
     d_kernel_fd = kernel_gradient(product, g, after_array=d_product)
     # A sigmoid costs less than a pass over memory to store it.
-    d_gate, d_up = jax.vjp(swiglu, after(gate, d_product, 1), up)[1](d_product)
+    d_gate, d_up = jax.vjp(swiglu, schedule_after(gate, d_product, 1), up)[1](d_product)
     return d_gate, d_up, d_kernel_fd
 
 
@@ -144,7 +144,7 @@ def _attention_fwd(q_bkxh, own, prefix, mask):
 
 def _attention_bwd(saved, g):
     q_bkxh, own, prefix, mask, lse = saved
-    q_bkxh, own = after(q_bkxh, g), tuple(after(keys, g) for keys in own)
+    q_bkxh, own = schedule_after(q_bkxh, g), tuple(schedule_after(keys, g) for keys in own)
     times, gradients = own[0].shape[2], []
     for block in _blocks(times):
         cut_own, cut_mask, cut_q, cut_lse, cut_g = _cut_block(block, times, own, mask, q_bkxh, lse, g)
@@ -207,18 +207,18 @@ def _forward_block(own, mask, q, prefix):
 
 def _backward_block(own, mask, q, lse, g, prefix):
     """Gradients with respect to queries, own keys and values, and the prefix's."""
-    rows, turn = q.shape[0], lambda y: y
+    rows, to_prompts = q.shape[0], lambda y: y
     weight, d_weight = _weights(q, own, mask.own, lse, g)
     mean = jnp.sum(weight * d_weight, axis=-1, keepdims=True)
     if prefix is not None:
-        turn = functools.partial(by_prompt, prompts=prefix[0].shape[0])
+        to_prompts = functools.partial(by_prompt, prompts=prefix[0].shape[0])
         visible = mask.prefix_ps[:, None, None, :]
-        shared, d_shared = _weights(turn(q), prefix, visible, turn(lse), turn(g))
+        shared, d_shared = _weights(to_prompts(q), prefix, visible, to_prompts(lse), to_prompts(g))
         mean += by_row(jnp.sum(shared * d_shared, axis=-1, keepdims=True), rows)
     d_q, d_own = _score_gradients(q, own, weight, d_weight - mean, g)
     if prefix is None:
         return d_q.astype(q.dtype), d_own, None
-    d_q_shared, d_prefix = _score_gradients(turn(q), prefix, shared, d_shared - turn(mean), turn(g))
+    d_q_shared, d_prefix = _score_gradients(to_prompts(q), prefix, shared, d_shared - to_prompts(mean), to_prompts(g))
     return (d_q + by_row(d_q_shared, rows)).astype(q.dtype), d_own, d_prefix
 
 

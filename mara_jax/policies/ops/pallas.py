@@ -205,7 +205,7 @@ def backward(
         (None, None, backend.keys, h), lambda row, head, i: (row // (b // p), head * m * k // n, i, 0)
     )
     mine = pl.BlockSpec((None, None, backend.keys, h), lambda row, head, i: (row, head, i, 0))
-    by_slots = _call(backend, _slots_kernel, keys, q_bnth, 8, grid=(b, n // m, s // backend.keys))(
+    by_slots = _call(backend, _keys_kernel, keys, q_bnth, 8, grid=(b, n // m, s // backend.keys))(
         in_specs=[_limits(backend), heads, shared, shared, heads, all_sums, all_sums],
         out_specs=[mine, mine],
         out_shape=[jax.ShapeDtypeStruct((b, n // m, s, h), jnp.float32)] * 2,
@@ -241,13 +241,13 @@ def _forward_kernel(limits, q_ref, k_ref, v_ref, out_ref, lse_ref, *, causal: bo
     out, top, total = jax.lax.fori_loop(0, pl.cdiv(end, tiles.keys), step, start)
     total = jnp.where(total > 0, total, 1.0)
     out_ref[...] = (out / total).astype(out_ref.dtype)
-    lse_ref[...] = _turned(top + jnp.log(total), tiles)
+    lse_ref[...] = _transposed(top + jnp.log(total), tiles)
 
 
 def _queries_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_q_ref, *, causal: bool, tiles: Backend):
     first, end, seen = _span(limits, q_ref.shape[0], causal)
     q, g = q_ref[...], g_ref[...]
-    lse, along = _turned(lse_ref[...], tiles), _turned(along_ref[...], tiles)
+    lse, along = _transposed(lse_ref[...], tiles), _transposed(along_ref[...], tiles)
 
     def step(i, d_q):
         at = pl.ds(pl.multiple_of(i * tiles.keys, tiles.keys), tiles.keys)
@@ -259,7 +259,7 @@ def _queries_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_q_
     d_q_ref[...] = jax.lax.fori_loop(0, pl.cdiv(end, tiles.keys), step, jnp.zeros(q.shape, jnp.float32))
 
 
-def _slots_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_k_ref, d_v_ref, *, causal, tiles: Backend):
+def _keys_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_k_ref, d_v_ref, *, causal, tiles: Backend):
     """Scores lie [keys, queries] here, so that the sums over queries of all heads are matmuls as they lie."""
     row, tile = pl.program_id(0), pl.program_id(2)
     counts, seen = limits[row, 0], limits[row, 1]
@@ -273,7 +273,7 @@ def _slots_kernel(limits, q_ref, k_ref, v_ref, g_ref, lse_ref, along_ref, d_k_re
             d_k, d_v = carry
             at = pl.ds(pl.multiple_of(i * tiles.queries, tiles.queries), tiles.queries)
             q, g = q_ref[head, at, :], g_ref[head, at, :]
-            score = _masked(_dot(k, q.T), first, i * tiles.queries, seen, causal, turned=True)
+            score = _masked(_dot(k, q.T), first, i * tiles.queries, seen, causal, transposed=True)
             weight = jnp.exp(score - lse_ref[head, :, at])
             d_score = weight * (_dot(v, g.T) - along_ref[head, :, at])
             return d_k + _dot(d_score.astype(q.dtype), q), d_v + _dot(weight.astype(g.dtype), g)
@@ -292,7 +292,7 @@ def _span(limits, rows, causal):
     return first, jnp.where(first < limits[row, 0], end, 0), seen
 
 
-def _masked(score, first, other, seen, causal, turned=False):
+def _masked(score, first, other, seen, causal, transposed=False):
     """Scores of a tile, those that nobody may see at MASKED.
 
     first: where the program's own tile begins; other: where the one met begins: queries and keys, or keys and queries
@@ -300,7 +300,7 @@ def _masked(score, first, other, seen, causal, turned=False):
     """
     own = first + jax.lax.broadcasted_iota(jnp.int32, score.shape, 0)
     met = other + jax.lax.broadcasted_iota(jnp.int32, score.shape, 1)
-    query, slot = (met, own) if turned else (own, met)
+    query, slot = (met, own) if transposed else (own, met)
     visible = slot < seen
     if causal:
         visible &= slot <= query
@@ -313,8 +313,8 @@ def _dot(x, y):
     return jnp.dot(x, y, preferred_element_type=jnp.float32, precision=precision)
 
 
-def _turned(x, tiles: Backend):
-    """A column as a row, or a row as a column; a TPU turns whole tiles only."""
+def _transposed(x, tiles: Backend):
+    """A column as a row, or a row as a column; a TPU transposes whole tiles only."""
     if tiles.platform != "tpu":
         return x.T
     n = max(x.shape)

@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies as published models scale them, angles, and the turn of queries and keys."""
+"""Rotary position embedding: frequencies as published models scale them, angles, rotation of queries and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -34,5 +34,5 @@ def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turn each pair (channel i, channel i + h/2) of every head by its angle, in float32 (or wider)."""
     cos, sin = rope
     first, second = jnp.split(x_btnh.astype(wide(x_btnh.dtype)), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_btnh.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_btnh.dtype)

@@ -19,18 +19,20 @@ class Operations(NamedTuple):
 
     matmul_few_rows: `matmul_transposed` for the few rows of a decoding step; decoding_kernel: a kernel [d, f] as
     `matmul` takes it fastest for such rows; cached_attention: `attention` over a KV cache, never differentiated;
-    stored: its argument, which the compiler is to compute only once; saves: whether gradients save by themselves no
-    more than they need, so that `jax.checkpoint` is not asked to see to it.
+    stored: its argument, which the compiler is to compute only once; recomputes: whether the gradients of these
+    operations recompute what is elementwise, so that layers need no `jax.checkpoint` where nothing else is recomputed.
+
+    The plain SwiGLU goes through `jax.checkpoint`: it then saves gate and up, not the three arrays made of them.
     """
 
     matmul: Callable[[jax.Array, Any], jax.Array] = matmul
     matmul_few_rows: Callable[..., jax.Array] = matmul_transposed
-    swiglu_matmul: Callable[[jax.Array, jax.Array, Any], jax.Array] = swiglu_matmul
+    swiglu_matmul: Callable[[jax.Array, jax.Array, Any], jax.Array] = jax.checkpoint(swiglu_matmul)
     attention: Callable[..., jax.Array] = attention
     cached_attention: Callable[..., jax.Array] = attention
     decoding_kernel: Callable[[jax.Array], Any] = lambda kernel_df: kernel_df
     stored: Callable[[jax.Array], jax.Array] = lambda x: x
-    saves: bool = False
+    recomputes: bool = False
 
 
 def _matmul_on_cpu(x: jax.Array, kernel: jax.Array | cpu.TransposedKernel) -> jax.Array:
@@ -52,7 +54,7 @@ ON_CPU = Operations(
     attention=cpu.attention,
     decoding_kernel=lambda kernel_df: cpu.TransposedKernel(jnp.swapaxes(kernel_df, 0, 1)),
     stored=cpu.stored,
-    saves=True,
+    recomputes=True,
 )
 
 
