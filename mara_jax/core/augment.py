@@ -1,6 +1,6 @@
 """Mode-anchored reward augmentation (MARA) over strings and over answers: the reward transform before advantages.
 
-Each function maps (reward_pg, ref_logp_pg) of a batch of groups to the pair that the objective then sees.
+Each function maps (reward_pg, ref_logp_pg) of a batch of groups to the pair that the objective uses.
 Rewards are in reward units, log-probabilities of whole completions in nats.
 """
 
@@ -33,7 +33,7 @@ def mara(
     The anchor z is the row's good sample (reward >= threshold) likeliest under the reference (of equally likely
     ones the best rewarded), unless one is given. For "reverse" (Algorithm 1) a good sample's reward becomes
     R(z) + beta (log ref(z) - log ref(y)); for "forward" (Algorithm 2) its reward becomes R(z) and its reference
-    ref(z). Other samples, and rows without a good sample, stay as they are.
+    ref(z). Other samples, and rows without a good sample, are unchanged.
 
     Args:
         reward_pg: reward of each sample.

@@ -1,7 +1,7 @@
 """Where an objective ends, estimated from samples of the reference policy: shares of answers, and mode collapse.
 
-The samples stand for the reference policy, each with the probability mass 1/n; the optimum of the objective on them
-(core.targets) is the forecast, and resampling them (the bootstrap) says how far it can be trusted.
+The empirical distribution of n samples, each of mass 1/n, replaces the reference policy. The optimum of the objective
+on them (core.targets) is the forecast, and the bootstrap (resampling them) gives its confidence intervals.
 """
 
 import functools
@@ -17,7 +17,7 @@ from mara_jax.core import forecast_curves, pooled_samples, targets
 from mara_jax.core.targets import Direction
 
 Method = Literal["vanilla", "answers", "strings"]
-LEAST_BETA = 1e-6  # stands for beta = 0, whose optimum is the limit: the best answers, in the reference's ratio
+LEAST_BETA = 1e-6  # used for beta = 0, whose optimum is the limit: the best answers, in the reference's ratio
 RESAMPLES = 1000  # of the samples, for the interval of a forecast collapse
 
 
@@ -72,7 +72,7 @@ def class_mass(
         resamples: how many; 0 for exact outcomes.
 
     Returns:
-        For each beta: row 0 from the samples as they are, then the resamples, then a row for each answer that no
+        For each beta: row 0 from the samples, then the resamples, then a row for each answer that no
         sample gave, with the most that Wilson's 95 % interval allows it.
     """
     reward_n, lift_n, ref_logp_n = samples.reward, None, samples.ref_logp
@@ -86,7 +86,7 @@ def class_mass(
         assert ref_logp_n is not None, "enumerated outcomes need the reference's log-probabilities"
         log_weight_n = ref_logp_n
     weight_rj = pooled_samples.log_weights(log_weight_n, groups, key, resamples, lift_n)
-    likeliest_j = np.asarray(weight_rj[0])  # where log ref is not known, a group's own mass stands for it
+    likeliest_j = np.asarray(weight_rj[0])  # used where log ref is not known
     if ref_logp_n is not None:
         likeliest_j = np.full(len(groups.reward), -np.inf)
         np.maximum.at(likeliest_j, groups.index, ref_logp_n)
@@ -187,7 +187,7 @@ def _answer_shares(logp_pn, answer_pn: np.ndarray, answers: int) -> list[float]:
     return [*shares, max(0.0, 1.0 - sum(shares))]
 
 
-def built_in_collapse(
+def collapse_at_optimum(
     objective: Objective, samples_p: Sequence[Samples], task: Task, *, key: PRNGKeyArray, resamples: int = RESAMPLES
 ) -> dict[str, Any] | None:
     """Describes the mode collapse of an objective whose own optimum is one; None for any other objective.
@@ -217,7 +217,7 @@ def built_in_collapse(
             continue
         beta_b = forecast_curves.beta_grid(samples.reward, beta)
         mass_brc = class_mass(objective, samples, answers, beta_b, key=key, resamples=resamples)
-        leader = forecast_curves.leader(forecast_curves.read(mass_brc, resamples), beta_b, beta)
+        leader = forecast_curves.leader(forecast_curves.summarise(mass_brc, resamples), beta_b, beta)
         leaders.append(leader._asdict() | {"answer": task.answers[leader.index], "seen": seen})
     collapsing = [leader for leader in leaders if leader["share"] >= forecast_curves.COLLAPSED]
     if not collapsing:

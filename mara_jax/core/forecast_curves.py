@@ -30,7 +30,7 @@ class Curves(NamedTuple):
     top_high: Float[np.ndarray, " b"]
 
 
-def read(mass_brc: Float[np.ndarray, "b r c"], resamples: int) -> Curves:
+def summarise(mass_brc: Float[np.ndarray, "b r c"], resamples: int) -> Curves:
     """Shares, effective numbers and intervals of an optimum, from its masses.
 
     The values are those of row 0; the intervals are the 2.5 % and 97.5 % quantiles of the resamples, widened to the
@@ -111,7 +111,7 @@ def crossing_interval(
     """Bootstrap interval of a crossing, from the crossing of each resample's curve that is nearest to it.
 
     Args:
-        beta: the crossing of the samples as they are.
+        beta: the crossing of the samples' own curve.
         beta_b: betas in ascending order.
         value_rb: the curve of each resample.
 

@@ -1,4 +1,4 @@
-"""Exact KL divergences, the three usual estimators of one, and which KL each use of them really optimises."""
+"""Exact KL divergences, the estimators k1, k2 and k3, and which KL each use of an estimator optimises."""
 
 from typing import Literal, NamedTuple
 
@@ -80,10 +80,10 @@ def k3(logp: Float[Array, "*n"], ref_logp: Float[Array, "*n"]) -> Float[Array, "
 
 
 class Effective(NamedTuple):
-    """Which regulariser a use of an estimator has in expectation.
+    """The regulariser that a use of an estimator has in expectation.
 
     `name` is one of "none", "reverse", "forward", "reverse_minus_forward", "square_minus_reverse",
-    "part_of_reverse", "neither"; `sentence` says it in words.
+    "part_of_reverse", "neither"; `sentence` describes it.
     """
 
     name: str
@@ -94,8 +94,7 @@ Estimator = Literal["k1", "k2", "k3", "k1_ratio"]
 Placement = Literal["reward", "loss"]
 Level = Literal["sequence", "token"]
 
-# By enumeration of small policies, samples from the policy itself; tests/core/test_placements.py proves each
-# row.
+# By enumeration of small policies, on samples of the policy itself; tests/core/test_placements.py checks each row.
 _EFFECTIVE: dict[tuple[str, str, str], Effective] = {
     ("k1", "loss", "sequence"): Effective(
         "none", "k1 as a loss term has gradient zero in expectation: nothing is regularised"
@@ -153,14 +152,14 @@ _EFFECTIVE: dict[tuple[str, str, str], Effective] = {
 
 
 def effective(estimator: Estimator, placement: Placement, level: Level) -> Effective:
-    """Say which KL an estimator at a place really optimises, on samples of the policy itself.
+    """The KL that an estimator in the reward or in the loss optimises, on samples of the policy itself.
 
     Args:
-        estimator: "k1", "k2", "k3", or "k1_ratio" (k1 times the live ratio of the string's probabilities).
-        placement: "reward" (detached, part of what is multiplied by grad log pi) or "loss" (differentiated
+        estimator: "k1", "k2", "k3", or "k1_ratio" (k1 times the differentiable ratio pi/pi_sampled of the completion).
+        placement: "reward" (detached, and part of the signal that multiplies grad log pi) or "loss" (differentiated
             itself).
-        level: "sequence" when it is taken on whole strings (for "reward", crediting each token with the sum
-            from there on comes to the same), "token" when each token only has its own.
+        level: "sequence" for the estimator of whole completions (in the reward, giving each token the sum from that
+            token on is equivalent), "token" where each token has only its own estimate.
 
     Returns:
         A name and a sentence.

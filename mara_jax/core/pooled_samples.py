@@ -1,7 +1,7 @@
 """Optima of objectives on samples of the reference policy under one prompt, and on bootstrap resamples of them.
 
-n samples stand for the reference policy: each has the probability mass 1/n, and the optimum of the objective on them
-(core.targets) estimates the optimum itself. The rewards of MARA are those that training would see (core.augment).
+The empirical distribution of n samples, each of mass 1/n, replaces the reference policy: the optimum of the objective
+on them (core.targets) estimates the optimum itself. The rewards of MARA are those of training (core.augment).
 
 Every objective here treats samples of equal reward and answer alike, so these are pooled into groups j first.
 The classes c are the answers and, last, "no answer".
@@ -28,7 +28,7 @@ _NEWTON = 12  # rounds: after eight 1e-5 is left on the didactic problems and on
 class Groups(NamedTuple):
     """Samples of equal reward and answer, pooled: `index` of each sample's group, and the group's reward and answer.
 
-    `unseen` holds the groups that stand for answers without a sample. Other groups without a sample are padding.
+    `unseen` holds the groups of answers without a sample. Other groups without a sample are padding.
     """
 
     index: Int[np.ndarray, " n"]
@@ -66,7 +66,7 @@ def log_weights(
     resamples: int,
     lift_n: ArrayLike | None = None,
 ) -> Float[Array, "r j"]:
-    """Log-mass of every group: of the samples as they are (row 0), and of `resamples` resamples of them.
+    """Log-mass of every group, from the samples (row 0) and from `resamples` bootstrap resamples of them.
 
     Each unseen answer adds a row, in which it has the upper end of Wilson's 95 % interval for no sample in n.
 
@@ -93,7 +93,7 @@ def _log_weights(log_weight_n, lift_n, index_n, key, count: int, resamples: int,
     lifted_jn = jnp.where(member_jn, jnp.asarray(log_weight_n) + lift_n, -jnp.inf)
     most_j1 = jnp.max(lifted_jn, axis=1, keepdims=True)
     weight_jn = jnp.exp(lifted_jn - jnp.where(jnp.isfinite(most_j1), most_j1, 0.0))
-    # The samples as they are, then the resamples. Random bits are a function of (key, position), so the first rows do
+    # The samples, then the resamples. Random bits are a function of (key, position), so the first rows do
     # not depend on the number of rows.
     chosen_rn = jax.random.randint(key, (resamples, total), 0, total)
     times_rn = jax.vmap(lambda chosen_n: jnp.zeros(total).at[chosen_n].add(1.0))(chosen_rn)
@@ -262,7 +262,7 @@ def optimum_mass(
 ) -> Float[Array, "b r c"]:
     """Probability of each answer, then of none, at one objective's optimum: for every beta and row of weights.
 
-    MARA over answers uses the masses of the samples as they are (row 0), as a run measures them once; each resample
+    MARA over answers uses the masses of the samples (row 0), as a run measures them once; each resample
     stands for a possible reference. So the spread over resamples is that of the optimum of a run with these masses.
 
     Args:

@@ -1,6 +1,6 @@
 """The reward transforms of other methods, from their published formulas: (reward_pg, ...) -> reward_pg.
 
-Each is used in the place of `core.augment`. docs/rivals.md says where each of them ends.
+Each is used in the place of `core.augment`. docs/rivals.md gives the optimum of each.
 """
 
 import jax

@@ -100,7 +100,7 @@ def _bisect(log_weight, log_gap, low, high):
     def halve(_, bracket):
         low, high = bracket
         middle = low + (high - low) / 2
-        # Only exponentials of differences; a term that overflows says, rightly, that the sum is above 1.
+        # Exponentials of differences only; where a term overflows, the sum is indeed above 1.
         term = jnp.exp(log_weight - jnp.maximum(middle, log_gap)) / (1 + jnp.exp(-jnp.abs(middle - log_gap)))
         too_low = jnp.sum(term, axis=-1, keepdims=True) > 1
         return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
@@ -117,8 +117,9 @@ def forward_kl(
 
     The unknown is log(Lambda - Rmax), Rmax the best reward that the reference can reach: it lies between
     log(beta ref(best)) and log(beta S), S the sum of the reference, and keeps its digits at any beta. Where a
-    better reward lies outside the reference and the sum at that reward stays under 1, what is missing goes
-    there in equal parts (the objective does not choose between such outcomes).
+    better reward lies outside the support of the reference and the probabilities at Lambda equal to that reward sum to
+    less than 1, the missing mass is divided equally among the outcomes with that reward (the objective does not
+    distinguish them).
 
     Args:
         ref_logp: reference log-probabilities (nats), -inf where zero; need not be normalised (Algorithm 2).
@@ -132,34 +133,34 @@ def forward_kl(
     chex.assert_equal_shape_suffix([ref_logp, reward], 1)
     support = ref_logp > -jnp.inf
     log_weight = jnp.log(beta) + ref_logp
-    within = jax.lax.stop_gradient(jnp.max(jnp.where(support, reward, -jnp.inf), axis=-1, keepdims=True))
-    anywhere = jnp.max(reward, axis=-1, keepdims=True)
-    gap = jnp.where(support, within - reward, 0.0)  # 0 off the support: its weight is zero there anyway
+    best_in_support = jax.lax.stop_gradient(jnp.max(jnp.where(support, reward, -jnp.inf), axis=-1, keepdims=True))
+    best_reward = jnp.max(reward, axis=-1, keepdims=True)
+    gap = jnp.where(support, best_in_support - reward, 0.0)  # 0 off the support, where the weight is zero
 
     def log_sum(log_x):
         return jax.nn.logsumexp(log_weight - _log_gap(log_x, gap), axis=-1, keepdims=True)
 
-    outside = anywhere - within > 0
-    log_least = jnp.log(jnp.where(outside, anywhere - within, 1.0))
-    spills = outside & (log_sum(log_least) < 0)
+    outside = best_reward - best_in_support > 0
+    log_least = jnp.log(jnp.where(outside, best_reward - best_in_support, 1.0))
+    has_excess = outside & (log_sum(log_least) < 0)
 
     low = jax.nn.logsumexp(jnp.where(gap == 0, log_weight, -jnp.inf), axis=-1, keepdims=True)
     low = jnp.where(outside, jnp.maximum(low, log_least), low)
     high = jnp.maximum(jax.nn.logsumexp(log_weight, axis=-1, keepdims=True), low)
     root = _bisect(*jax.lax.stop_gradient((log_weight, jnp.log(gap), low, high)))
-    # One Newton step: it changes the root by rounding only, and carries its derivative (implicitly).
+    # One Newton step: it changes the root by rounding only, and gives it its (implicit) derivative.
     at_root = log_weight - _log_gap(root, gap)
     slope = jnp.sum(jnp.exp(at_root + root - _log_gap(root, gap)), axis=-1, keepdims=True)
     slope = jax.lax.stop_gradient(jnp.maximum(slope, jnp.finfo(slope.dtype).tiny))
     root = root + jax.nn.logsumexp(at_root, axis=-1, keepdims=True) / slope
 
-    inside = log_weight - _log_gap(jnp.where(spills, log_least, root), gap)
+    inside = log_weight - _log_gap(jnp.where(has_excess, log_least, root), gap)
     total = jax.nn.logsumexp(inside, axis=-1, keepdims=True)
-    log_missing = jnp.log(-jnp.expm1(jnp.where(spills, total, -1.0)))
-    takers = (reward == anywhere) & ~support
-    count = jnp.maximum(jnp.sum(takers, axis=-1, keepdims=True), 1)
-    spilled = jnp.where(takers, log_missing - jnp.log(count), inside)
-    return jnp.where(spills, spilled, inside - total)
+    log_missing = jnp.log(-jnp.expm1(jnp.where(has_excess, total, -1.0)))
+    receivers = (reward == best_reward) & ~support
+    count = jnp.maximum(jnp.sum(receivers, axis=-1, keepdims=True), 1)
+    with_excess = jnp.where(receivers, log_missing - jnp.log(count), inside)
+    return jnp.where(has_excess, with_excess, inside - total)
 
 
 def _optimum(ref_logp, reward, beta, direction):
@@ -255,14 +256,14 @@ def _reverse_answers(ref_logp, reward, answer, good, beta):
     same = _same_class(answer, good)
     support = ref_logp > -jnp.inf
     finite = jnp.where(support, ref_logp, 0.0)
-    # log of the weight of j over that of i: of differences alone, so that no digit is lost to R / beta.
+    # Log of the weight of j over that of i, from differences only, which keep their digits where R / beta is large.
     pairs = (finite[..., None, :] - finite[..., :, None]) + (reward[..., None, :] - reward[..., :, None]) / beta
     log_share = -jax.nn.logsumexp(jnp.where(same | ~good[..., :, None], pairs, -jnp.inf), axis=-1)
     best = jnp.max(jnp.where(good, reward, -jnp.inf), axis=-1, keepdims=True)
     log_mass = jnp.where(good, finite + (reward - best) / beta - log_share, -jnp.inf)
     z = jnp.take_along_axis(answer, jnp.argmax(log_mass, axis=-1, keepdims=True), axis=-1)
-    # A good outcome weighs its share of its class; any other its weight over that of the anchor class. (With
-    # nothing good the result is not used: comparing each outcome with itself keeps it finite.)
+    # A good outcome's score is its share of its class; any other's its weight over that of the anchor class. (Without
+    # a good outcome the result is not used, and comparing each outcome with itself keeps it finite.)
     in_anchor = (good & (answer == z))[..., None, :]
     alone = jnp.eye(reward.shape[-1], dtype=bool) & ~jnp.any(good, axis=-1)[..., None, None]
     members = jnp.where(good[..., :, None], same, in_anchor) | alone

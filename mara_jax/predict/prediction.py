@@ -150,7 +150,7 @@ def _objective(
     )
     if not np.all(np.isfinite(mass_brc[:, 0])):
         raise ValueError(f"the {direction} optimum of {OBJECTIVES[name]} is beyond float32: rescale rewards and beta")
-    entry = _read_off(mass_brc, resamples, beta_b, own, samples.answers)
+    entry = _summary(mass_brc, resamples, beta_b, own, samples.answers)
     if name == "strings":
         entry["trust"] = string_trust(samples, threshold)
         if entry["trust"]["known"]:
@@ -158,8 +158,8 @@ def _objective(
     return entry
 
 
-def _read_off(mass_brc: np.ndarray, resamples: int, beta_b, own: int, answers) -> dict[str, Any]:
-    curves = forecast_curves.read(mass_brc, resamples)
+def _summary(mass_brc: np.ndarray, resamples: int, beta_b, own: int, answers) -> dict[str, Any]:
+    curves = forecast_curves.summarise(mass_brc, resamples)
     sampled_bra = mass_brc[:, : resamples + 1, :-1]
     lists = {name: value.tolist() for name, value in curves._asdict().items()}
     return {

@@ -41,13 +41,13 @@ def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
     )
 
 
-def built_in_collapse(cfg: ToyRun, problem: problems.Problem) -> dict[str, Any] | None:
+def collapse_at_optimum(cfg: ToyRun, problem: problems.Problem) -> dict[str, Any] | None:
     """Describes the collapse of a run whose exact optimum gives one outcome COLLAPSED (95 %) of the mass, else None."""
     count = len(problem.reward)
     outcomes = forecast.Samples(problem.reward, np.arange(count), problem.ref_logp, exact=True)
     objective = reference.objective_of(dataclasses.replace(cfg.algorithm, anchor="string"))
     task = forecast.Task(tuple(str(outcome) for outcome in range(count)))
-    return forecast.built_in_collapse(objective, [outcomes], task, key=jax.random.key(0), resamples=0)
+    return forecast.collapse_at_optimum(objective, [outcomes], task, key=jax.random.key(0), resamples=0)
 
 
 def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
@@ -60,7 +60,7 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         f"{problem.name}: {settings.method}, {settings.kl} KL, beta {settings.beta:g}, "
         f"{'exact' if cfg.toy.exact else 'sampled'} gradients, {cfg.steps} steps"
     )
-    collapse = built_in_collapse(cfg, problem)
+    collapse = collapse_at_optimum(cfg, problem)
     if collapse:
         display.note(report.collapse_warning(collapse))
     grid = training.grid(

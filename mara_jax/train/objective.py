@@ -96,7 +96,7 @@ def objective(
 
 
 def off_policy_weights(algorithm: config.Algorithm, scored: Scored) -> importance.OffPolicy | None:
-    """What stands between the policy and its samples; None where the configuration weights nothing.
+    """Importance weights of the samples; None where the configuration uses no weights.
 
     Raises:
       ValueError: weights of the trainer over the sampler without the sampler's log-probabilities.

@@ -257,7 +257,7 @@ def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
         "objective": forecast.describe(objective),
         "optimum": forecast.optima(objective, samples_p, answered),
         "log_optimum": None if log_optimum_c is None else _json_numbers(log_optimum_c.tolist()),
-        "collapse": forecast.built_in_collapse(objective, samples_p, answered, key=key),
+        "collapse": forecast.collapse_at_optimum(objective, samples_p, answered, key=key),
         "text": [group[:8] for group in samples.text],
     }
 

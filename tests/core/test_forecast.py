@@ -126,7 +126,7 @@ def test_an_answer_never_drawn_gets_what_the_draws_allow():
     """Two answers, one never seen in 100 draws: Wilson's upper end, 3.7 %, is the most it may have (z^2/(n+z^2))."""
     reward, answer = np.ones(100), np.zeros(100, int)
     mass = masses("vanilla", "reverse", 200, reward=reward, answer=answer, answers=2, ref_logp=None)
-    read = forecast_curves.read(mass, 200)
+    read = forecast_curves.summarise(mass, 200)
     most = 1.959964**2 / (100 + 1.959964**2)
     assert read.share[1].tolist() == [1.0, 0.0]
     assert read.share_high[1, 1] == pytest.approx(most / (1 + most), rel=1e-4)
@@ -135,7 +135,7 @@ def test_an_answer_never_drawn_gets_what_the_draws_allow():
 
 def test_readings_of_hand_made_masses():
     mass = np.array([[[0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [0.8, 0.0, 0.2]]])
-    read = forecast_curves.read(mass, 2)
+    read = forecast_curves.summarise(mass, 2)
     assert np.allclose(read.share[0], [0.75, 0.25]) and np.isclose(read.top[0], 0.75)
     assert read.number[0] == pytest.approx(4 / 3**0.75)  # exp of the entropy of (3/4, 1/4)
     assert read.number_low[0] == pytest.approx(1.025) and read.number_high[0] == pytest.approx(1.975)

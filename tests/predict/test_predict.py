@@ -133,7 +133,7 @@ def test_95_percent_intervals_hold_the_exact_optimum(world, name, direction):
         samples = forecast.Samples(np.where(answers[i] >= 0, 1.0, 0.0), answers[i], ref_logp[i])
         objective = forecast.Objective(name, direction, beta, 0.8)
         mass = forecast.class_mass(objective, samples, 2, np.array([beta]), key=jax.random.key(i), resamples=400)
-        read = forecast_curves.read(mass, 400)
+        read = forecast_curves.summarise(mass, 400)
         want = exact_masses(world, name, direction, beta, answers[i])
         inside[i] = (read.mass_low[0] - 1e-6 <= want) & (want <= read.mass_high[0] + 1e-6)
         errors.append(read.mass[0] - want)

@@ -30,7 +30,7 @@ def run(beta: float = 0.1, **algorithm) -> LanguageRun:
 
 def collapse(run: LanguageRun, drawn: reference.Samples):
     objective, key = reference.objective_of(run.algorithm), reference.stream(run.seed, "bootstrap")
-    return forecast.built_in_collapse(objective, drawn.by_prompt(), ANSWERS, key=key)
+    return forecast.collapse_at_optimum(objective, drawn.by_prompt(), ANSWERS, key=key)
 
 
 def log_optimum(run: LanguageRun, drawn: reference.Samples):
@@ -39,25 +39,33 @@ def log_optimum(run: LanguageRun, drawn: reference.Samples):
 
 def test_equal_rewards_keep_the_reference_s_ratio_at_every_beta():
     for kl in ("reverse", "forward"):
-        found = collapse(run(kl=kl), samples(192, 8, 56))
-        assert found and found["answer"] == "1" and found["share"] == pytest.approx(0.96, abs=1e-4)
-        assert found["low"] < 0.95 < 0.96 < found["high"] and found["raise_above"] is None and found["seen"] == 2
+        predicted = collapse(run(kl=kl), samples(192, 8, 56))
+        assert predicted and predicted["answer"] == "1" and predicted["share"] == pytest.approx(0.96, abs=1e-4)
+        assert (
+            predicted["low"] < 0.95 < 0.96 < predicted["high"]
+            and predicted["raise_above"] is None
+            and predicted["seen"] == 2
+        )
     assert collapse(run(), samples(188, 12, 56)) is None  # .94
 
 
 def test_the_cure_is_the_beta_where_the_share_is_95_percent():
     """Ratio 2 : 1 = (40 / 160) exp(.1 / beta) reaches 19 at beta = .1 / log 76."""
-    found = collapse(run(0.02), samples(160, 40, 56, reward=0.9))
-    assert found and found["answer"] == "2" and found["raise_above"] == pytest.approx(0.1 / np.log(76), rel=1e-3)
-    assert found["share"] == pytest.approx(1 / (1 + 4 * np.exp(-5)), abs=1e-4)
+    predicted = collapse(run(0.02), samples(160, 40, 56, reward=0.9))
+    assert (
+        predicted
+        and predicted["answer"] == "2"
+        and predicted["raise_above"] == pytest.approx(0.1 / np.log(76), rel=1e-3)
+    )
+    assert predicted["share"] == pytest.approx(1 / (1 + 4 * np.exp(-5)), abs=1e-4)
     assert collapse(run(0.024), samples(160, 40, 56, reward=0.9)) is None
 
 
 def test_mara_does_not_collapse_unless_the_reference_has_one_answer_alone():
     assert collapse(run(method="mara"), samples(196, 4, 56)) is None
     assert collapse(run(method="mara", anchor="string"), samples(196, 4, 56)) is None
-    found = collapse(run(method="mara"), samples(200, 0, 56))
-    assert found and found["share"] == 1 and found["seen"] == 1 and found["low"] < 0.95
+    predicted = collapse(run(method="mara"), samples(200, 0, 56))
+    assert predicted and predicted["share"] == 1 and predicted["seen"] == 1 and predicted["low"] < 0.95
 
 
 def test_nothing_valid_is_no_collapse():
@@ -67,7 +75,7 @@ def test_nothing_valid_is_no_collapse():
 def test_minus_infinity_is_null_in_the_file_and_itself_when_read(tmp_path, monkeypatch):
     # What is dear and not at issue is left out.
     log_mass_c = np.array([-0.5, -2.0, -np.inf])
-    for name, value in (("built_in_collapse", None), ("optima", {}), ("class_log_mass", log_mass_c)):
+    for name, value in (("collapse_at_optimum", None), ("optima", {}), ("class_log_mass", log_mass_c)):
         monkeypatch.setattr(reference.forecast, name, lambda *_, value=value, **__: value)
     monkeypatch.setattr(reference.augment, "wilson_interval", lambda *_: (0.0, 1.0))
     monkeypatch.setattr(reference.augment, "answer_log_mass", lambda *_: np.array([[-1.5, -np.inf]]))
@@ -96,17 +104,17 @@ def test_toy_runs_are_warned_exactly(kl, method, figure):
     algorithm = Algorithm(method=method, anchor="string", kl=kl, beta=0.002, baseline="none")
     problem = problems.PROBLEMS[f"figure{figure}"]()
     cfg = ToyRun(algorithm=algorithm, toy=Toy(figure=figure))
-    found = toy_run.built_in_collapse(cfg, problem)
+    predicted = toy_run.collapse_at_optimum(cfg, problem)
     optimum = targets.reverse_kl if kl == "reverse" else targets.forward_kl
     if (method, figure) != ("vanilla", 2):
-        assert found is None
+        assert predicted is None
         return
     best = float(np.exp(optimum(problem.ref_logp, problem.reward, 0.002)).max())
-    assert found and found["answer"] == "79" and found["share"] == pytest.approx(best, abs=1e-5)
-    at_edge = np.exp(optimum(problem.ref_logp, problem.reward, found["raise_above"])).max()
+    assert predicted and predicted["answer"] == "79" and predicted["share"] == pytest.approx(best, abs=1e-5)
+    at_edge = np.exp(optimum(problem.ref_logp, problem.reward, predicted["raise_above"])).max()
     assert at_edge == pytest.approx(0.95, abs=2e-3)
-    above = dataclasses.replace(algorithm, beta=1.02 * found["raise_above"])
-    assert toy_run.built_in_collapse(dataclasses.replace(cfg, algorithm=above), problem) is None
+    above = dataclasses.replace(algorithm, beta=1.02 * predicted["raise_above"])
+    assert toy_run.collapse_at_optimum(dataclasses.replace(cfg, algorithm=above), problem) is None
 
 
 def test_a_toy_run_logs_its_exact_gap(tmp_path, capsys):
