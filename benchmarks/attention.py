@@ -27,42 +27,42 @@ def main() -> None:
     for name, size in (("prompts", 4), ("group", 16), ("prompt", 64), ("new", 512)):
         flags.add_argument(f"--{name}", type=int, default=size)
     flags.add_argument("--tiles", action="store_true")
-    asked = flags.parse_args()
-    arch = shapes.architecture_of(asked.shape)
-    made = inputs(asked, arch)
-    print(f"{asked}; {jax.devices()[0].device_kind}; median of 20, ms; MiB; error of output and of gradients")
+    options = flags.parse_args()
+    arch = shapes.architecture_of(options.shape)
+    arrays = inputs(options, arch)
+    print(f"{options}; {jax.devices()[0].device_kind}; median of 20, ms; MiB; error of output and of gradients")
     print(f"{'':18}{'forward':>9}{'both':>9}{'MiB':>8}   error")
-    exact = truth(made) if asked.new <= 512 else None
-    if not asked.tiles:
-        report("XLA", by_xla, made, exact)
-        report("kernels", by_kernels, made, exact)
+    exact = truth(arrays) if options.new <= 512 else None
+    if not options.tiles:
+        report("XLA", by_xla, arrays, exact)
+        report("kernels", by_kernels, arrays, exact)
         if jax.default_backend() == "gpu":
-            report("cuDNN, repeated", by_cudnn, made, exact)
+            report("cuDNN, repeated", by_cudnn, arrays, exact)
         return
     usual = pallas._tiles
     for queries in (64, 128):
         for keys in (32, 64, 128):
             pallas._tiles = lambda *_, found=(queries, keys): found
             try:
-                report(f"{queries} x {keys}", lambda *args: by_kernels(*args), made, exact)  # anew: another program
+                report(f"{queries} x {keys}", lambda *args: by_kernels(*args), arrays, exact)  # anew: another program
             except Exception as error:  # tiles that do not fit
                 print(f"{queries} x {keys}: {str(error).splitlines()[0][:90]}")
     pallas._tiles = usual
 
 
-def inputs(asked, arch):
+def inputs(options, arch):
     """Scaled queries, own keys and values, the prefix, counted positions of each row, prompt lengths."""
-    p, b, m = asked.prompts, asked.prompts * asked.group, arch.heads // arch.kv_heads
+    p, b, m = options.prompts, options.prompts * options.group, arch.heads // arch.kv_heads
     random = np.random.default_rng(0)
 
-    def drawn(*shape):
+    def normal(*shape):
         return jnp.asarray(random.normal(size=shape), jnp.bfloat16)
 
-    own = tuple(drawn(b, arch.kv_heads, asked.new, arch.head_dim) for _ in range(2))
-    prefix = tuple(drawn(p, arch.kv_heads, asked.prompt, arch.head_dim) for _ in range(2))
-    q = drawn(b, arch.kv_heads, m * asked.new, arch.head_dim) * arch.head_dim**-0.5
-    counts = jnp.full(b, asked.new, jnp.int32)
-    return q, own, prefix, counts, jnp.full(p, asked.prompt, jnp.int32), drawn(*q.shape)
+    own = tuple(normal(b, arch.kv_heads, options.new, arch.head_dim) for _ in range(2))
+    prefix = tuple(normal(p, arch.kv_heads, options.prompt, arch.head_dim) for _ in range(2))
+    q = normal(b, arch.kv_heads, m * options.new, arch.head_dim) * arch.head_dim**-0.5
+    counts = jnp.full(b, options.new, jnp.int32)
+    return q, own, prefix, counts, jnp.full(p, options.prompt, jnp.int32), normal(*q.shape)
 
 
 def by_xla(q, own, prefix, counts, lengths):
@@ -91,9 +91,9 @@ def by_cudnn(q, own, prefix, counts, lengths):
     return out[:, s:].transpose(0, 2, 1, 3).reshape(q.shape)
 
 
-def truth(made):
+def truth(arrays):
     """Output and gradients of the first prompt's first row in float64, on the host."""
-    q, own, prefix, _, _, g = jax.tree.map(lambda x: np.asarray(x, np.float64)[:1], made)
+    q, own, prefix, _, _, g = jax.tree.map(lambda x: np.asarray(x, np.float64)[:1], arrays)
     t, s = own[0].shape[2], prefix[0].shape[2]
     keys, values = (np.concatenate(pair, axis=2) for pair in zip(prefix, own, strict=True))
     score = np.einsum("bkxh,bksh->bkxs", q, keys)
@@ -108,8 +108,8 @@ def truth(made):
     return (*found, d_keys[:, :, s:], d_values[:, :, s:])
 
 
-def report(name, attend, made, exact):
-    *args, g = made
+def report(name, attend, arrays, exact):
+    *args, g = arrays
     forward = jax.jit(attend).lower(*args).compile()
     both = jax.jit(lambda q, own, prefix, *rest: _both(attend, q, own, prefix, rest, g)).lower(*args).compile()
     out, (d_q, d_own, _) = both(*args)

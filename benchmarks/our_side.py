@@ -33,23 +33,23 @@ def case_of(name: str) -> tuple[config.LanguageRun, Policy, list[list[int]]]:
 
 
 def export(name: str, folder: pathlib.Path) -> dict:
-    """Writes the case's model for the peer; returns what the peer is told."""
+    """Writes the case's model for the peer; returns what the peer needs to know."""
     (_, policy, prompts), sizes = case_of(name), sides.shape(name)
     smol = sizes["model"] == "smol"
     params = hf.load(SMOL)[1] if smol else transformer.init(policy.architecture, jax.random.key(0))
     hf.export(policy, params, folder / "model")
     words = policy.architecture.vocab_size
-    told = {"weights": str(folder / "model"), "prompts": prompts, "ends": list(policy.eos_ids)}
-    return {**sizes, **told, "words": words}
+    model = {"weights": str(folder / "model"), "prompts": prompts, "ends": list(policy.eos_ids)}
+    return {**sizes, **model, "words": words}
 
 
 def compile_buckets(setup: Setup) -> None:
     """Runs the reference and the update at every length bucket, so that no timed turn compiles one."""
     size, buckets = setup.cfg.rollout, setup.cfg.rollout.length_buckets
-    drawn = phases.roll(setup, setup.ref_params, 0)
+    completions = phases.sample_completions(setup, setup.ref_params, 0)
     for bucket in range(buckets):
-        lengths = np.full(drawn.lengths.shape, 1 + (size.max_new_tokens - 1) * (bucket + 1) // buckets, np.int32)
-        batches = phases.refer(setup, drawn._replace(lengths=jax.numpy.asarray(lengths)))
+        lengths = np.full(completions.lengths.shape, 1 + (size.max_new_tokens - 1) * (bucket + 1) // buckets, np.int32)
+        batches = phases.score_completions(setup, completions._replace(lengths=jax.numpy.asarray(lengths)))
         phases.update(setup, phases.fresh_state(setup), batches)
 
 
@@ -61,15 +61,15 @@ def main(what: str, name: str, weights: str) -> None:
 
     def rolled(turn: int) -> dict:
         start = sides.clock()
-        drawn = phases.roll(setup, params, turn)
-        return {"cpu_s": sides.clock() - start, "tokens": int(np.sum(drawn.lengths))}
+        completions = phases.sample_completions(setup, params, turn)
+        return {"cpu_s": sides.clock() - start, "tokens": int(np.sum(completions.lengths))}
 
     def stepped(turn: int) -> dict:
         nonlocal state
         times = [sides.clock()]
-        drawn = phases.roll(setup, state.params, turn)
+        completions = phases.sample_completions(setup, state.params, turn)
         times.append(sides.clock())
-        batches = phases.refer(setup, drawn)
+        batches = phases.score_completions(setup, completions)
         times.append(sides.clock())
         if turn == 0:
             loop.compile_update(setup, state, batches)  # as the training loop does
@@ -80,7 +80,7 @@ def main(what: str, name: str, weights: str) -> None:
                 compile_buckets(setup)
             memory.give_back()  # as the training loop does
         spent: Any = dict(zip(("generate_s", "reference_s", "update_s"), np.diff(times).tolist(), strict=True))
-        return {"cpu_s": times[-1] - times[0], **spent, "tokens": int(np.sum(drawn.lengths))}
+        return {"cpu_s": times[-1] - times[0], **spent, "tokens": int(np.sum(completions.lengths))}
 
     sides.serve({"jax": jax.__version__}, {"rollout": rolled, "step": stepped}[what])
 

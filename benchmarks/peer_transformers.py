@@ -8,17 +8,17 @@ import side_by_side as sides
 import torch
 import transformers
 
-asked = json.loads(sys.argv[1])
+case = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = transformers.AutoModelForCausalLM.from_pretrained(asked["weights"], dtype=torch.float32).eval()
-prompts = torch.tensor(np.repeat(np.array(asked["prompts"]), asked["group"], axis=0))
+model = transformers.AutoModelForCausalLM.from_pretrained(case["weights"], dtype=torch.float32).eval()
+prompts = torch.tensor(np.repeat(np.array(case["prompts"]), case["group"], axis=0))
 settings = transformers.GenerationConfig(
     do_sample=True,
     top_k=0,
-    max_new_tokens=asked["new"],
+    max_new_tokens=case["new"],
     pad_token_id=0,
-    eos_token_id=asked["ends"] or None,
+    eos_token_id=case["ends"] or None,
 )
 
 
@@ -28,8 +28,8 @@ def work(turn: int) -> dict:
         out = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
     seconds = sides.clock() - start
     new = out[:, prompts.shape[1] :]
-    ended = torch.isin(new, torch.tensor(asked["ends"], dtype=new.dtype))
-    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, asked["new"])
+    ended = torch.isin(new, torch.tensor(case["ends"], dtype=new.dtype))
+    lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, case["new"])
     return {"cpu_s": seconds, "tokens": int(lengths.sum())}
 
 

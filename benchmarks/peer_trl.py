@@ -11,7 +11,7 @@ import torch
 import transformers
 import trl
 
-asked = json.loads(sys.argv[1])
+case = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 out = sides.protocol()
 spent = {"generate_s": 0.0, "reference_s": 0.0, "tokens": 0}
@@ -22,16 +22,16 @@ class Trainer(trl.GRPOTrainer):
 
     def _generate(self, prompts):
         start = sides.clock()
-        made = super()._generate(prompts)
+        result = super()._generate(prompts)
         spent["generate_s"] += sides.clock() - start
-        return made
+        return result
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         start = sides.clock()
-        made = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         if model is self.ref_model:
             spent["reference_s"] += sides.clock() - start
-        return made
+        return result
 
 
 class Turns(transformers.TrainerCallback):
@@ -70,10 +70,10 @@ def word_tokenizer(words: int):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="w0", eos_token="end")
 
 
-rows = [{"prompt": " ".join(f"w{i}" for i in ids)} for ids in asked["prompts"]]
+rows = [{"prompt": " ".join(f"w{i}" for i in ids)} for ids in case["prompts"]]
 with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(
-        model=asked["weights"],
+        model=case["weights"],
         reward_funcs=reward,
         args=trl.GRPOConfig(
             output_dir=folder,
@@ -83,11 +83,11 @@ with tempfile.TemporaryDirectory() as folder:
             gradient_checkpointing=False,  # on by default: a third more work, in less memory
             beta=0.1,
             learning_rate=1e-5,
-            per_device_train_batch_size=asked["samples"],
+            per_device_train_batch_size=case["samples"],
             steps_per_generation=1,
             gradient_accumulation_steps=1,
-            num_generations=asked["group"],
-            max_completion_length=asked["new"],
+            num_generations=case["group"],
+            max_completion_length=case["new"],
             max_steps=100_000,
             shuffle_dataset=False,
             report_to="none",
@@ -96,10 +96,10 @@ with tempfile.TemporaryDirectory() as folder:
             disable_tqdm=True,
         ),
         train_dataset=datasets.Dataset.from_list(rows * 1000),
-        processing_class=word_tokenizer(asked["words"]),
+        processing_class=word_tokenizer(case["words"]),
         callbacks=[Turns()],
     )
-    if not asked["ends"]:
+    if not case["ends"]:
         trainer.eos_token_ids = []
         trainer.generation_config.eos_token_id = None
     ready = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}

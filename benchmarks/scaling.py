@@ -77,9 +77,11 @@ def plot(groups: list[dict], lengths: list[dict], path: str) -> None:
             above = below + [row[f"{name}_s"] for row in rows]
             ax.fill_between(x, below, above, color=colour, alpha=0.75, linewidth=0, label=name)
             below = above
-        found = fit(rows)
-        line = [found["fixed_s"] + found["us_per_token"] * 1e-6 * row["rows"] for row in rows]
-        ax.plot(x, line, "k--", linewidth=1, label=f"{found['us_per_token']:.0f} µs a token {found['fixed_s']:+.2f} s")
+        line_fit = fit(rows)
+        line = [line_fit["fixed_s"] + line_fit["us_per_token"] * 1e-6 * row["rows"] for row in rows]
+        ax.plot(
+            x, line, "k--", linewidth=1, label=f"{line_fit['us_per_token']:.0f} µs a token {line_fit['fixed_s']:+.2f} s"
+        )
         ax.plot(x, below, "ko", markersize=3)
         ax.set(xlabel=label, ylabel="CPU seconds a step", xlim=(0, None), ylim=(0, None), xticks=x[2:])
         ax.spines[["top", "right"]].set_visible(False)
@@ -92,20 +94,20 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--model", choices=tuple(phases.SIZES), default="tiny")
     parser.add_argument("--plot", help="write the plot here")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     groups, lengths = [], []
     for group in GROUPS:
-        groups.append(cost(asked.model, group, NEW, asked.turns))
+        groups.append(cost(options.model, group, NEW, options.turns))
         print(json.dumps(groups[-1]), flush=True)
     for new in LENGTHS:
         same = [row for row in groups if (row["group"], row["new"]) == (GROUP, new)]
-        lengths.append(same[0] if same else cost(asked.model, GROUP, new, asked.turns))
+        lengths.append(same[0] if same else cost(options.model, GROUP, new, options.turns))
         if not same:
             print(json.dumps(lengths[-1]), flush=True)
     fits = {"by_group": fit(groups), "by_length": fit(lengths), "load": round(os.getloadavg()[0], 1)}
     print(json.dumps({"benchmark": "scaling_fit", **fits}), flush=True)
-    if asked.plot:
-        plot(groups, lengths, asked.plot)
+    if options.plot:
+        plot(groups, lengths, options.plot)
 
 
 if __name__ == "__main__":

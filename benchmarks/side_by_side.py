@@ -45,7 +45,9 @@ def arguments(doc: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=[*CASES, *MORE_CASES])
     parser.add_argument("--turns", type=int, default=5, help="of each side, after one that warms up")
-    parser.add_argument("--peer-python", help="an interpreter with peers-requirements.txt; made here unless told")
+    parser.add_argument(
+        "--peer-python", help="an interpreter with peers-requirements.txt; by default one is set up here"
+    )
     parser.add_argument("--core", type=int, default=0, help="which of the allowed cores both sides run on")
     return parser.parse_args()
 
@@ -58,10 +60,10 @@ def main(file: str, doc: str, what: str, peer: str) -> None:
       what: our_side.py's word for the work.
       peer: the program of the other side.
     """
-    asked = arguments(doc)
-    python = peer_python(asked.peer_python)
-    for case in asked.case or CASES:
-        record = run(case, what, [python, str(HERE / peer)], asked.core, asked.turns)
+    options = arguments(doc)
+    python = peer_python(options.peer_python)
+    for case in options.case or CASES:
+        record = run(case, what, [python, str(HERE / peer)], options.core, options.turns)
         print(json.dumps({"benchmark": pathlib.Path(file).stem, "case": case, **shape(case), **record}), flush=True)
 
 
@@ -70,8 +72,8 @@ def run(case: str, what: str, peer: list[str], core: int, turns: int) -> dict:
     ours = [sys.executable, str(HERE / "our_side.py")]
     with tempfile.TemporaryDirectory() as folder:
         write = [*ours, "export", case, folder]
-        told = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
-        return compare([*ours, what, case, f"{folder}/model"], [*peer, told.strip().splitlines()[-1]], core, turns)
+        output = subprocess.run(write, check=True, stdout=subprocess.PIPE, text=True, env=environment()).stdout
+        return compare([*ours, what, case, f"{folder}/model"], [*peer, output.strip().splitlines()[-1]], core, turns)
 
 
 def peer_python(given: str | None) -> str:

@@ -44,14 +44,14 @@ def torch_run(problem: problems.Problem, beta: float, seed: int, method: str) ->
     for _ in range(STEPS):
         logp = torch.log_softmax(logits, 0)
         with torch.no_grad():
-            drawn = torch.multinomial(logp.exp(), BATCH, replacement=True, generator=generator)
-            signal, ref = reward[drawn], ref_logp[drawn]
+            outcomes = torch.multinomial(logp.exp(), BATCH, replacement=True, generator=generator)
+            signal, ref = reward[outcomes], ref_logp[outcomes]
             if method == "mara":
                 good = signal >= problem.threshold
                 anchor = torch.where(good, ref, -torch.inf).argmax()
                 signal = torch.where(good, signal[anchor] + beta * (ref[anchor] - ref), signal)
-            signal = signal - beta * (logp[drawn] - ref)
-        loss = -(signal * logp[drawn]).mean()
+            signal = signal - beta * (logp[outcomes] - ref)
+        loss = -(signal * logp[outcomes]).mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -176,16 +176,16 @@ def main() -> None:
     parser.add_argument("--method", choices=("vanilla", "mara", "both"), default="both")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--draws", action="store_true", help="measure the draws alone, and nothing else")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     assert len(jax.devices()) == 1
     problem = problems.figure6()
-    if asked.draws:
+    if options.draws:
         print(json.dumps(draws(problem)), flush=True)
         return
-    for method in ("vanilla", "mara") if asked.method == "both" else (asked.method,):
-        print(json.dumps(compare(problem, method, asked.repeats)), flush=True)
-    if asked.scaling:
+    for method in ("vanilla", "mara") if options.method == "both" else (options.method,):
+        print(json.dumps(compare(problem, method, options.repeats)), flush=True)
+    if options.scaling:
         scaling(problem)
 
 

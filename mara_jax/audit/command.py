@@ -158,7 +158,7 @@ def show(record: dict[str, Any], console: Console) -> None:
 
 def _gradients(record: dict[str, Any]) -> NumberTable:
     title = "Expected gradient against the exact one: cosine, and how far off (three policies)"
-    table = NumberTable.of("", "KL alone", "off by", "E\\[R] - beta KL", "off by", title=title)
+    table = NumberTable.with_headers("", "KL alone", "off by", "E\\[R] - beta KL", "off by", title=title)
     for name, words in _ROWS.items():
         cells = []
         for part in ("kl", "objective"):
@@ -173,14 +173,16 @@ def _endings(record: dict[str, Any]) -> NumberTable:
     end = record["stationary"]
     note = {"settled": "", "runs_away": " (it has no end; where it was left)", "unsettled": " (not settled)"}
     title = f"\nTotal variation between where it ends{note[end['kind']]} and the optimum of"
-    table = NumberTable.of("", "", "", title=title)
+    table = NumberTable.with_headers("", "", "", title=title)
     for name, distance in end["total_variation"].items():
         table.add_row(f" {_FORMS[name]}", f"{distance:.4f}", "<-" if distance < REACHED else "")
     return table
 
 
 def _outcomes(five: dict[str, Any]) -> NumberTable:
-    table = NumberTable.of(*[""] * (1 + len(five["reward"])), title="\nOn five outcomes of one token it ends at")
+    table = NumberTable.with_headers(
+        *[""] * (1 + len(five["reward"])), title="\nOn five outcomes of one token it ends at"
+    )
     table.add_row(" reward", *(f"{r:g}" for r in five["reward"]))
     for name, words in (("reference", "reference"), ("vanilla", "without MARA"), ("mara", "with MARA over strings")):
         kind = five.get(f"{name}_kind", "settled")
@@ -192,7 +194,7 @@ def _outcomes(five: dict[str, Any]) -> NumberTable:
 def _stale(rows: list[dict[str, Any]]) -> NumberTable:
     """Gradients on strings that the present policy did not draw."""
     title = "\nExpected gradient of E\\[R] - beta KL on strings drawn elsewhere, against the present policy's"
-    table = NumberTable.of(" what lies between", "nats", "effective strings", "cosine", "off by", title=title)
+    table = NumberTable.with_headers(" what lies between", "nats", "effective strings", "cosine", "off by", title=title)
     words = {"updates": "earlier updates", "sampler": "the sampler's own numbers"}
     for row in rows:
         cells = f"{row['nats']:.2g}", f"{row['effective_share']:.0%}", f"{row['cosine']:.4f}", verdict.percent(row)
@@ -202,7 +204,7 @@ def _stale(rows: list[dict[str, Any]]) -> NumberTable:
 
 def _anchors(rows: list[dict[str, Any]]) -> NumberTable:
     """What is lost by Algorithm 1's anchor, which is the best of the group and not of all good strings."""
-    table = NumberTable.of("", "", "", "", title="\nMARA's anchor taken from the group")
+    table = NumberTable.with_headers("", "", "", "", title="\nMARA's anchor taken from the group")
     for row in rows:
         gradient, distance = f"{row['gradient_error']:.1%}", f"{row['total_variation']:.4f}"
         table.add_row(f" of {row['group']}: gradient off by", gradient, "ends away by", distance)

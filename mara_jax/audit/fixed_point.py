@@ -103,13 +103,13 @@ def flow(
     """
     rows = np.unique(all_strings.context[all_strings.mask > 0])
 
-    def one(params, arrays):
-        drawn = params if drawn_by is None else jnp.asarray(drawn_by)
-        share = enumeration.expected_visits(drawn, all_strings)[rows, None] * jax.nn.softmax(drawn)[rows]
+    def evaluate(params, arrays):
+        sampler = params if drawn_by is None else jnp.asarray(drawn_by)
+        share = enumeration.expected_visits(sampler, all_strings)[rows, None] * jax.nn.softmax(sampler)[rows]
         plain = gradient(params, *arrays)[rows]
         return plain / jnp.maximum(share, jnp.finfo(float).tiny), plain, jax.nn.softmax(params)[rows]
 
-    compiled = jax.jit(jax.vmap(one, (0, None)))
+    compiled = jax.jit(jax.vmap(evaluate, (0, None)))
     return Flow(all_strings, rows, lambda params, *arrays: compiled(params, arrays))
 
 

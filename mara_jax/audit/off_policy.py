@@ -62,11 +62,11 @@ def _policies(problem: problems.Problem, kind: str, scale: float) -> tuple[np.nd
 def _compared(setting: Setting, over: gradients.Case, now, drawn: gradients.Drawn, reward, ref_logp):
     """Expected and exact gradients, distance and share of effective strings of every policy [r, k, ...]."""
 
-    def one(now, drawn):
+    def compare(now, drawn):
         exact = gradients.exact_gradients(over.problem, now, reward, ref_logp)
         logp, from_logp = (enumeration.string_logp(p, over.problem.strings) for p in (now, drawn.sampler))
         nats = jnp.sum(jnp.exp(from_logp) * (from_logp - logp))
         share = 1 / jnp.sum(jnp.exp(2 * logp - from_logp))
         return gradients.expected_gradient(setting, over, now, drawn), exact, nats, share
 
-    return jax.vmap(jax.vmap(one))(now, drawn)
+    return jax.vmap(jax.vmap(compare))(now, drawn)

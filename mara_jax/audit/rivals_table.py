@@ -211,8 +211,8 @@ def augmented(direction: targets.Direction) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Reference log-probabilities (nats) and rewards.
     """
-    one = jnp.asarray(REWARD)[None], jnp.asarray(REF_LOGP)[None]
-    reward, ref = augment.mara(*one, beta=BETA, threshold=THRESHOLD, direction=direction)
+    group = jnp.asarray(REWARD)[None], jnp.asarray(REF_LOGP)[None]
+    reward, ref = augment.mara(*group, beta=BETA, threshold=THRESHOLD, direction=direction)
     return np.asarray(ref[0]), np.asarray(reward[0])
 
 

@@ -195,7 +195,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"({shape['new_tokens']} tokens)"
     )
     console.print(f"{record['backend']}, {record['threads']} threads; load {record['load']:g}; medians\n")
-    table = NumberTable.of("", unit, f"tokens/{unit}", "GFLOP", "of least", f"GFLOP/{unit}", "of matmul")
+    table = NumberTable.with_headers("", unit, f"tokens/{unit}", "GFLOP", "of least", f"GFLOP/{unit}", "of matmul")
     for name in phases.NAMES:
         row = record["phases"][name]
         cells = [f"{row['seconds']:.3f}", f"{row['tokens_per_s']:,.0f}", f"{row['flops'] / 1e9:.1f}"]

@@ -81,14 +81,14 @@ def fresh_state(setup: Setup) -> State:
     return placement.fresh(setup.policy.architecture, setup.ref_params, setup.tx)
 
 
-def roll(setup: Setup, params: Any, seed: int) -> rollout.Rollout:
+def sample_completions(setup: Setup, params: Any, seed: int) -> rollout.Rollout:
     """One rollout of the policy with these params."""
     pending = loop.start_rollout(setup, params, _ids(setup), jax.random.key(seed))
     return jax.block_until_ready(rollout.collect(pending))
 
 
-def refer(setup: Setup, completions: rollout.Rollout) -> BySampler:
-    """What the reference says of a rollout, and random rewards."""
+def score_completions(setup: Setup, completions: rollout.Rollout) -> BySampler:
+    """The batch of a rollout: the reference policy's hidden states, and random rewards."""
     return jax.block_until_ready(loop.scored_batches(setup, completions, _ids(setup), done=0))
 
 

@@ -22,7 +22,7 @@ from mara_jax.train.startup import Setup
 from mara_jax.train.state import BySampler, State
 
 COPY_BYTES = 256 * 2**20
-# Told by jax itself whenever its backend compiles a program (a hit in the persistent cache included).
+# The event that JAX emits whenever its backend compiles a program (a hit in the persistent cache included).
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -31,9 +31,9 @@ class Compilations:
 
     def __init__(self) -> None:
         self.count, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def _heard(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == _COMPILED:
             self.count, self.seconds = self.count + 1, self.seconds + duration_secs
 
@@ -118,9 +118,9 @@ def steps(setup: Setup, repeats: int, machine: bool = False) -> Steps:
 
 def _step(setup: Setup, state: State, seed: int):
     marks = [clock()]
-    completions = phases.roll(setup, state.params, seed)
+    completions = phases.sample_completions(setup, state.params, seed)
     marks.append(clock())
-    batches = phases.refer(setup, completions)
+    batches = phases.score_completions(setup, completions)
     marks.append(clock())
     if seed == 0:
         loop.compile_update(setup, state, batches)
@@ -223,8 +223,8 @@ class Plain:
             ("matmul_decode_gflops_per_s", samples, [w for layer in layers for w in layer]),
         ):
             inputs = {width: jax.random.normal(key, (count, width), dtype) for width in {s[0] for s in shapes}}
-            of = functools.partial(multiply, kernels, inputs, head)
-            self.work[name] = (of, 2 * count * (sum(w.size for w in kernels) + head.size))
+            program = functools.partial(multiply, kernels, inputs, head)
+            self.work[name] = (program, 2 * count * (sum(w.size for w in kernels) + head.size))
         source = jnp.ones(COPY_BYTES // 4)
         self.work["copy_gbytes_per_s"] = (functools.partial(copy, source), 2 * COPY_BYTES)
         self.spent: dict[str, list[float]] = {name: [] for name in self.work}

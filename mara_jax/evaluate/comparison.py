@@ -30,7 +30,7 @@ class Comparison:
     @property
     def table(self) -> NumberTable:
         """For a terminal: `rich.print`."""
-        table = NumberTable.of(*self.header, texts=2, lines=True)
+        table = NumberTable.with_headers(*self.header, texts=2, lines=True)
         table.caption = self.note
         for row in self.rows:
             table.add_row(*(cell.replace(" ± ", "\n± ") for cell in row))

@@ -88,7 +88,9 @@ def write_figures(names: list[str], mode: str, out: pathlib.Path) -> bool:
 def table(records: list[dict[str, Any]]) -> NumberTable:
     """One row a figure: distances from trained to optimum and checks passed; then a row for each failed check."""
     title = f"{records[0]['mode']}: what the figures must show"
-    number_table = NumberTable.of("figure", "shows", "TV to optimum", "checks", texts=2, lines=True, title=title)
+    number_table = NumberTable.with_headers(
+        "figure", "shows", "TV to optimum", "checks", texts=2, lines=True, title=title
+    )
     for record in records:
         distances = [panel["tv_to_optimum"] for panel in record["panels"]]
         passed, total = _count(record)

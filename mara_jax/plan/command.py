@@ -117,7 +117,7 @@ def _show_memory(record: dict[str, Any], console: Console) -> None:
 
 def _table(console: Console, title: str, *headers: str) -> NumberTable:
     console.print(f"[italic]{title}[/italic]")
-    return NumberTable.of("", *headers)
+    return NumberTable.with_headers("", *headers)
 
 
 def _show_work(record: dict[str, Any], console: Console) -> None:

@@ -249,7 +249,7 @@ def plan(
     Raises:
       ValueError: a policy of unknown shape, a mesh that cannot be, a topology that nothing here compiles for.
     """
-    arch = shape.of_run(run)
+    arch = shape.run_architecture(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = abstract.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
     with sharding.use(sharding.layout(mesh.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):

@@ -47,7 +47,7 @@ def table(record: dict[str, Any]) -> NumberTable:
     few = "" if len(leading) == len(record["answers"]) else f", {len(leading)} of {len(record['answers'])}"
     title = f"shares of the answers{few} at the optimum, beta {settings['beta']:g}"
     answers = (escape(f'"{record["answers"][a]}"') for a in leading)
-    number_table = NumberTable.of("", *answers, "none", "effective", lines=True, title=title)
+    number_table = NumberTable.with_headers("", *answers, "none", "effective", lines=True, title=title)
     if not record["draws"]["exact"]:
         counts = np.array(record["draws"]["counts"])
         share = counts / max(counts.sum(), 1)

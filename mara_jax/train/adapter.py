@@ -46,8 +46,8 @@ def start(cfg: LanguageRun, policy: Policy, ref_params: Any) -> Any:
     if arch.lora is None:
         return ref_params
     if cfg.lora.adapter:
-        found, adapter = hf.load_adapter(policy, cfg.lora.adapter, layout=layout)
-        _check_same(cfg, found.architecture.lora)
+        loaded, adapter = hf.load_adapter(policy, cfg.lora.adapter, layout=layout)
+        _check_same(cfg, loaded.architecture.lora)
         return adapter
     make = functools.partial(lora.init, arch)
     if layout is not None:
@@ -57,21 +57,21 @@ def start(cfg: LanguageRun, policy: Policy, ref_params: Any) -> Any:
 
 def check(cfg: LanguageRun, policy: Policy) -> None:
     """Refuses, before anything is written, an adapter that the policy's model cannot have; errors as of `start`."""
-    found = trained(cfg, policy)
+    adapted = trained(cfg, policy)
     if cfg.lora.adapter:
-        start(cfg, found, None)
+        start(cfg, adapted, None)
 
 
-def _check_same(cfg: LanguageRun, found: parameters.Lora | None) -> None:
-    assert found is not None
-    for name, asked, its_own in (
-        ("rank", cfg.lora.rank, found.rank),
-        ("alpha", cfg.lora.alpha, found.alpha),
-        ("targets", ",".join(lora_targets(cfg.lora)), ",".join(found.targets)),
+def _check_same(cfg: LanguageRun, saved: parameters.Lora | None) -> None:
+    assert saved is not None
+    for name, configured, stored in (
+        ("rank", cfg.lora.rank, saved.rank),
+        ("alpha", cfg.lora.alpha, saved.alpha),
+        ("targets", ",".join(lora_targets(cfg.lora)), ",".join(saved.targets)),
     ):
-        if asked != its_own:
+        if configured != stored:
             raise ValueError(
-                f"lora.{name}={asked}, but {cfg.lora.adapter} has {its_own}: set --config.lora.{name}={its_own}"
+                f"lora.{name}={configured}, but {cfg.lora.adapter} has {stored}: set --config.lora.{name}={stored}"
             )
 
 

@@ -104,8 +104,8 @@ def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array) ->
     sampling = rollout.sampling_params(len(ids), temperature=1.0)
     tokens, first_sample = [setup.prompts[i] for i in ids], earlier * sizes.group_size
     prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, sampling, ids, first_sample)
-    drawn = programs.rollout_program(setup.cfg, setup.policy, params, prompts, key)()
-    return rollout.Pending(setup.policy, prompts, drawn)
+    sampled = programs.rollout_program(setup.cfg, setup.policy, params, prompts, key)()
+    return rollout.Pending(setup.policy, prompts, sampled)
 
 
 def scored_batches(setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int) -> BySampler:

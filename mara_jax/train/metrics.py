@@ -33,7 +33,7 @@ SHOWN = {
 class Log:
     """metrics.jsonl: appended line by line, cut back to the restored step on resume.
 
-    keeps: whether this process has the file; another one's log forgets what it is told.
+    keeps: whether this process writes the file; on other processes rows are discarded.
     """
 
     def __init__(self, path: pathlib.Path, steps_done: int, keeps: bool = True):
@@ -149,7 +149,7 @@ class Display:
 
     def _panel(self) -> Group:
         shown = [(name, self.latest[key]) for key, name in SHOWN.items() if key in self.latest]
-        table = NumberTable.of(*(name for name, _ in shown), texts=0)
+        table = NumberTable.with_headers(*(name for name, _ in shown), texts=0)
         table.add_row(*(Text(_number(value), style="bold") for _, value in shown))
         lines = [
             Text.assemble(

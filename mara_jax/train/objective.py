@@ -156,12 +156,12 @@ def _placed(algorithm: config.Algorithm, scored: Scored, ref_logp_pg, reward_pg,
 
 def _augmented_together(algorithm: config.Algorithm, scored: Scored, reference: Scored, beta, threshold):
     """Augments both groups of a prompt as one, so that reward and likelihood term share their anchor."""
-    both = scored._replace(
+    combined = scored._replace(
         **{
             name: jnp.concatenate([getattr(scored, name), getattr(reference, name)], axis=1)
             for name in ("reward", "answer", "ref_logp")
         }
     )
-    reward_pn, ref_logp_pn = augmented(algorithm, both, beta, threshold)
+    reward_pn, ref_logp_pn = augmented(algorithm, combined, beta, threshold)
     g = scored.reward.shape[1]
     return reward_pn[:, :g], ref_logp_pn[:, :g], ref_logp_pn[:, g:]

@@ -32,15 +32,15 @@ def check_room(run: config.LanguageRun) -> None:
       ValueError: one line.
     """
     try:
-        arch = shape.of_run(run)
+        arch = shape.run_architecture(run)
     except (ValueError, OSError):
-        return  # a shape that only the weights tell, or weights that are refused when they are read
+        return  # the shape is known only from the weights, or reading the weights will fail
     capacity.check(run, arch, *capacity.limit_here())
 
 
 @contextlib.contextmanager
 def too_large() -> Iterator[None]:
-    """Tells in one line of a run that no memory can hold; other failures of a device stay as they are."""
+    """Turns an out-of-memory error into a ValueError of one line; other errors of a device pass unchanged."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -87,15 +87,15 @@ class Samples:
         return [forecast.Samples(*arrays) for arrays in zip(self.reward, self.answer, self.logp, strict=True)]
 
 
-def score(task: Task, prompt_ids, drawn: rollout.Rollout) -> Score:
+def score(task: Task, prompt_ids, completions: rollout.Rollout) -> Score:
     """The task's verdict on the rows of a rollout that this process holds; reward and answer as [p, g], 0 elsewhere."""
-    shape, mine_b = drawn.lengths.shape, hosts.local_mask(drawn.lengths).ravel()
-    texts = [text for group in drawn.text for text in group]
+    shape, mine_b = completions.lengths.shape, hosts.local_mask(completions.lengths).ravel()
+    texts = [text for group in completions.text for text in group]
     flat = hosts.raise_on_all_processes(
         lambda: task.score(
             np.repeat(prompt_ids, shape[1])[mine_b].tolist(),
             [text for text, mine in zip(texts, mine_b, strict=True) if mine],
-            hosts.local_values(drawn.finished).ravel()[mine_b].tolist(),
+            hosts.local_values(completions.finished).ravel()[mine_b].tolist(),
         )
     )
     reward_b, answer_b = np.zeros(mine_b.size, np.float32), np.zeros(mine_b.size, np.int32)
@@ -108,7 +108,7 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
     size = min(run.rollout.group_size, count)
     parts, logps, texts = [], [], [[] for _ in prompts]
     for first in range(0, count, size):
-        drawn = rollout.sample(
+        completions = rollout.sample(
             policy,
             params,
             prompts,
@@ -118,10 +118,10 @@ def draw_samples(run, policy, params, task, prompts, name: str, count: int) -> S
             slots=run.rollout.slots,
             first_sample=first,
         )
-        scored = score(task, np.arange(len(prompts)), drawn)
+        scored = score(task, np.arange(len(prompts)), completions)
         parts.append(Score(*(hosts.gather(hosts.shard_groups(verdict)) for verdict in scored)))
-        logps.append(np.sum(np.asarray(hosts.gather(drawn.logp), np.float64), axis=-1))
-        for group, more in zip(texts, rollout.whole_text(policy, drawn), strict=True):
+        logps.append(np.sum(np.asarray(hosts.gather(completions.logp), np.float64), axis=-1))
+        for group, more in zip(texts, rollout.whole_text(policy, completions), strict=True):
             group.extend(more)
     reward, answer = (np.concatenate([getattr(x, name) for x in parts], axis=1) for name in ("reward", "answer"))
     logp = np.concatenate(logps, axis=1)
@@ -265,7 +265,7 @@ def measure(run: LanguageRun, samples: Samples, task: Task) -> dict[str, Any]:
 def _json_numbers(value: Any) -> Any:
     """The same with None for -inf, which JSON cannot write; train.report.read_reference reads it back."""
     if isinstance(value, list):
-        return [_json_numbers(one) for one in value]
+        return [_json_numbers(item) for item in value]
     return None if value == -np.inf else value
 
 

@@ -145,7 +145,7 @@ def read_reference(path: Path) -> dict[str, Any]:
 
 def _infinite(value: Any) -> Any:
     if isinstance(value, list):
-        return [-math.inf if one is None else _infinite(one) for one in value]
+        return [-math.inf if item is None else _infinite(item) for item in value]
     return value
 
 
@@ -181,24 +181,26 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
     return lines
 
 
-def collapse_warning(found: dict[str, Any]) -> str:
+def collapse_warning(collapse: dict[str, Any]) -> str:
     """One line for a run whose own optimum gives one answer nearly everything, with the cure.
 
     Args:
-      found: `answer`, its `share` at the optimum with the interval `low` to `high`, `raise_above` (a beta, or None),
+      collapse: `answer`, its `share` at the optimum with the interval `low` to `high`, `raise_above` (a beta, or None),
         `method`, `seen` (how many answers the reference gives), `prompts` and `collapsing`.
     """
-    where = f" under {found['collapsing']} of {found['prompts']} prompts, at worst" if found["prompts"] > 1 else ""
-    interval = "" if found["low"] == found["high"] else f" [{found['low']:.1%}, {found['high']:.1%}]"
+    where = (
+        f" under {collapse['collapsing']} of {collapse['prompts']} prompts, at worst" if collapse["prompts"] > 1 else ""
+    )
+    interval = "" if collapse["low"] == collapse["high"] else f" [{collapse['low']:.1%}, {collapse['high']:.1%}]"
     cures = []
-    if found["raise_above"]:
-        cures.append(f"raise algorithm.beta above {found['raise_above']:.3g}")
-    if found["method"] == "vanilla" and found["seen"] > 1:
+    if collapse["raise_above"]:
+        cures.append(f"raise algorithm.beta above {collapse['raise_above']:.3g}")
+    if collapse["method"] == "vanilla" and collapse["seen"] > 1:
         cures.append("set algorithm.method=mara")
     cure = " or ".join(cures) or "no beta helps, for the reference itself gives hardly any other: warm it up on more"
     return (
-        f"WARNING: the optimum of these settings is a collapse:{where} {found['share']:.1%}{interval} of the answers "
-        f'"{found["answer"]}"; {cure}'
+        f"WARNING: the optimum of these settings is a collapse:{where} {collapse['share']:.1%}{interval} of "
+        f'the answers "{collapse["answer"]}"; {cure}'
     )
 
 
@@ -223,7 +225,7 @@ def final_table(workdir: str | os.PathLike) -> NumberTable:
     record = read(workdir)
     beta = f"{record.config['algorithm']['beta']:g}"
     headers = ["", *(f'"{answer}"' for answer in record.answers), "invalid", "bits", "TV"]
-    table = NumberTable.of(*headers, lines=True, title=f"{record.method}, beta {beta}: where completions end")
+    table = NumberTable.with_headers(*headers, lines=True, title=f"{record.method}, beta {beta}: where completions end")
     for row in final_rows(workdir):
         cells = [_share(row, a) for a in range(len(row.shares))]
         table.add_row(
@@ -273,8 +275,8 @@ def number_text(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "-"
 
 
-def _count(number: int, one: str, many: str) -> str:
-    return one if number == 1 else f"{number} {many}"
+def _count(number: int, singular: str, plural: str) -> str:
+    return singular if number == 1 else f"{number} {plural}"
 
 
 def _text(path: Path) -> str:

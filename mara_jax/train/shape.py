@@ -39,7 +39,7 @@ def choices(cfg: Policy) -> dict[str, Any]:
     return {name: getattr(cfg, name) for name in ("scan_layers", "compute_dtype", "remat", "attention")}
 
 
-def of(cfg: Policy) -> Architecture:
+def policy_architecture(cfg: Policy) -> Architecture:
     """The architecture of `policy.weights`; nothing is loaded or fetched.
 
     Raises:
@@ -50,9 +50,9 @@ def of(cfg: Policy) -> Architecture:
     return shapes.architecture_of(cfg.weights, **choices(cfg))
 
 
-def of_run(run: LanguageRun) -> Architecture:
-    """As `of`, with the adapter that the run trains, if any; errors as of `of`."""
-    arch = of(run.policy)
+def run_architecture(run: LanguageRun) -> Architecture:
+    """As `policy_architecture`, with the adapter that the run trains, if any."""
+    arch = policy_architecture(run.policy)
     if not run.lora.rank:
         return arch
     return dataclasses.replace(arch, lora=Lora(run.lora.rank, run.lora.alpha, lora_targets(run.lora)))

@@ -19,7 +19,9 @@ class NumberTable(Table):
     """
 
     @classmethod
-    def of(cls, *headers: str, texts: int = 1, lines: bool = False, title: str | None = None) -> "NumberTable":
+    def with_headers(
+        cls, *headers: str, texts: int = 1, lines: bool = False, title: str | None = None
+    ) -> "NumberTable":
         """An empty table.
 
         Args:

@@ -76,5 +76,5 @@ def _differences(before: object, now: object, where: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         names = before.keys() | now.keys()
         nested = (_differences(before.get(n), now.get(n), f"{where}.{n}" if where else n) for n in names)
-        return [name for found in nested for name in found]
+        return [name for names_below in nested for name in names_below]
     return [] if before == now else [where]

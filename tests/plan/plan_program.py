@@ -46,7 +46,7 @@ def main() -> None:
         measured, prompt_tokens = train(run)
         sizes = abstract.sizes_of(run, prompt_tokens)
         chip = chips.chip_of(chips.parse("cpu:8"))
-        found = planning.phases(run, shape.of(run.policy), sizes, chip)
+        found = planning.phases(run, shape.policy_architecture(run.policy), sizes, chip)
     planned = {name: phase.memory._asdict() | {"total": phase.memory.total} for name, phase in found.items()}
     out.write_text(json.dumps({"measured": measured, "planned": planned}))
 

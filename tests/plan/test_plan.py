@@ -40,10 +40,10 @@ def test_published_shapes_have_the_published_numbers_of_parameters(name, count):
 
 def test_a_shape_comes_from_a_config_without_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shapes.PUBLISHED["qwen2.5-3b"]))
-    found = shape.of(config.Policy(weights=str(tmp_path), remat="layer"))
+    found = shape.policy_architecture(config.Policy(weights=str(tmp_path), remat="layer"))
     assert (found.embed, found.layers, found.kv_heads, found.remat) == (2048, 36, 2, "layer")
     with pytest.raises(FileNotFoundError, match="the shape of 'somebody/unknown' is not known"):
-        shape.of(config.Policy(weights="somebody/unknown"))
+        shape.policy_architecture(config.Policy(weights="somebody/unknown"))
 
 
 # nano: 2 layers of 128, 4 heads of 32 (2 for keys), feed-forward 512, 512 words.
@@ -69,7 +69,7 @@ def test_with_an_adapter_a_device_holds_one_policy_and_the_adapters_moments():
     """q maps 128 to 128, up 128 to 512: the factors' side of 4 is never cut, 128 over fsdp, heads and 512 over
     tensor."""
     with sharding.use(layout(2, 2, 2)):
-        held, whole = (capacity.held(run, shape.of_run(run)) for run in (ADAPTED, RUN))
+        held, whole = (capacity.held(run, shape.run_architecture(run)) for run in (ADAPTED, RUN))
     own = 4 * 2 * (4 * (128 // 2 + 128 // 2) + 4 * (128 // 2 + 512 // 2))
     assert held == (own, whole.reference, 2 * own + 4, whole.cache)
 
@@ -79,7 +79,7 @@ def test_the_work_of_an_adapted_policy_by_hand():
     kernels and of the table, 2 each. Decoding multiplies them out once, 2 FLOPs a number of the kernel and rank."""
     sizes = abstract.Sizes(2, 32, 8, 10)
     rollout, reference, update = (
-        [abstract.phase_programs(run, shape.of_run(run), sizes)[name].flops() for run in (RUN, ADAPTED)]
+        [abstract.phase_programs(run, shape.run_architecture(run), sizes)[name].flops() for run in (RUN, ADAPTED)]
         for name in abstract.PHASES
     )
     adapter, kernels, layers = 2 * 4 * (128 + 128 + 128 + 512), 2 * (128 * 128 + 128 * 512), KERNELS - 512 * 128
@@ -283,7 +283,11 @@ def test_estimates_are_near_what_was_compiled(name, cut, compiled):
     policy = config.Policy(weights=f"qwen2.5-{name}", **choices)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
     candidate = suggest.estimate(
-        run, shape.of(policy), abstract.Sizes(16, 32, 16, 480), chips.CHIPS["v5e"], suggest.MeshShape(*cut)
+        run,
+        shape.policy_architecture(policy),
+        abstract.Sizes(16, 32, 16, 480),
+        chips.CHIPS["v5e"],
+        suggest.MeshShape(*cut),
     )
     assert 0.9 < candidate.bytes / 2**30 / compiled < 1.33
 
@@ -292,7 +296,7 @@ def test_a_mesh_is_suggested_that_divides_and_has_room():
     """3B: alone on H100s parameters and moments, 46 GiB, leave no room; on v5e all 16 chips must share them."""
     policy = config.Policy(weights="qwen2.5-3b", compute_dtype="bfloat16", remat="layer", scan_layers=True)
     run = config.LanguageRun(policy=policy, rollout=config.Rollout(16, 16, 480))
-    arch, sizes = shape.of(run.policy), abstract.Sizes(16, 32, 16, 480)
+    arch, sizes = shape.policy_architecture(run.policy), abstract.Sizes(16, 32, 16, 480)
     for kind, count in (("v5e", 16), ("h100", 8)):
         best = suggest.best(run, arch, sizes, chips.CHIPS[kind], count)
         assert best is not None

@@ -21,7 +21,7 @@ def printed(renderable, width: int, **options) -> list[str]:
 
 def table(**style) -> NumberTable:
     headers = ("", "reward", "KL (nats)", "tokens generated", "gap", "interval", "share of good ones")
-    made = NumberTable.of(*headers, title="where completions end", **style)
+    made = NumberTable.with_headers(*headers, title="where completions end", **style)
     made.add_row("the reference policy", *NUMBERS)
     made.add_row("what was reached", "[bold]0.5[/bold]", "", "7\n[dim]6-8[/dim]", "", "", "0.75")
     made.caption = "a caption"
