@@ -8,8 +8,6 @@ ARGS ?=
 
 .PHONY: run run-nano test test-slow lint clean
 
-# Large pages: fewer faults where the C library is glibc, nothing elsewhere.
-run run-nano: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # What is compiled is kept for the next run.
 run run-nano: export JAX_COMPILATION_CACHE_DIR ?= $(VENV)/compiled
 

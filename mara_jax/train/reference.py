@@ -20,8 +20,8 @@ from mara_jax.tasks.base import Score, Task
 from mara_jax.train import optim, placement, shape, warmup
 from mara_jax.train.metrics import Display
 
-# Streams of random numbers: each has its own key, folded from the run's seed.
 CHECK_SAMPLES = 64  # drawn after a step of the warm-up, to see whether its ranges are met
+# Random streams: each has its own key, folded from the run's seed and its place here. Append only.
 STREAMS = {
     name: number
     for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))

@@ -54,7 +54,8 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     arch, tx, checkpoints = policy.architecture, optim.make(cfg.optimiser), Checkpoints(workdir, cfg.checkpoint)
     loaded_params, ref_params = ref_params, placement.reference(arch, ref_params)
     if hosts.on_process_zero(checkpoints.latest) is None:
-        # Weights that the reference does not keep are the policy's own: a copy would stand beside all else.
+        # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
+        # them; where both share the arrays, the policy needs its own.
         copy = loaded_params is ref_params
         state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), tx, copy=copy)
     else:
