@@ -57,8 +57,8 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
             ids = prompt_ids(cfg, len(setup.prompts), done)
             pending = start_rollout(setup, policy_params(setup, state), ids, rollout_key(cfg, "rollout", done))
             if previous is not None:
-                # The device samples meanwhile. Until the end of the previous update, which this returns, it was busy with
-                # that: only then did this step's rollout start.
+                # The device samples meanwhile. It was busy with the previous update until the time that this returns:
+                # only then did this step's rollout start.
                 started = log.write(previous)
             completions = rollout.collect(pending)
             sampled = time.perf_counter()

@@ -1,5 +1,6 @@
 """A checkpoint of random bfloat16 in a published model's shape."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -21,11 +22,13 @@ def random_tensor(draw: np.random.Generator, row: parameters.Row) -> np.ndarray:
     return bits.view(ml_dtypes.bfloat16)
 
 
-def write(out: pathlib.Path, name: str) -> int:
-    """Of a published shape, in several files with an index, one file in memory at a time; their bytes."""
+def write(out: pathlib.Path, name: str, layers: int | None = None) -> int:
+    """Of a published shape, or its first layers, in several files, one in memory at a time; returns their bytes."""
     out.mkdir()
     draw, file, files = np.random.default_rng(0), {}, []
-    rows = parameters.table(shapes.architecture_of(name))
+    arch = shapes.architecture_of(name)
+    arch = dataclasses.replace(arch, layers=layers or arch.layers)
+    rows = parameters.table(arch)
     weight_map = {}
     for row in rows:
         file[row.name] = random_tensor(draw, row)
@@ -35,5 +38,5 @@ def write(out: pathlib.Path, name: str) -> int:
             save_file(file, files[-1])
             file = {}
     (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (out / "config.json").write_text(json.dumps(shapes.PUBLISHED[name]))
+    (out / "config.json").write_text(json.dumps(shapes.PUBLISHED[name] | {"num_hidden_layers": arch.layers}))
     return sum(file.stat().st_size for file in files)
