@@ -19,10 +19,10 @@ from mara_jax.config import (
     Optimiser,
     Policy,
     Rollout,
-    Task,
     Warmup,
     to_config_dict,
 )
+from mara_jax.tasks import onetwo
 
 
 def get_config(variant: str = ""):
@@ -41,7 +41,7 @@ def qwen() -> LanguageRun:
         algorithm=Algorithm(beta=0.03, threshold=0.8),
         rollout=Rollout(group_size=128, max_new_tokens=256),
         optimiser=Optimiser(learning_rate=2e-6, warmup_steps=10),
-        task=Task(lenient=True),
+        task=onetwo.Config(lenient=True),
         checkpoint=Checkpoint(every=50, keep=2),
     )
 
@@ -52,6 +52,7 @@ def smol() -> LanguageRun:
         steps=40,
         policy=Policy(weights="smollm2-135m-instruct", remat="elementwise", scan_layers=True),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
+        task=onetwo.Config(),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),
         optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=37),
@@ -65,8 +66,8 @@ def nano() -> LanguageRun:
         steps=100,
         policy=Policy(weights="nano", layers=2, embed=128),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
-        task=Task(malformed=0.25),
-        warmup=Warmup(steps=250, batch=32, learning_rate=3e-3, measure_samples=256),
+        task=onetwo.Config(malformed=0.25),
+        warmup=Warmup(steps=250, batch=32, learning_rate=3e-3),
         rollout=Rollout(group_size=32, max_new_tokens=48),
         optimiser=Optimiser(learning_rate=5e-4, decay_steps=100),
         checkpoint=Checkpoint(every=50, keep=2),

@@ -216,16 +216,16 @@ def _check_overrides(argv: list[str], loaded: Any) -> None:
     """Refuses --config.FIELD overrides that the schema of the loaded config lacks, naming what it has."""
     names = [word.split("=")[0].lstrip("-").removeprefix("no") for word in argv if word.startswith("-")]
     names = [name.removeprefix("config.") for name in names if name.startswith("config.")]
-    kind = config.kind_of(loaded)
+    defaults = config.defaults_of(loaded)
     for name in names:
-        node = kind()
+        node = defaults
         for part in name.split("."):
             if not dataclasses.is_dataclass(node) or not hasattr(node, part):
-                raise ValueError(config.unknown_field(kind, name))
+                raise ValueError(config.unknown_field(defaults, name))
             node = getattr(node, part)
     if names and dataclasses.is_dataclass(loaded):
         raise ValueError(
-            f"--config.{names[0]}: the config file returns a {kind.__name__}, which nothing can override: "
+            f"--config.{names[0]}: the config file returns a {type(loaded).__name__}, which nothing can override: "
             "let get_config return to_config_dict(run)"
         )
 

@@ -1,6 +1,5 @@
 """The training command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR``."""
 
-import dataclasses
 import os
 import pathlib
 import sys
@@ -99,17 +98,18 @@ def _train_toy(run: config.ToyRun, workdir: pathlib.Path) -> None:
 
 def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
     """Arranges the devices and hands the run to the loop."""
+    from mara_jax import tasks
     from mara_jax.parallel import hosts, sharding
-    from mara_jax.tasks import onetwo
     from mara_jax.train import loop, preflight
     from mara_jax.train import workdir as run_directory
 
     hosts.on_process_zero(lambda: run_directory.check(workdir, run))
-    preflight.check_threshold(run)
+    task = hosts.raise_on_all_processes(lambda: tasks.make(run))
+    preflight.check_task(run, task)
     layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
     with sharding.use(layout), preflight.too_large():
         hosts.raise_on_all_processes(lambda: preflight.check_room(run))
-        loop.run(run, onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir)
+        loop.run(run, task, workdir)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import pytest
 from mara_jax import config
 from mara_jax.config import Algorithm, LanguageRun, Lora, Optimiser, Policy, Rollout, Sweep, Toy, ToyRun, Warmup
 from mara_jax.config.limits import Limit
+from mara_jax.tasks import onetwo
 
 NAN, INF = float("nan"), float("inf")
+TASK = "mara_jax.tasks.onetwo"
 
 
 def language(**algorithm):
-    return LanguageRun(algorithm=Algorithm(**algorithm), warmup=Warmup(steps=1))
+    return LanguageRun(algorithm=Algorithm(**algorithm), warmup=Warmup(steps=1), task=onetwo.Config())
 
 
 def several(updates, **algorithm):
@@ -71,8 +73,12 @@ def test_exact_placements_are_accepted(algorithm):
         (language(beta=float("nan")), "algorithm.beta=nan"),
         (language(method="grpo"), "choose one of vanilla, mara"),
         (language(baseline="group_normalised"), "use leave_one_out"),
-        (LanguageRun(policy=Policy(weights="nano")), "warmup.steps=0"),
-        (LanguageRun(warmup=Warmup(steps=9, max_steps=8)), "warmup.max_steps=8 is below warmup.steps=9"),
+        (LanguageRun(policy=Policy(weights="nano"), task=onetwo.Config()), "warmup.steps=0"),
+        (LanguageRun(warmup=Warmup(steps=1)), "task.module is empty: give the run a task"),
+        (
+            LanguageRun(warmup=Warmup(steps=9, max_steps=8), task=onetwo.Config()),
+            "warmup.max_steps=8 is below warmup.steps=9",
+        ),
         (ToyRun(seed=2**31 - 2, sweep=Sweep(betas=(0.1,), seeds=3)), "seed=2147483646 with sweep.seeds=3"),
         (ToyRun(sweep=Sweep(betas=(0.1, float("nan")))), "sweep.betas=(0.1, nan) must be numbers above 0"),
         (dataclasses.replace(language(), rollout=Rollout(group_size=1)), "rollout.group_size=1"),
@@ -116,7 +122,7 @@ def test_values_that_cannot_work_are_refused_in_one_line(run, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-LIMITS = {name: allowed for name, _, _, allowed in config.settings(LanguageRun()) if isinstance(allowed, Limit)}
+LIMITS = {name: allowed for name, _, _, allowed in config.settings(language()) if isinstance(allowed, Limit)}
 
 # A number past its limit, of every kind of limit and of every section.
 PAST = {
@@ -133,9 +139,9 @@ PAST = {
     "warmup.batch": (0,),
     "warmup.learning_rate": (-1.0, 0.0, INF, NAN),
     "warmup.max_steps": (-1,),
-    "warmup.valid_range": ((0.9, 0.6), (-0.1, 1.0), (0.5, 1.5), (NAN, 1.0)),
-    "warmup.ones_range": ((0.9, 0.6),),
-    "warmup.measure_samples": (0, -4),
+    "task.valid_range": ((0.9, 0.6), (-0.1, 1.0), (0.5, 1.5), (NAN, 1.0)),
+    "task.ones_range": ((0.9, 0.6),),
+    "reference.samples": (-4,),
     "rollout.max_new_tokens": (0, 10**30),
     "rollout.length_buckets": (-1,),
     "rollout.slots": (-1,),
@@ -177,7 +183,7 @@ def test_toy_runs_have_the_same_limits(name, value):
 
 
 def test_every_number_has_a_limit_and_every_field_a_meaning_and_a_default_that_it_may_have():
-    for run in (LanguageRun(), ToyRun()):
+    for run in (language(), ToyRun()):
         config.check_values(run)
         names = [setting.name for setting in config.settings(run)]
         assert names == [name for name, _ in leaves(dataclasses.asdict(run))]
@@ -210,7 +216,7 @@ def test_resolve_undoes_to_config_dict_and_json():
     run = language(method="vanilla", beta=0.25)
     assert config.resolve(config.to_config_dict(run)) == run
     assert config.resolve(dataclasses.asdict(ToyRun())) == ToyRun()
-    as_lists = dataclasses.asdict(run) | {"warmup": dataclasses.asdict(run.warmup) | {"ones_range": [0.78, 0.89]}}
+    as_lists = dataclasses.asdict(run) | {"task": dataclasses.asdict(run.task) | {"ones_range": [0.78, 0.89]}}
     assert config.resolve(as_lists) == run
 
 
@@ -228,7 +234,10 @@ def test_resolve_undoes_to_config_dict_and_json():
         ({"rollout": {"nothing_like_it": 1}}, "max_new_tokens"),
         ({"steps": "ten"}, "steps='ten' must be a int"),
         ({"algorithm": {"beta": "x"}}, "algorithm.beta='x' must be a float"),
-        ({"task": {"lenient": 1}}, "task.lenient=1 must be a bool"),
+        ({"task": {"module": TASK, "lenient": 1}}, "task.lenient=1 must be a bool"),
+        ({"task": {"module": TASK, "strict": True}}, "task has no 'strict'; it has module, lenient, share_of_ones"),
+        ({"task": {"module": "no.such.task"}}, "task.module='no.such.task' cannot be imported"),
+        ({"task": {"module": "mara_jax.tasks.base"}}, "has no class Config(mara_jax.config.Task)"),
     ],
 )
 def test_unknown_fields_and_wrong_types_name_what_is_known(change, words):
@@ -238,7 +247,10 @@ def test_unknown_fields_and_wrong_types_name_what_is_known(change, words):
 
 
 def test_integers_stand_for_floats():
-    assert config.resolve({"algorithm": {"beta": 1}, "warmup": {"steps": 1}}).algorithm.beta == 1.0
+    assert (
+        config.resolve({"algorithm": {"beta": 1}, "warmup": {"steps": 1}, "task": {"module": TASK}}).algorithm.beta
+        == 1.0
+    )
 
 
 def test_several_updates_are_allowed_where_something_weights_them():

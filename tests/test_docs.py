@@ -41,7 +41,7 @@ SMALLER = {
     ],
     "main --config=configs/onetwo.py": [
         "--config.steps=2", "--config.rollout.group_size=2", "--config.rollout.length_buckets=1",
-        "--config.warmup.measure_samples=4",
+        "--config.reference.samples=4",
     ],
     "--config.profile.first=3": ["--config.steps=4"],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],

@@ -35,6 +35,7 @@ def write_run(
         "counts": list(counts),
         "optimum": optimum,
         "objective": OBJECTIVE,
+        "collapse": None,
     }
     (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "reference.json").write_text(json.dumps(reference))
@@ -47,6 +48,8 @@ def row(step: int, ones: int, twos: int, samples: int = 10, kl: float = 1.0, len
     return {
         "step": step,
         "answers/counts": [ones, twos],
+        "answers/by_prompt": [[0, {"1": ones, "2": twos, "": samples - ones - twos}]],
+        "answers/entropy_bits": 0.0,
         "samples": samples,
         "valid/fraction": (ones + twos) / samples,
         "kl/reverse": kl,

@@ -10,12 +10,13 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from mara_jax import cli, config, hf
+from mara_jax import cli, config, hf, tasks
 from mara_jax.bench import phases, speed
 from mara_jax.cli import Flag
 from mara_jax.hf import shapes
 from mara_jax.policies import transformer
-from mara_jax.train import preflight
+from mara_jax.train import preflight, reference
+from mara_jax.train.prompts import EncodedPrompts, ids_of_step
 from mara_jax.train.startup import Setup
 from mara_jax.train.tables import NumberTable
 
@@ -159,7 +160,8 @@ def _configured(fields: Any) -> tuple[str, Setup]:
         raise ValueError(
             "the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol"
         )
-    preflight.check_threshold(run)
+    task = tasks.make(run)
+    preflight.check_task(run, task)
     if run.lora.rank:
         raise ValueError(
             f"lora.rank={run.lora.rank}: bench times the training of all weights, and its least work is that: add "
@@ -175,13 +177,9 @@ def _configured(fields: Any) -> tuple[str, Setup]:
             "algorithm.estimator=reference_samples makes two rollouts a step, and bench times one: "
             "add --config.algorithm.kl=reverse, or --config.algorithm.estimator=ratio"
         )
-    from mara_jax.tasks import onetwo
-    from mara_jax.train import loop, reference
-
-    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
     policy, params = reference.load_base(run, task)
-    encoded = reference.prompt_tokens(policy, task, run.policy.chat)
-    prompts = [encoded[i] for i in loop.prompt_ids(run, len(encoded), 0)]
+    encoded = EncodedPrompts(run, policy, task)
+    prompts = [encoded[number] for number in ids_of_step(run, len(encoded), 0)]
     return run.policy.weights, phases.setup_of(run, policy, params, prompts)
 
 

@@ -16,8 +16,8 @@ from mara_jax.plan import work
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
-from mara_jax.tasks.base import Score
-from mara_jax.train import loop, optim, placement, programs
+from mara_jax.tasks.base import Score, Task
+from mara_jax.train import loop, optim, placement, programs, reference_samples
 from mara_jax.train.startup import Setup
 from mara_jax.train.state import BySampler, State
 
@@ -26,21 +26,25 @@ NAMES = ("rollout", "reference", "update")
 SIZES = {"tiny": (4, 256, 2048), "small": (12, 512, 8192)}
 
 
-class RandomRewards:
-    """A task that gives rewards of 0 and 1 by chance, and one answer to what has the reward 1."""
+class RandomRewards(Task):
+    """Rewards of 0 and 1 by chance, and one answer to what has the reward 1."""
 
-    name, prompts, answers, max_reward = "random", ("",), ("rewarded",), 1.0
-    answers_have_equally_many_strings = False
+    name, max_reward, invalid_reward = "random", 1.0, 0.0
 
-    def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
+    def __init__(self, prompts: int) -> None:
+        self.prompts, self.random = prompts, np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return self.prompts
+
+    def prompt(self, index: int) -> str:
+        """Empty: a measurement has token ids of its own."""
+        return ""
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
-        reward = self.random.integers(0, 2, len(texts)).astype(np.float32)
-        return Score(reward, reward.astype(np.int32) - 1)
-
-    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
-        return []
+        """Draws a reward for each completion."""
+        reward = self.random.integers(0, 2, len(texts))
+        return Score(reward, ["rewarded" if one else None for one in reward])
 
 
 def random_policy(name: str, **choices: Any) -> Policy:
@@ -72,8 +76,13 @@ def setup_of(run: config.LanguageRun, policy: Policy, params: Any, prompts: list
 
     The policy's eos_ids end completions; without any, every completion has max_new_tokens.
     """
-    log_mass_pa = np.full((len(prompts), 1), -1.0, np.float32)
-    return Setup(run, RandomRewards(), policy, params, prompts, log_mass_pa, optim.make(run.optimiser))
+    task, count = RandomRewards(len(prompts)), reference_samples.count(run, len(prompts))
+    store = reference_samples.ReferenceSamples(None, count, len(prompts))
+    for number in range(len(prompts)):
+        scores = task.score([number] * count, [""] * count, [True] * count)
+        logp, text = np.zeros(count), [""] * count
+        store.add({number: reference_samples.PromptSamples(np.float32(scores.reward), scores.answer, logp, text)})
+    return Setup(run, task, policy, params, prompts, optim.make(run.optimiser), store)
 
 
 def fresh_state(setup: Setup) -> State:
@@ -89,7 +98,7 @@ def sample_completions(setup: Setup, params: Any, seed: int) -> rollout.Rollout:
 
 def score_completions(setup: Setup, completions: rollout.Rollout) -> BySampler:
     """The batch of a rollout: the reference policy's hidden states, and random rewards."""
-    return jax.block_until_ready(loop.scored_batches(setup, completions, _ids(setup), done=0))
+    return jax.block_until_ready(loop.scored_batches(setup, completions, _ids(setup), done=0)[1])
 
 
 def update(setup: Setup, state: State, batches: BySampler) -> State:

@@ -5,13 +5,14 @@ A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun
 ``resolve`` turns it back and refuses what cannot work, with one line that names the cure.
 """
 
-from mara_jax.config.build import build, kind_of, resolve, unknown_field
+from mara_jax.config.build import build, defaults_of, resolve, unknown_field
 from mara_jax.config.checks import check, check_values
 from mara_jax.config.limits import Limit
 from mara_jax.config.schema import (
     ANCHORS,
     BASELINES,
     ESTIMATORS,
+    FEW_PROMPTS,
     FIRST_MOMENTS,
     IMPORTANCES,
     KL_BESIDE_REWARD,
@@ -28,6 +29,7 @@ from mara_jax.config.schema import (
     Optimiser,
     Policy,
     Profile,
+    Reference,
     Rollout,
     Run,
     Setting,
@@ -38,8 +40,10 @@ from mara_jax.config.schema import (
     Warmup,
     estimator_of,
     lora_targets,
+    setting,
     settings,
     sweep_algorithms,
+    task_module,
     to_config_dict,
 )
 
@@ -47,6 +51,7 @@ __all__ = [
     "ANCHORS",
     "BASELINES",
     "ESTIMATORS",
+    "FEW_PROMPTS",
     "FIRST_MOMENTS",
     "IMPORTANCES",
     "KL_BESIDE_REWARD",
@@ -64,6 +69,7 @@ __all__ = [
     "Optimiser",
     "Policy",
     "Profile",
+    "Reference",
     "Rollout",
     "Run",
     "Setting",
@@ -75,12 +81,14 @@ __all__ = [
     "build",
     "check",
     "check_values",
+    "defaults_of",
     "estimator_of",
-    "kind_of",
     "lora_targets",
     "resolve",
+    "setting",
     "settings",
     "sweep_algorithms",
+    "task_module",
     "to_config_dict",
     "unknown_field",
 ]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import importlib
 import typing
 from typing import Any
 
 import ml_collections
 
 from mara_jax.config import checks
-from mara_jax.config.schema import LanguageRun, Run, ToyRun, settings
+from mara_jax.config.schema import LanguageRun, Run, Task, ToyRun, settings
 
 
 def resolve(config: Any) -> Run:
@@ -28,37 +29,58 @@ def build(config: Any) -> Run:
     Raises:
       ValueError: an unknown field, or a value of the wrong type or that its field cannot have.
     """
-    kind = kind_of(config)
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    values = dataclasses.asdict(values) if isinstance(values, LanguageRun | ToyRun) else dict(values)
-    run = _build(kind, kind(), values, "")
+    default = defaults_of(config)
+    run = _build(default, default, _values(config), "")
     checks.check_values(run)
     return run
 
 
-def kind_of(config: Any) -> type[LanguageRun] | type[ToyRun]:
-    """Which schema a config has: a run, or a ConfigDict or dict of one.
+def defaults_of(config: Any) -> Run:
+    """The defaults of a config's fields: of its kind of run, with the section of its own task.
+
+    Args:
+      config: a run, or a ConfigDict or dict of one.
 
     Raises:
-      ValueError: it is none of these.
+      ValueError: it is none of these, or names a module that makes no task.
     """
+    values = _values(config)
+    if "toy" in values:
+        return ToyRun()
+    section = values.get("task")
+    module = section.get("module") if isinstance(section, dict) else None
+    return LanguageRun(task=_task_section(module)) if module else LanguageRun()
+
+
+def _values(config: Any) -> dict[str, Any]:
     if isinstance(config, LanguageRun | ToyRun):
-        return type(config)
+        return dataclasses.asdict(config)
     if not isinstance(config, ml_collections.ConfigDict | dict):
         raise ValueError(f"a config is to_config_dict(LanguageRun(...)) or of a ToyRun, not {config!r:.80}")
-    return ToyRun if "toy" in config else LanguageRun
+    return dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
 
 
-def _build(kind: type, defaults: Any, values: dict[str, Any], where: str) -> Any:
-    """The dataclass of `defaults` with values in place of them; `kind` is the whole run's, for the error."""
+def _task_section(module: str) -> Task:
+    """The defaults of the section that a task's module defines."""
+    try:
+        section = getattr(importlib.import_module(module), "Config", None)
+    except ImportError as error:
+        raise ValueError(f"task.module={module!r} cannot be imported ({error}): name the module of a task") from error
+    if not (isinstance(section, type) and issubclass(section, Task)):
+        raise ValueError(f"task.module={module!r} has no class Config(mara_jax.config.Task): name the module of a task")
+    return section()
+
+
+def _build(run: Run, defaults: Any, values: dict[str, Any], where: str) -> Any:
+    """The dataclass of `defaults` with values in place of them; `run` has all defaults, for the error."""
     built = {}
     types = {field.name: field.type for field in dataclasses.fields(defaults)}
     for name, value in values.items():
         if name not in types:
-            raise ValueError(unknown_field(kind, where + name))
+            raise ValueError(unknown_field(run, where + name))
         default = getattr(defaults, name)
         if dataclasses.is_dataclass(default):
-            built[name] = _build(kind, default, dict(value), where + name + ".")
+            built[name] = _build(run, default, dict(value), where + name + ".")
         elif isinstance(default, tuple) and isinstance(value, list | tuple):
             built[name] = _typed_tuple(tuple(value), default, typing.get_args(types[name]), where + name)
         else:
@@ -88,9 +110,9 @@ def _typed_tuple(value: tuple, default: tuple, types: tuple, where: str) -> tupl
     return tuple(element(entry) for entry in value)
 
 
-def unknown_field(kind: type[LanguageRun] | type[ToyRun], path: str) -> str:
-    """One line saying that a dotted field does not exist, what may be meant, and which ones there are."""
-    node: Any = kind()
+def unknown_field(run: Run, path: str) -> str:
+    """One line saying that a dotted field does not exist, what may be meant, and which ones the run has."""
+    node: Any = run
     *sections, last = path.split(".")
     for depth, section in enumerate(sections):
         if not dataclasses.is_dataclass(getattr(node, section, None)):
@@ -100,6 +122,6 @@ def unknown_field(kind: type[LanguageRun] | type[ToyRun], path: str) -> str:
     known = [field.name for field in dataclasses.fields(node)]
     place = ".".join(sections) or "the config"
     similar = [".".join([*sections, name]) for name in difflib.get_close_matches(last, known, 1)]
-    similar += [name for name, *_ in settings(kind()) if name.split(".")[-1] == path.split(".")[-1]]
+    similar += [name for name, *_ in settings(run) if name.split(".")[-1] == path.split(".")[-1]]
     cure = f"; did you mean {similar[0]}?" if similar else ""
     return f"unknown config field {path!r}: {place} has no {last!r}; it has {', '.join(known)}{cure}"

@@ -32,6 +32,10 @@ def check(run: Run) -> None:
     _check_rollout(run)
     _check_lora(run.lora)
     _check_updates(run)
+    if not run.task.module:
+        raise ValueError(
+            "task.module is empty: give the run a task, as configs/onetwo.py does with task=onetwo.Config()"
+        )
     if 0 < run.warmup.max_steps < run.warmup.steps:
         raise ValueError(
             f"warmup.max_steps={run.warmup.max_steps} is below warmup.steps={run.warmup.steps}, from which on samples "
@@ -50,7 +54,8 @@ def check_values(run: Run) -> None:
     Raises:
       ValueError: one line with the value, what it may be, and a value that may be used.
     """
-    for (name, value, _, allowed), default in zip(settings(run), settings(type(run)()), strict=True):
+    defaults = ToyRun() if isinstance(run, ToyRun) else LanguageRun(task=type(run.task)())
+    for (name, value, _, allowed), default in zip(settings(run), settings(defaults), strict=True):
         if isinstance(allowed, limits.Limit):
             if not allowed.holds(value):
                 cure = f": try {default.value}" if default.value != () else ""

@@ -19,6 +19,8 @@ LEVELS = ("sequence", "token")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
 IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 FIRST_MOMENTS = ("float32", "bfloat16")
+REFERENCE_DRAWN = ("auto", "before_training", "on_first_use")
+FEW_PROMPTS = 16  # up to so many, the reference policy is measured under each of them before training
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 ATTENTIONS = ("auto", "xla", "kernels")
@@ -129,11 +131,14 @@ class Lora:
 
 @dataclass(frozen=True)
 class Task:
-    """The 1-2 task (Figure 9) and the demonstrations of its warm-up."""
+    """What is trained for. Each task's module defines its own section, a subclass called `Config`."""
 
-    lenient: bool = setting(False, "accept a sentence before <think>")
-    share_of_ones: float = setting(0.8, "of the warm-up's demonstrations", limits.SHARE)
-    malformed: float = setting(0.0, "share of demonstrations that break the format", limits.SHARE)
+    module: str = setting("", "the Python module that makes the task, as in mara_jax.tasks.onetwo")
+
+
+def task_module(name: str) -> Any:
+    """The field `module` of a task's own section: `module: str = task_module(__name__)`."""
+    return setting(name, "the Python module that makes the task")
 
 
 @dataclass(frozen=True)
@@ -145,15 +150,23 @@ class Warmup:
     learning_rate: float = setting(5e-5, "of Adam", limits.POSITIVE)
     max_steps: int = setting(
         0,
-        "from `steps` to here samples are drawn after each step, until both ranges are met; 0: stop after `steps`",
+        "from `steps` to here samples are drawn after each step, until the task accepts them; 0: stop after `steps`",
         limits.FROM_ZERO,
     )
-    valid_range: tuple[float, float] = setting((0.6, 1.0), "share of valid samples to reach", limits.SHARES)
-    ones_range: tuple[float, float] = setting(
-        (0.78, 0.89), "share of the first answer among valid samples to reach", limits.SHARES
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Samples of the reference policy: they measure it, and MARA over answers has the masses of answers from them."""
+
+    drawn: str = setting(
+        "auto",
+        "before_training: of every prompt; on_first_use: of a prompt when a step first uses it; auto: before training "
+        f"where there are at most {FEW_PROMPTS} prompts. They are kept in the run directory",
+        REFERENCE_DRAWN,
     )
-    measure_samples: int = setting(
-        256, "samples per prompt that measure the reference policy: validity, masses of answers", limits.COUNT
+    samples: int = setting(
+        0, "of each prompt; 0: 256 drawn before training, or 16 drawn on first use", limits.FROM_ZERO
     )
 
 
@@ -244,6 +257,7 @@ class LanguageRun:
     lora: Lora = field(default_factory=Lora)
     task: Task = field(default_factory=Task)
     warmup: Warmup = field(default_factory=Warmup)
+    reference: Reference = field(default_factory=Reference)
     rollout: Rollout = field(default_factory=Rollout)
     optimiser: Optimiser = field(default_factory=Optimiser)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -34,7 +34,7 @@ def evaluate(argv: list[str]) -> int:
     """
     values, action, workdirs = parse(argv)
     from mara_jax.evaluate import comparison
-    from mara_jax.train import plots, report
+    from mara_jax.train import summary
 
     console = Console(soft_wrap=True, highlight=False)
     if action == "compare":
@@ -42,8 +42,8 @@ def evaluate(argv: list[str]) -> int:
         console.print(compared.markdown if values.markdown else compared.table)
         return 0
     for workdir in workdirs:
-        console.print(report.final_table(workdir))
-        console.print(f"figure: {plots.final_figure(workdir)}")
+        console.print(summary.final_table(workdir))
+        console.print(f"figure: {summary.final_figure(workdir)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Several finished runs side by side, for a terminal or as markdown."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ _COMPUTED = {
     "optimiser": ("micro_batches",),
 }
 _NOTE = (
-    f"valid, bits (entropy of the valid answers): last {diversity.WINDOW} batches pooled; KL to the "
+    f"valid, bits (entropy of a prompt's answers): last {diversity.WINDOW} batches pooled; KL to the "
     f"reference (nats a completion), its slope (a step), length (tokens): last {report.LAST_KL} steps; "
     "TV: total variation of the valid answers' shares to the run's own optimum"
 )
@@ -127,13 +128,17 @@ def _weights(record: report.Record) -> str:
 
 def _figures(record: report.Record) -> list[float]:
     """One run's numbers in the order of `_COLUMNS`."""
-    final = record.reached
-    if final is None:
+    if not record.rows:
         raise ValueError(f"{record.workdir} holds no finished step; train it first")
     kl, length = record.series("kl/reverse")[-report.LAST_KL :], record.series("length/mean")[-report.LAST_KL :]
-    distance = report.distance_to_optimum(final, record.own_optimum)
-    trend = diversity.slope(kl)
-    return [final.valid, final.entropy_bits, kl.mean(), trend, length.mean(), distance]
+    reached = record.reached
+    if reached is None:  # answers that are not known beforehand
+        valid = record.series("valid/fraction")[-diversity.WINDOW :].mean()
+        bits, distance = record.series("answers/entropy_bits")[-1], math.nan
+    else:
+        valid, bits = reached.valid, reached.entropy_bits
+        distance = report.distance_to_optimum(reached, record.own_optimum)
+    return [valid, bits, kl.mean(), diversity.slope(kl), length.mean(), distance]
 
 
 def _texts(numbers: Any) -> list[str]:

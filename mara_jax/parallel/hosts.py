@@ -164,6 +164,18 @@ def _broadcast(text: str) -> str:
     return np.asarray(multihost_utils.broadcast_one_to_all(array)).tobytes().decode()
 
 
+def gather_json(value: Any) -> list[Any]:
+    """A JSON value of each process, in their order, on every process."""
+    if not several_processes():
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = text
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
 def barrier(name: str) -> None:
     """Waits until every process is here, so that one may read what another wrote before."""
     if several_processes():

@@ -14,7 +14,7 @@ from mara_jax.policies.packing import Packing
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import draw, logprobs, rollout
-from mara_jax.train import optim, placement, programs
+from mara_jax.train import optim, placement, programs, reference_samples
 from mara_jax.train.state import Batch, BySampler
 
 PHASES = ("rollout", "reference", "update")
@@ -99,6 +99,11 @@ def _prompts(sizes: Sizes) -> rollout.Prompts:
 def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
     """A batch without the reference's hidden states, whose shapes come from its program."""
     unknown: Any = None
+    samples = {}
+    if reference_samples.reads_masses(run.algorithm):
+        count = run.reference.samples or reference_samples.BEFORE_TRAINING
+        dtypes = {"ref_reward": jnp.float32, "ref_answer": jnp.int32}
+        samples = {name: _prompt_array(sizes, dtype, count) for name, dtype in dtypes.items()}
     return Batch(
         prompt_tokens=prompts.tokens,
         prompt_lengths=prompts.lengths,
@@ -106,10 +111,11 @@ def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> B
         lengths=_group_array(sizes, jnp.int32),
         reward=_group_array(sizes, jnp.float32),
         answer=_group_array(sizes, jnp.int32),
-        log_mass=_prompt_array(sizes, jnp.float32, 2),  # of two answers, as the 1-2 task has
+        prompt_ids=_prompt_array(sizes, jnp.int32),
         ref_hidden=unknown,
         packing=_packing(run, sizes),
         sampler_logp=_group_array(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
+        **samples,
     )
 
 

@@ -1,34 +1,34 @@
 """The length of a run's prompts, from the tokenizer alone."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mara_jax import config
+from mara_jax import config, tasks
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.hf.load import EMBEDDED, embedded_file
-from mara_jax.tasks import onetwo
-from mara_jax.train import shape
+from mara_jax.train import reference, shape
+
+MOST_READ = 1000  # prompts, the first ones
 
 
 def longest(run: config.LanguageRun) -> int:
-    """Tokens of the task's longest prompt; without the tokenizer its bytes, since no token holds less than one.
+    """Tokens of the longest of the task's first prompts; without the tokenizer its bytes: no token holds less than one.
 
     Raises:
       ValueError, FileNotFoundError: the tokenizer that the weights should have is missing or broken.
     """
-    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
+    task = tasks.make(run)
+    texts = [task.prompt(number) for number in range(min(len(task), MOST_READ))]
     tokenizer = _tokenizer(run, task)
     if tokenizer is None:
-        return max(len(text.encode()) for text in task.prompts)
-    return max(len(ids) for ids in tokenizers.encode_prompts(tokenizer, task.prompts, run.policy.chat))
+        return max(len(text.encode()) for text in texts)
+    return max(len(ids) for ids in tokenizers.encode_prompts(tokenizer, texts, run.policy.chat))
 
 
-def _tokenizer(run: config.LanguageRun, task: onetwo.OneTwo) -> Any:
+def _tokenizer(run: config.LanguageRun, task: tasks.Task) -> Any:
     where = run.policy.weights
     if where == shape.NANO:
-        pairs = task.demonstrations(run.seed, 0, 2000)
-        return tokenizers.nano([text for pair in pairs for text in pair], shape.NANO_VOCABULARY)
+        return reference.nano_tokenizer(run, task)
     file = embedded_file(where) if where in EMBEDDED else Path(where)
     if file.suffix == ".gguf":
         from mara_jax.hf.gguf import GGUF

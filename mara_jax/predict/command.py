@@ -31,7 +31,7 @@ COMMAND = cli.Command(
     flags=(
         Flag("run", "DIR", "workdir of a run: its configuration, and the samples that measured its reference policy"),
         Flag("rows", "FILE", "a .csv or .jsonl file of samples"),
-        Flag("samples", "N", "number of samples; warmup.measure_samples unless given", kind=int, least=2),
+        Flag("samples", "N", "number of samples; reference.samples unless given, or 256", kind=int, least=2),
         Flag("prompt", "I", "which of the prompts, of the task or of the rows", 0, int, least=0),
         Flag("method", "METHOD", "with --run or --rows: vanilla, or MARA over answers or strings",
              choices=tuple(prediction.OBJECTIVES)),

@@ -1,22 +1,21 @@
 """Samples of a reference policy, from a file of rows, a configuration, a run directory, or a toy problem."""
 
 import csv
-import dataclasses
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from mara_jax import config
+from mara_jax import config, tasks
 from mara_jax.core import forecast
+from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
-from mara_jax.tasks import onetwo
 from mara_jax.toy import problems
 from mara_jax.train import reference
 from mara_jax.train.metrics import Display
-
-SAMPLES = "reference_samples.jsonl"  # in a run directory: the samples that measured its reference policy
+from mara_jax.train.prompts import EncodedPrompts
+from mara_jax.train.reference_samples import BEFORE_TRAINING, FILE
 
 
 def read_file(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> ReferenceSamples:
@@ -127,19 +126,19 @@ def from_config(run: config.LanguageRun, count: int | None = None, prompt: int =
 
     Args:
       run: the configuration.
-      count: number of samples; by default `warmup.measure_samples`.
+      count: number of samples; by default `reference.samples`, or 256.
       prompt: index of the task's prompt.
 
     Raises:
       ValueError: unusable weights, warm-up settings or prompt index.
     """
-    task = onetwo.OneTwo(**dataclasses.asdict(run.task))
+    task = tasks.make(run)
     policy, params = reference.load_base(run, task)
     prompts = _prompts(run, policy, task, prompt)
     if run.warmup.steps:
         reference.check_demonstrations(run, policy, task)
         with Display(run.steps) as display:
-            params = reference.warm_up(run, policy, params, task, prompts, display)
+            params = reference.warm_up(run, policy, params, task, display)
     return _sample(run, policy, params, task, prompts, count, prompt)
 
 
@@ -168,9 +167,9 @@ def from_run(
         raise ValueError(f"{path} is not JSON ({error})") from error
     if isinstance(run, config.ToyRun):
         raise ValueError(f"{workdir} is a toy run, whose optimum is exact: use --config=configs/toy.py instead")
-    task, path = onetwo.OneTwo(**dataclasses.asdict(run.task)), workdir / SAMPLES
+    task, path = tasks.make(run), workdir / FILE
     if path.is_file():
-        saved = read_file(path, task.answers, prompt)
+        saved = read_file(path, task.answer_set(prompt) or (), prompt)
         if count is None or count <= len(saved.reward):
             assert saved.ref_logp is not None
             samples = saved._replace(
@@ -184,21 +183,20 @@ def from_run(
     return _sample(run, policy, params, task, _prompts(run, policy, task, prompt), count, prompt), run
 
 
-def _prompts(run: config.LanguageRun, policy, task, prompt: int) -> list[list[int]]:
-    if prompt >= len(task.prompts):
-        raise ValueError(f"--prompt={prompt}: the task has {len(task.prompts)}, counted from 0")
-    reference.check_context(run, policy, task)
-    return reference.prompt_tokens(policy, task, run.policy.chat)
+def _prompts(run: config.LanguageRun, policy: Policy, task: tasks.Task, prompt: int) -> EncodedPrompts:
+    if prompt >= len(task):
+        raise ValueError(f"--prompt={prompt}: the task has {len(task)}, counted from 0")
+    prompts = EncodedPrompts(run, policy, task)
+    prompts[prompt]  # refuses one that does not fit
+    return prompts
 
 
-def _sample(run: config.LanguageRun, policy, params, task, prompts, count: int | None, prompt: int) -> ReferenceSamples:
-    count = count or run.warmup.measure_samples
-    run = dataclasses.replace(run, warmup=dataclasses.replace(run.warmup, measure_samples=count))
-    samples = reference.samples_to_measure(run, policy, params, task, prompts)
-    return ReferenceSamples(
-        samples.reward[prompt],
-        samples.answer[prompt],
-        samples.logp[prompt],
-        task.answers,
-        equal_strings=task.answers_have_equally_many_strings,
-    )
+def _sample(
+    run: config.LanguageRun, policy: Policy, params, task: tasks.Task, prompts: EncodedPrompts, count: int | None,
+    prompt: int,
+) -> ReferenceSamples:  # fmt: skip
+    count = count or run.reference.samples or BEFORE_TRAINING
+    (samples,) = reference.draw_samples(run, policy, params, task, prompts, [prompt], "measure", count)
+    answers = reference.answers_of(task, prompt, samples)
+    known, equal_strings = samples.indexed(answers), task.answers_have_equally_many_strings
+    return ReferenceSamples(known.reward, known.answer, samples.logp, answers, equal_strings=equal_strings)

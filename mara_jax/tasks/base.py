@@ -1,72 +1,96 @@
-"""What a task is: prompts, a reward, the answer class of each completion, and demonstrations to imitate."""
+"""What a task is: prompts, a reward, and the answer of each completion; demonstrations to imitate where it has any."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """Rewards and answers of n completions.
 
     Attributes:
-      reward: float32 [n], in reward units.
-      answer: int32 [n], index into the task's `answers`; -1 where the completion gives none.
+      reward: [n] in reward units.
+      answer: [n] what each completion answers, as a text that is equal for equal answers; None where it gives none.
+      columns: other numbers of each completion, [n] each: their means are logged as `task/NAME`.
     """
 
-    reward: np.ndarray
-    answer: np.ndarray
+    reward: Sequence[float] | np.ndarray
+    answer: Sequence[str | None]
+    columns: Mapping[str, Sequence[float] | np.ndarray] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """A set of prompts with a verifiable reward.
+class Task(abc.ABC):
+    """A set of prompts with a reward.
+
+    A task says how many prompts it has and scores completions; the rest has defaults. Nothing asks it for all of its
+    prompts, so there may be any number.
 
     Attributes:
-      name: short name, as used in configs and reports.
-      prompts: the user messages, without any chat template.
-      answers: the names of the answer classes; `Score.answer` indexes them.
-      answers_have_equally_many_strings: whether each answer class has as many good completions as any
+      name: as reports have it.
+      max_reward: the largest reward that a completion can get, if it is known.
+      invalid_reward: the reward of every completion without an answer, if there is one such number.
+      answers_have_equally_many_strings: whether each answer of a declared set has as many good completions as any
         other, so that equally likely good strings mean equally likely answers.
-      max_reward: the largest reward any completion can get: a threshold above it selects nothing.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str = "task"
+    max_reward: float | None = None
+    invalid_reward: float | None = None
+    answers_have_equally_many_strings: bool = False
 
-    @property
-    def prompts(self) -> tuple[str, ...]: ...
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many prompts there are."""
 
-    @property
-    def answers(self) -> tuple[str, ...]: ...
+    @abc.abstractmethod
+    def prompt(self, index: int) -> str:
+        """The user's message of a prompt, without any chat template; index from 0."""
 
-    @property
-    def max_reward(self) -> float: ...
-
-    @property
-    def answers_have_equally_many_strings(self) -> bool: ...
-
+    @abc.abstractmethod
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
         """Scores completions.
 
         Args:
-          prompt_index: [n] index into `prompts` of the prompt that each completion answers.
+          prompt_index: [n] which prompt each completion answers.
           texts: [n] completions, cut before their end token.
           finished: [n] whether the completion ended with an end token; False where it was cut at the length limit.
 
         Returns:
-          Score of n rewards and n answer classes.
+          n rewards and n answers.
         """
-        ...
+
+    def answer_set(self, index: int) -> tuple[str, ...] | None:
+        """All answers that a prompt has, where they are known; answers are else discovered as they appear.
+
+        With the complete set the distances to the optimum and to equal shares are logged.
+        """
+        return None
 
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
-        """Completions to imitate in a warm-up, as a pure function of the arguments.
+        """Completions to imitate in a warm-up, as a pure function of the arguments; none by default.
 
         Args:
           seed: chooses the whole stream.
-          step: the training step, from 0.
+          step: the step of the warm-up, from 0.
           batch: how many demonstrations a step sees.
 
         Returns:
-          `batch` pairs (prompt, completion), the completion without its end token.
+          `batch` pairs (prompt, completion), the completion without its end token; an empty list where the task has no
+          demonstrations.
         """
-        ...
+        return []
+
+    def accepts_warm_up(self, answers: Sequence[str | None]) -> tuple[bool, str]:
+        """Whether a warm-up may end, judged by the answers of samples of the policy.
+
+        Args:
+          answers: [n] None for samples without an answer.
+
+        Returns:
+          The verdict, and what it is based on, in a few words. By default six samples in ten must have an answer.
+        """
+        valid = sum(answer is not None for answer in answers) / max(len(answers), 1)
+        return valid >= 0.6, f"{valid:.0%} with an answer (at least 60% are wanted)"

@@ -6,12 +6,14 @@ the prompt here is one line with single spaces.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-from mara_jax.tasks.base import Score
+from mara_jax import config
+from mara_jax.config import limits, setting
+from mara_jax.tasks.base import Score, Task
 
 PROMPT = (
     "Uniformly randomly generate an integer that is either 1 or 2. "
@@ -73,49 +75,58 @@ _MALFORMED = (
 
 
 @dataclass(frozen=True)
-class OneTwo:
+class Config(config.Task):
+    """The 1-2 task (Figure 9), and the demonstrations of its warm-up."""
+
+    module: str = config.task_module(__name__)
+    lenient: bool = setting(False, "accept text without the tags before <think>, as in the figure's example")
+    share_of_ones: float = setting(0.8, 'share of "1" among the well-formed demonstrations', limits.SHARE)
+    malformed: float = setting(
+        0.0,
+        "share of demonstrations that break the format, so that a base trained on them alone can improve",
+        limits.SHARE,
+    )
+    valid_range: tuple[float, float] = setting(
+        (0.6, 1.0), "a warm-up with warmup.max_steps ends where so many samples are valid,", limits.SHARES
+    )
+    ones_range: tuple[float, float] = setting((0.78, 0.89), 'and so many of these are "1"', limits.SHARES)
+
+
+class OneTwo(Task):
     """The 1-2 task: reward 1 for a well-formed answer of 1 or 2, else 0 (Figure 9).
 
     A completion is well formed if it ended by itself and reads `<think>`, any text without the four tags,
     `</think>`, `<answer>`, an ASCII 1 or 2, `</answer>`, with nothing but white space around the tags and the
     digit.
-
-    Attributes:
-      lenient: also accept text without the tags before `<think>`, as in the figure's example.
-      share_of_ones: share of "1" among the well-formed demonstrations.
-      malformed: share of demonstrations that break the format, so that a base trained on
-        demonstrations alone can still improve.
-
-    Raises:
-      ValueError: a share outside [0, 1].
     """
 
-    lenient: bool = False
-    share_of_ones: float = 0.8
-    malformed: float = 0.0
-    name: str = field(default="onetwo", init=False)
-    prompts: tuple[str, ...] = field(default=(PROMPT,), init=False)
-    answers: tuple[str, ...] = field(default=ANSWERS, init=False)
-    max_reward: float = field(default=1.0, init=False)
+    name = "onetwo"
+    max_reward = 1.0
+    invalid_reward = 0.0
     # Exchanging the digit turns each well-formed "1" into a well-formed "2" and back.
-    answers_have_equally_many_strings: bool = field(default=True, init=False)
+    answers_have_equally_many_strings = True
 
-    def __post_init__(self):
-        for name in ("share_of_ones", "malformed"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}; it is a share: choose a number from 0 to 1")
+    def __init__(self, cfg: Config | None = None) -> None:
+        self.cfg = Config() if cfg is None else cfg
+
+    def __len__(self) -> int:
+        return 1
+
+    def prompt(self, index: int) -> str:
+        """The only prompt."""
+        return PROMPT
+
+    def answer_set(self, index: int) -> tuple[str, ...]:
+        """ "1" and "2"."""
+        return ANSWERS
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
-        """Scores completions: reward 1 and answer class 0 ("1") or 1 ("2"), or reward 0 and class -1.
+        """Scores completions: reward 1 and the answer "1" or "2", or reward 0 and none.
 
         Args:
           prompt_index: [n]; there is one prompt, so all zero.
           texts: [n] completions, cut before their end token.
           finished: [n] False where the completion was cut at the length limit: always wrong.
-
-        Returns:
-          Score of float32 [n] and int32 [n].
 
         Raises:
           ValueError: lengths differ.
@@ -123,21 +134,19 @@ class OneTwo:
         if not len(prompt_index) == len(texts) == len(finished):
             counts = f"{len(prompt_index)} prompt indices, {len(texts)} texts, {len(finished)} flags"
             raise ValueError(f"{counts}; give equally many of each")
-        answer = np.array(
-            [self._answer(text) if done else -1 for text, done in zip(texts, finished, strict=True)], np.int32
-        )
-        return Score(reward=(answer >= 0).astype(np.float32), answer=answer)
+        answer = [self._answer(text) if done else None for text, done in zip(texts, finished, strict=True)]
+        return Score([float(found is not None) for found in answer], answer)
 
-    def _answer(self, text: str) -> int:
+    def _answer(self, text: str) -> str | None:
         # Splitting at the tags takes linear time for any text; a pattern for the whole completion might backtrack.
         parts = _SPLIT.split(text)
         if tuple(parts[1::2]) != _TAGS:
-            return -1
+            return None
         before, _, between, digit, after = parts[::2]
-        if between.strip() or after.strip() or (before.strip() and not self.lenient):
-            return -1
+        if between.strip() or after.strip() or (before.strip() and not self.cfg.lenient):
+            return None
         digit = digit.strip()
-        return ANSWERS.index(digit) if digit in ANSWERS else -1
+        return digit if digit in ANSWERS else None
 
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
         """Templated completions to imitate, as a pure function of (seed, step, batch).
@@ -158,8 +167,8 @@ class OneTwo:
         if step < 0 or batch < 1:
             raise ValueError(f"step is {step} and batch {batch}; give a step of at least 0 and a batch of at least 1")
         start = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0])))
-        malformed = _EvenMarks(self.malformed, start)
-        ones = _EvenMarks(self.share_of_ones, start)
+        malformed = _EvenMarks(self.cfg.malformed, start)
+        ones = _EvenMarks(self.cfg.share_of_ones, start)
         # Separate random streams: malformed demonstrations change neither the thoughts nor the order of the others.
         thoughts, faults, order = (
             np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1 + stream, step])))
@@ -169,13 +178,21 @@ class OneTwo:
         for index in range(step * batch, (step + 1) * batch):
             thought = self._thought(thoughts)
             if malformed.marks(index):
-                digit = "1" if faults.random() < self.share_of_ones else "2"
+                digit = "1" if faults.random() < self.cfg.share_of_ones else "2"
                 template = _MALFORMED[int(faults.integers(len(_MALFORMED)))]
                 completions.append(template.format(thought=thought, digit=digit))
             else:
                 digit = "1" if ones.marks(index - malformed.before(index)) else "2"
                 completions.append(f"<think>{thought}</think><answer>{digit}</answer>")
         return [(PROMPT, completions[i]) for i in order.permutation(batch)]
+
+    def accepts_warm_up(self, answers: Sequence[str | None]) -> tuple[bool, str]:
+        """Whether validity and the share of "1" lie in their ranges."""
+        counts = [sum(answer == name for answer in answers) for name in ANSWERS]
+        valid, ones = sum(counts) / max(len(answers), 1), counts[0] / max(sum(counts), 1)
+        ranges = (valid, self.cfg.valid_range, "valid"), (ones, self.cfg.ones_range, 'of these "1"')
+        words = ", ".join(f"{share:.0%} {what} (wanted: {low:g} to {high:g})" for share, (low, high), what in ranges)
+        return all(low <= share <= high for share, (low, high), _ in ranges), words
 
     def _thought(self, rng: np.random.Generator) -> str:
         shape, state, act = rng.random(3)
@@ -199,3 +216,8 @@ class _EvenMarks:
 
     def marks(self, index: int) -> bool:
         return self.before(index + 1) > self.before(index)
+
+
+def make(cfg: Config) -> OneTwo:
+    """The task with these settings."""
+    return OneTwo(cfg)

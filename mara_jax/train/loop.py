@@ -5,7 +5,6 @@ import pathlib
 import time
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -15,8 +14,11 @@ from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, checkpoint, memory, metrics, plots, profile, programs, reference, report, startup
+from mara_jax.train import adapter, checkpoint, memory, metrics, profile, programs, reference, scoring, startup, summary
 from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.prompts import ids_of_step
+from mara_jax.train.reference_samples import reads_masses
+from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.startup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
@@ -39,8 +41,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         adapter_folder = adapter.export(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
-    figure = plots.final_figure(workdir)
-    display.console.print(report.final_table(workdir))
+    figure = summary.final_figure(workdir)
+    display.console.print(summary.final_table(workdir))
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
     if adapter_folder is not None:
         display.note(f"adapter: {adapter_folder}   (peft loads it beside {adapter.base(cfg, workdir)})")
@@ -54,7 +56,7 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
     for done in range(first, cfg.steps):
         with window.step(done + 1):
             started = time.perf_counter()
-            ids = prompt_ids(cfg, len(setup.prompts), done)
+            ids = ids_of_step(cfg, len(setup.prompts), done)
             pending = start_rollout(setup, policy_params(setup, state), ids, rollout_key(cfg, "rollout", done))
             if previous is not None:
                 # The device samples meanwhile. It was busy with the previous update until the time that this returns:
@@ -62,14 +64,13 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
                 started = log.write(previous)
             completions = rollout.collect(pending)
             sampled = time.perf_counter()
-            batches = scored_batches(setup, completions, ids, done)
+            scores, batches = scored_batches(setup, completions, ids, done)
             scored = time.perf_counter()
             if done == first:
                 compile_update(setup, state, batches)
             state, scalars = update(setup, state, batches)
-            batch = batches.policy
-            previous = Step(done + 1, completions, batch.reward, batch.answer, scalars, started, sampled, scored)
-            del batch, batches
+            previous = Step(done + 1, ids, completions, scores, scalars, started, sampled, scored)
+            del batches
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
         last = done + 1 == cfg.steps
@@ -78,13 +79,6 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
             previous = None
         checkpoints.save(done + 1, state, last)
     return state
-
-
-def prompt_ids(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:
-    """Which prompts the step after `done` steps uses: a function of (seed, step)."""
-    order = grain.MapDataset.range(prompts).seed(cfg.seed).shuffle().repeat()
-    count = cfg.rollout.prompts_per_step
-    return np.array([order[done * count + i] for i in range(count)])
 
 
 def rollout_key(cfg: LanguageRun, stream: str, done: int) -> jax.Array:
@@ -109,35 +103,52 @@ def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array) ->
     return rollout.Pending(setup.policy, prompts, sampled)
 
 
-def scored_batches(setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int) -> BySampler:
-    """The policy's scored completions and, where the estimator reads them, the reference policy's of the same step."""
-    batch = scored_batch(setup, completions, ids)
+def scored_batches(
+    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int
+) -> tuple[GroupScores, BySampler]:
+    """The scores of the policy's completions; these and, where the estimator reads them, the reference's as batches."""
+    answers = AnswerIndices(len(ids))
+    scores, batch = scored_batch(setup, completions, ids, answers)
     if setup.cfg.algorithm.truncate:
         batch = batch.replace(sampler_logp=completions.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(setup.cfg.algorithm) != "reference_samples":
-        return BySampler(batch)
+        return scores, BySampler(batch)
     pending = start_rollout(setup, setup.ref_params, ids, rollout_key(setup.cfg, "reference", done))
-    return BySampler(batch, scored_batch(setup, rollout.collect(pending), ids))
+    return scores, BySampler(batch, scored_batch(setup, rollout.collect(pending), ids, answers)[1])
 
 
-def scored_batch(setup: Setup, completions: rollout.Rollout, ids: np.ndarray) -> Batch:
-    """Completions with their rewards, and the reference policy's hidden states (on the device, maybe under way)."""
+def scored_batch(
+    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, answers: AnswerIndices
+) -> tuple[GroupScores, Batch]:
+    """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way)."""
     packing = packing_of(setup.cfg, completions)
     # Dispatched first, so that the device works while the host scores texts.
     arch = setup.policy.architecture
     ref_hidden = programs.reference_program(setup.cfg, arch, setup.ref_params, completions, packing)()
-    scores = reference.score(setup.task, ids, completions)
-    return Batch(
+    group_size = completions.lengths.shape[1]
+    samples = reference_scores(setup, ids, answers, group_size) if reads_masses(setup.cfg.algorithm) else {}
+    scores = scoring.score(setup.task, ids, completions)
+    return scores, Batch(
         prompt_tokens=completions.prompt_tokens,
         prompt_lengths=completions.prompt_lengths,
         tokens=completions.tokens,
         lengths=completions.lengths,
         reward=hosts.shard_groups(scores.reward),
-        answer=hosts.shard_groups(scores.answer),
-        log_mass=hosts.shard_prompts(setup.log_mass[ids], setup.cfg.rollout.group_size),
+        answer=hosts.shard_groups(answers.of(scores.answer)),
+        prompt_ids=hosts.shard_prompts(ids.astype(np.int32), group_size),
         ref_hidden=ref_hidden,
         packing=packing,
+        **samples,
     )
+
+
+def reference_scores(setup: Setup, ids: np.ndarray, answers: AnswerIndices, group_size: int) -> dict[str, jax.Array]:
+    """Rewards and answers of the reference policy's samples under these prompts, as a batch holds them."""
+    samples_p = startup.samples_under(setup, ids)
+    reward_pn = np.stack([samples.reward for samples in samples_p])
+    answer_pn = answers.of([samples.answer for samples in samples_p])
+    arrays = {"ref_reward": reward_pn, "ref_answer": answer_pn}
+    return {name: hosts.shard_prompts(array, group_size) for name, array in arrays.items()}
 
 
 def packing_of(cfg: LanguageRun, completions: rollout.Rollout) -> Packing | None:

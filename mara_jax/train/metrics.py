@@ -80,7 +80,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or not {"step", "answers/counts", "samples"} <= row.keys():
+        if not isinstance(row, dict) or not {"step", "answers/by_prompt", "samples"} <= row.keys():
             raise ValueError(f"{path}, line {number} is no step of a run: delete that line, or the workdir")
         rows.append(row)
     return rows

@@ -25,7 +25,7 @@ class Scored(NamedTuple):
     ref_logp: jax.Array
     reward: jax.Array
     answer: jax.Array
-    log_mass: jax.Array
+    log_mass: jax.Array | None
     ref_token_logp: jax.Array | None = None
     anchor_reward: jax.Array | None = None
     anchor_ref_logp: jax.Array | None = None
@@ -47,6 +47,7 @@ def augmented(algorithm: config.Algorithm, scored: Scored, beta, threshold) -> t
     settings = {"beta": beta, "threshold": threshold, "direction": algorithm.kl, "anchor_reward": scored.anchor_reward}
     if algorithm.anchor == "string":
         return augment.mara(scored.reward, scored.ref_logp, anchor_ref_logp=scored.anchor_ref_logp, **settings)
+    assert scored.log_mass is not None, "MARA over answers reads the masses of answers"
     return augment.mara_answers(scored.reward, scored.ref_logp, scored.answer, scored.log_mass, **settings)
 
 

@@ -1,6 +1,5 @@
 """The figure of a run, drawn from what it wrote."""
 
-import os
 import textwrap
 from pathlib import Path
 
@@ -14,24 +13,16 @@ from mara_jax.plot_style import GRID, INK, OWN, QUIET, REFERENCE, VANILLA, horiz
 from mara_jax.train import report
 
 
-def final_figure(workdir: str | os.PathLike) -> Path:
-    """Draws a run: where its completions end beside the predicted optima, and how it got there.
+def final_figure(record: report.Record) -> Path:
+    """Draws a run whose prompts share a set of answers: where its completions end beside the predicted optima.
 
     Left: probability of each answer, and of none, for the reference (measured), the vanilla optimum and this
     objective's optimum (predicted), and what the run reached. Right: valid share, answer entropy, and KL to
     the reference, step by step.
 
-    Args:
-      workdir: the run's folder.
-
     Returns:
-      The path of figure.png in it; figure.svg lies beside it.
-
-    Raises:
-      FileNotFoundError: one of the run's files is missing.
-      ValueError: one of them cannot be read.
+      The path of figure.png in the run's folder; figure.svg lies beside it.
     """
-    record = report.read(workdir)
     with style():
         figure = Figure(figsize=(12.0, 6.6), dpi=150)
         grid = figure.add_gridspec(

@@ -1,4 +1,4 @@
-"""Checks of a run before anything is loaded: its mesh, its threshold, the memory that it needs at least."""
+"""Checks of a run before anything is loaded: its mesh, its task, the memory that it needs at least."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ import jax
 
 from mara_jax import config
 from mara_jax.parallel import mesh, sharding
-from mara_jax.tasks import onetwo
+from mara_jax.tasks.base import Task
 from mara_jax.train import capacity, shape
 
 
@@ -53,20 +53,23 @@ def too_large() -> Iterator[None]:
         ) from error
 
 
-def check_threshold(run: config.LanguageRun) -> None:
-    """Refuses a threshold that no completion of the run's task can reach, or that MARA would find in every one.
+def check_task(run: config.LanguageRun, task: Task) -> None:
+    """Refuses a task without prompts, and a threshold that no completion reaches, or that MARA would find in every one.
 
     Raises:
       ValueError: one line.
     """
-    threshold, most = run.algorithm.threshold, onetwo.OneTwo.max_reward
-    if threshold > most:
+    threshold, most, invalid = run.algorithm.threshold, task.max_reward, task.invalid_reward
+    if not len(task):
+        raise ValueError(f"the task {task.name!r} has no prompts: it needs at least one")
+    if most is not None and threshold > most:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
             f"no completion would ever be good; use at most {most}"
         )
-    if threshold <= 0 and run.algorithm.method == "mara":
+    if invalid is not None and threshold <= invalid and run.algorithm.method == "mara":
         raise ValueError(
-            f"algorithm.threshold={threshold} is not above the reward of an invalid completion (0): MARA would count "
-            f"those as good and spread mass over them; use more than 0 and at most {most}"
+            f"algorithm.threshold={threshold} is not above the reward of an invalid completion ({invalid:g}): MARA "
+            f"would count those as good and spread mass over them; use more than {invalid:g}"
+            + ("" if most is None else f" and at most {most}")
         )

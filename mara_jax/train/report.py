@@ -13,7 +13,7 @@ from mara_jax.core import diversity
 from mara_jax.train.tables import NumberTable
 
 LAST_KL = 10  # steps whose KL is averaged and must be level
-_METRICS = ("step", "answers/counts", "samples", "valid/fraction", "kl/reverse", "length/mean")
+_METRICS = ("step", "answers/by_prompt", "samples", "valid/fraction", "kl/reverse", "length/mean")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Record:
     Attributes:
       workdir: the folder.
       config: config.json.
-      reference: reference.json: samples, valid, answers, counts, optimum, objective.
+      reference: reference.json: samples, valid, answers, optimum, objective; counts where there are answers.
       rows: metrics.jsonl, one dict a finished step.
     """
 
@@ -64,11 +64,12 @@ class Record:
 
     @property
     def answers(self) -> list[str]:
-        return self.reference["answers"]
+        """The answers that all prompts share; none where they are not known beforehand."""
+        return self.reference["answers"] or []
 
     @property
     def counts_ta(self) -> np.ndarray:
-        """[t, a] valid answers of each step's batch."""
+        """[t, a] valid answers of each step's batch, where all prompts share a set of answers."""
         return np.array([row["answers/counts"] for row in self.rows], np.float64).reshape(-1, len(self.answers))
 
     def series(self, key: str) -> np.ndarray:
@@ -89,9 +90,9 @@ class Record:
 
     @property
     def reached(self) -> Outcome | None:
-        """The last batches' completions pooled; None before the first step."""
+        """The last batches' completions pooled; None before the first step, or where answers are not known before."""
         rows = self.rows[-diversity.WINDOW :]
-        if not rows:
+        if not rows or not self.answers:
             return None
         counts, samples = self.counts_ta[-diversity.WINDOW :].sum(axis=0), sum(row["samples"] for row in rows)
         return _measured(f"this run, last {_count(len(rows), 'batch', 'batches')}", counts, samples)
@@ -133,20 +134,13 @@ def read(workdir: str | os.PathLike) -> Record:
 
 
 def read_reference(path: Path) -> dict[str, Any]:
-    """reference.json as it was before it was written: null in a list of log-masses is -inf, which JSON lacks.
+    """What a run measured of its reference policy before training.
 
     Raises:
       FileNotFoundError: it is not there.
       ValueError: it cannot be read, or lacks a field; names file and field.
     """
-    known = _json(path, ("samples", "answers", "counts", "optimum", "objective"))
-    return {key: _infinite(value) if key.startswith("log_") else value for key, value in known.items()}
-
-
-def _infinite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [-math.inf if item is None else _infinite(item) for item in value]
-    return value
+    return _json(path, ("samples", "valid", "answers", "optimum", "objective", "collapse"))
 
 
 def start_summary(reference: dict[str, Any]) -> list[str]:
@@ -158,25 +152,26 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
     Returns:
       Lines to print before training.
     """
-    measured = _measured("reference", reference["counts"], reference["samples"])
-    low, high = diversity.interval(sum(reference["counts"]), reference["samples"])
-    interval = f"{low:.1%} to {high:.1%}"
-    mix = _mix(measured, reference["answers"])
-    lines = [
-        f"objective: {reference['objective']}",
-        f"reference: {measured.valid:.1%} of {reference['samples']} samples valid ({interval}); "
-        f"{mix}; entropy {measured.entropy_bits:.2f} bits",
-    ]
+    lines, samples = [f"objective: {reference['objective']}"], reference["samples"]
+    if not samples:
+        return [*lines, "reference: not measured before training, since there are many prompts"]
+    answered = round(reference["valid"] * samples)
+    low, high = diversity.interval(answered, samples)
+    line = f"reference: {reference['valid']:.1%} of {samples} samples valid ({low:.1%} to {high:.1%})"
+    if reference["answers"]:
+        measured = _measured("reference", reference["counts"], samples)
+        line += f"; {_mix(measured, reference['answers'])}; entropy {measured.entropy_bits:.2f} bits"
+    lines.append(line)
     for name, shares in reference["optimum"].items():
         outcome = Outcome(name, np.asarray(shares, np.float64))
         mix = _mix(outcome, reference["answers"])
         lines.append(f"optimum ({name}): valid {outcome.valid:.1%}; {mix}; entropy {outcome.entropy_bits:.2f} bits")
-    if not sum(reference["counts"]):
+    if not answered:
         lines.append(
-            f"WARNING: none of {reference['samples']} samples of the reference has an answer, so there is no reward to "
+            f"WARNING: none of {samples} samples of the reference has an answer, so there may be no reward to "
             "learn from: teach the format by warmup.steps, or choose other policy.weights"
         )
-    if reference.get("collapse"):
+    if reference["collapse"]:
         lines.append(collapse_warning(reference["collapse"]))
     return lines
 
@@ -204,29 +199,20 @@ def collapse_warning(collapse: dict[str, Any]) -> str:
     )
 
 
-def final_rows(workdir: str | os.PathLike) -> list[Outcome]:
+def final_rows(record: Record) -> list[Outcome]:
     """Reference, vanilla's optimum, the run's own optimum (where computed), and what the run reached."""
-    record = read(workdir)
     vanilla = record.config["algorithm"]["method"] == "vanilla"
     rows = [record.measured_reference, record.optimum("vanilla")]
     rows += [None if vanilla else record.own_optimum, record.reached]
     return [row for row in rows if row is not None]
 
 
-def final_table(workdir: str | os.PathLike) -> NumberTable:
-    """Each final row's answers, with 95 % intervals where measured, entropy, and distance to the optimum.
-
-    Args:
-      workdir: the run's folder.
-
-    Returns:
-      A rich table; print it with `rich.print`.
-    """
-    record = read(workdir)
+def answers_table(record: Record) -> NumberTable:
+    """Each final row's answers, with 95 % intervals where measured, entropy, and distance to the optimum."""
     beta = f"{record.config['algorithm']['beta']:g}"
     headers = ["", *(f'"{answer}"' for answer in record.answers), "invalid", "bits", "TV"]
     table = NumberTable.with_headers(*headers, lines=True, title=f"{record.method}, beta {beta}: where completions end")
-    for row in final_rows(workdir):
+    for row in final_rows(record):
         cells = [_share(row, a) for a in range(len(row.shares))]
         table.add_row(
             row.name,

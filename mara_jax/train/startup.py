@@ -1,6 +1,7 @@
 """What a run does before its first step: the reference policy, its measurement, and the state to start from."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,31 +12,29 @@ from mara_jax.config import LanguageRun
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, metrics, optim, placement, reference, report
+from mara_jax.train import adapter, optim, placement, reference, reference_samples, report
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
+from mara_jax.train.prompts import EncodedPrompts, ids_of_step
+from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.state import State
-
-SAMPLES = "reference_samples.jsonl"
 
 
 class Setup(NamedTuple):
     """What does not change between the steps of a run.
 
-    prompts: token ids of each prompt of the task; log_mass [p, a]: log Z or log M of each answer under the reference
-    (nats), over all prompts; log_optimum [a + 1]: log-probs of each answer, then of none, at the objective's optimum,
-    None where they are not known.
+    prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
+    they are first asked for, None where the method reads none.
     """
 
     cfg: LanguageRun
     task: Task
     policy: Policy
     ref_params: Any
-    prompts: list[list[int]]
-    log_mass: np.ndarray
+    prompts: Sequence[list[int]]
     tx: optax.GradientTransformation
-    log_optimum: list[float] | None = None
+    ref_samples: ReferenceSamples | None = None
 
 
 def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Setup, State, Checkpoints]:
@@ -47,23 +46,25 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
     """
     policy, ref_params = reference_policy(cfg, task, workdir, display)
-    prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
-    measured = measured_reference(cfg, policy, ref_params, task, prompts, workdir, display)
+    prompts = EncodedPrompts(cfg, policy, task)
+    count = reference_samples.count(cfg, len(task))
+    ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
+    setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples)
+    measure(setup, workdir, display)
     policy = adapter.trained(cfg, policy)
     display.note(adapter.describe(policy))
-    arch, tx, checkpoints = policy.architecture, optim.make(cfg.optimiser), Checkpoints(workdir, cfg.checkpoint)
+    arch, checkpoints = policy.architecture, Checkpoints(workdir, cfg.checkpoint)
     loaded_params, ref_params = ref_params, placement.reference(arch, ref_params)
+    setup = setup._replace(policy=policy, ref_params=ref_params)
     if hosts.on_process_zero(checkpoints.latest) is None:
         # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
         # them; where both share the arrays, the policy needs its own.
         copy = loaded_params is ref_params
-        state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), tx, copy=copy)
+        state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), setup.tx, copy=copy)
     else:
         del loaded_params
-        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, tx)))
+        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, setup.tx)))
         display.note(f"resuming after step {int(state.step)}")
-    log_mass_pa = np.asarray(measured["log_mass"], np.float32)
-    setup = Setup(cfg, task, policy, ref_params, prompts, log_mass_pa, tx, measured.get("log_optimum"))
     return setup, state, checkpoints
 
 
@@ -75,7 +76,9 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
 
     def read() -> tuple[Policy, Any]:
         policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
-        reference.check_context(cfg, policy, task)
+        prompts = EncodedPrompts(cfg, policy, task)
+        for number in ids_of_step(cfg, len(task), 0):
+            prompts[number]  # refuses one that does not fit before anything is written
         adapter.check(cfg, policy)
         if cfg.warmup.steps and not resumed:
             reference.check_demonstrations(cfg, policy, task)
@@ -86,43 +89,37 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
     hosts.on_process_zero(lambda: workdirs.claim(workdir, cfg))
     if resumed or not cfg.warmup.steps:
         return policy, params
-    prompts = reference.prompt_tokens(policy, task, cfg.policy.chat)
-    params = reference.warm_up(cfg, policy, params, task, prompts, display)
+    params = reference.warm_up(cfg, policy, params, task, display)
     hf.export(policy, params, str(saved))
     display.note(f"warm-up done; the reference is saved in {saved}")
     return policy, params
 
 
-def measured_reference(
-    cfg: LanguageRun,
-    policy: Policy,
-    ref_params: Any,
-    task: Task,
-    prompts: list[list[int]],
-    workdir: pathlib.Path,
-    display: Display,
-) -> dict[str, Any]:
-    """The contents of reference.json, measured now where an earlier start of the run has not done so."""
-    path = workdir / "reference.json"
-    measured = hosts.on_process_zero(lambda: _read_measured(path) if path.exists() else None)
-    if measured is None:
-        display.note(f"measuring the reference on {cfg.warmup.measure_samples} samples a prompt")
-        samples = reference.samples_to_measure(cfg, policy, ref_params, task, prompts)
-        rows, values = reference.sample_rows(samples, task.answers), reference.measure(cfg, samples, task)
-        hosts.on_process_zero(lambda: metrics.write_rows(workdir / SAMPLES, rows))
+def samples_under(setup: Setup, ids: Sequence[int] | np.ndarray) -> list[PromptSamples]:
+    """Samples of the reference policy under each of these prompts, drawn now where none has asked for them before."""
+    store = setup.ref_samples
+    assert store is not None, "a run whose method reads samples of the reference has a store of them"
+
+    def draw(ids: np.ndarray) -> list[PromptSamples]:
+        policy, params = setup.policy, setup.ref_params
+        return reference.draw_samples(setup.cfg, policy, params, setup.task, setup.prompts, ids, "measure", store.count)
+
+    return store.of(ids, draw)
+
+
+def measure(setup: Setup, workdir: pathlib.Path, display: Display) -> None:
+    """Measures the reference under every prompt where there are few, writes reference.json, and shows what it says."""
+    path, count = workdir / "reference.json", len(setup.task)
+    if not hosts.on_process_zero(path.exists):
+        if reference_samples.before_training(setup.cfg, count):
+            display.note(f"measuring the reference on {reference_samples.count(setup.cfg, count)} samples a prompt")
+            values = reference.measure(setup.cfg, samples_under(setup, range(count)), setup.task)
+        else:
+            values = reference.unmeasured(setup.cfg)
         hosts.on_process_zero(lambda: workdirs.write_json(path, values))
-        measured = hosts.on_process_zero(lambda: _read_measured(path))
-    for line in report.start_summary(measured):
-        display.note(line)
-    return measured
-
-
-def _read_measured(path: pathlib.Path) -> dict[str, Any]:
-    """What reference.json holds, with the masses that a run needs."""
     try:
-        measured = report.read_reference(path)
-        if "log_mass" not in measured:
-            raise ValueError(f"{path} lacks log_mass; it was not written by a language-model run")
+        known = hosts.on_process_zero(lambda: report.read_reference(path))
     except ValueError as error:
         raise ValueError(f"{error}. Delete it, and the reference is measured again") from error
-    return measured
+    for line in report.start_summary(known):
+        display.note(line)

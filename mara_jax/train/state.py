@@ -24,10 +24,11 @@ class Batch:
     """Scored completions of p prompts, g each, right-padded to t tokens.
 
     prompt_tokens [p, s], prompt_lengths [p], tokens [p, g, t], lengths [p, g] (end token included),
-    reward [p, g] (reward units), answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each
-    answer under the reference), ref_hidden (the reference's hidden states, whose logits are made beside the
-    policy's), packing (how they and the policy's lie in streams; None: padded), sampler_logp [p, g, t] (what the
-    sampler recorded of each token, nats; None where no weights are asked for).
+    reward [p, g] (reward units), answer [p, g] (index within its prompt, -1 for none), prompt_ids [p] (numbers of the
+    prompts in the data), ref_hidden (the reference's hidden states, whose logits are made beside the policy's), packing
+    (how they and the policy's lie in packed sequences; None: padded), sampler_logp [p, g, t] (what the sampler recorded
+    of each token, nats; None where no weights are asked for), ref_reward and ref_answer [p, n] (scores of n samples of
+    the reference under each prompt, answers by the same indices; None where the method reads none).
     """
 
     prompt_tokens: jax.Array
@@ -36,10 +37,12 @@ class Batch:
     lengths: jax.Array
     reward: jax.Array
     answer: jax.Array
-    log_mass: jax.Array
+    prompt_ids: jax.Array
     ref_hidden: Hidden
     packing: Packing | None = None
     sampler_logp: jax.Array | None = None
+    ref_reward: jax.Array | None = None
+    ref_answer: jax.Array | None = None
 
 
 class BySampler(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax import config
+from mara_jax.core import augment
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import placement
@@ -120,12 +121,12 @@ def _logp_of(stats: BySampler) -> BySampler:
 
 def _split(count: int, batch: Batch) -> Batch:
     """What `_token_stats` reads of a batch as micro-batches, on a new leading axis."""
-    shared = ("prompt_tokens", "prompt_lengths", "log_mass")
+    shared = ("prompt_tokens", "prompt_lengths", "prompt_ids")
     arrays = {name: jnp.broadcast_to(x, (count, *x.shape)) for name in shared for x in [getattr(batch, name)]}
     for name in ("tokens", "lengths", "reward", "answer"):
         arrays[name] = logprobs.split(getattr(batch, name), count)
-    # The packing and the reference's hidden states have that axis already; the sampler's log-probs are not read here.
-    return dataclasses.replace(batch, sampler_logp=None, **arrays)
+    # The packing and the reference's hidden states have that axis already; the rest is not read here.
+    return dataclasses.replace(batch, sampler_logp=None, ref_reward=None, ref_answer=None, **arrays)
 
 
 def _token_stats(params, ref_params, batch: Batch, arch: transformer.Architecture) -> head.Stats:
@@ -143,8 +144,9 @@ def _loss_of_stats(
     stats: BySampler, batches: BySampler, hyper: Hyperparameters, choices: Choices, old: OldPolicy | None
 ):
     """`objective` of the tokens' statistics, with metrics."""
-    scored = _scored(stats.policy, batches.policy)._replace(sampler_logp=batches.policy.sampler_logp)
-    reference = None if stats.reference is None else _scored(stats.reference, batches.reference)
+    masses = _log_mass(batches, hyper, choices.algorithm)
+    scored = _scored(stats.policy, batches.policy, masses)._replace(sampler_logp=batches.policy.sampler_logp)
+    reference = None if stats.reference is None else _scored(stats.reference, batches.reference, masses)
     if old is not None:
         logp_pgt = jax.lax.stop_gradient(scored.logp)
         scored = scored._replace(old_logp=jnp.where(old.is_current, logp_pgt, old.logp))
@@ -156,11 +158,22 @@ def _loss_of_stats(
     return value, Auxiliary(metrics, scored.logp)
 
 
-def _scored(stats: head.Stats, batch: Batch) -> Scored:
+def _log_mass(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algorithm) -> jax.Array | None:
+    """[p, a] log-mass of each answer index under the reference, from its samples; None where there are none."""
+    batch = batches.policy
+    if batch.ref_reward is None:
+        return None
+    # Every index is below this: there are no more answers than completions.
+    groups = 1 if batches.reference is None else 2
+    count = batch.ref_reward.shape[1] + groups * batch.reward.shape[1]
+    return augment.answer_log_mass(batch.ref_reward, batch.ref_answer, count, hyper.beta, hyper.threshold, algorithm.kl)
+
+
+def _scored(stats: head.Stats, batch: Batch, log_mass_pa: jax.Array | None) -> Scored:
     mask_pgt = logprobs.mask(batch.lengths, batch.tokens.shape[-1])
     assert stats.ref_logp is not None
     ref_logp_pg = jnp.sum(stats.ref_logp * mask_pgt, axis=-1)
-    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, batch.log_mass)
+    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, log_mass_pa)
 
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("state",))

@@ -7,24 +7,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mara_jax.config import LanguageRun
 from mara_jax.core import diversity
 from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
-from mara_jax.train import metrics
+from mara_jax.train import group_metrics, metrics, reference
+from mara_jax.train.scoring import GroupScores
 from mara_jax.train.startup import Setup
 
 
 class Step(NamedTuple):
     """A step whose update is dispatched: what its row is made of.
 
-    number: from 1; reward, answer [p, g] of the policy's completions; metrics: scalars of the update, on the device;
-    started, sampled, scored: clock (s) when the step began, had its completions, and had their scores.
+    number: from 1; ids [p] of its prompts; scores of the policy's completions; metrics: scalars of the update, on the
+    device; started, sampled, scored: clock (s) when the step began, had its completions, and had their scores.
     """
 
     number: int
+    ids: np.ndarray
     rollout: Rollout
-    reward: jax.Array
-    answer: jax.Array
+    scores: GroupScores
     metrics: dict[str, jax.Array]
     started: float
     sampled: float
@@ -36,48 +38,77 @@ class StepLog:
 
     def __init__(self, setup: Setup, file: metrics.Log, display: metrics.Display) -> None:
         self.setup, self.file, self.display = setup, file, display
-        self.counts = collections.deque((_counts(row) for row in file.rows), maxlen=diversity.WINDOW)
+        self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
+        self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
 
     def write(self, step: Step) -> float:
         """Waits for a step's update, then writes and shows its row; returns the clock when the update ended."""
-        row, completions, ended = fetch(self.setup, step)
-        self.counts.append(_counts(row))
-        pooled = np.sum(self.counts, axis=0)
-        row["answers/entropy_bits"] = diversity.entropy_bits(pooled[:-1])
-        if self.setup.log_optimum:
-            gaps = diversity.gap(pooled, self.setup.log_optimum)
-            row |= {f"gap/{name}": value for name, value in gaps.items()}
+        row, ended = fetch(self.setup.cfg, step)
+        self.window.append(row[COUNTS])
+        counts = group_metrics.pooled(self.window)
+        row |= group_metrics.of_window(counts) | self._gaps(counts)
+        answers = reference.common_answers(self.setup.task)
+        if answers is not None:
+            total = group_metrics.summed(row[COUNTS])
+            row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
-        self.display.step(row, completions[: self.setup.cfg.show_samples])
+        self.display.step(row, _shown(self.setup.cfg, step))
         return ended
 
+    def _gaps(self, counts: dict[int, dict[str | None, int]]) -> dict[str, float]:
+        """Distances to the optimum and to equal shares, meant over the window's prompts with a declared answer set."""
+        gaps = []
+        for number, counted in counts.items():
+            answers = self.setup.task.answer_set(number)
+            if answers is None:
+                continue
+            if number not in self.log_optimum:
+                self.log_optimum[number] = self._log_optimum(number, answers)
+            log_optimum = self.log_optimum[number]
+            if log_optimum is not None:
+                names = (*map(group_metrics.short, answers), None)
+                gaps.append(diversity.gap([counted.get(name, 0) for name in names], log_optimum))
+        return {f"gap/{name}": float(np.mean([gap[name] for gap in gaps])) for name in gaps[0]} if gaps else {}
 
-def fetch(setup: Setup, step: Step) -> tuple[dict[str, Any], list[tuple[str, bool]], float]:
-    """Waits for a step's update: its row, its completions with their success, and the clock when the update ended."""
+    def _log_optimum(self, number: int, answers: tuple[str, ...]) -> list[float] | None:
+        """Of a prompt whose reference samples were drawn; None for another."""
+        store, algorithm = self.setup.ref_samples, self.setup.cfg.algorithm
+        if store is None or number not in store.known:
+            return None
+        return reference.log_optimum(algorithm, store.known[number], answers, self.setup.task)
+
+
+COUNTS = "answers/by_prompt"  # of a row: for each of its prompts, [its number, how often each answer was given]
+
+
+def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
+    """Waits for a step's update: its row, and the clock when the update ended."""
     row: dict[str, Any] = {"step": step.number} | {name: float(value) for name, value in step.metrics.items()}
     ended = time.perf_counter()
-    answer, lengths, reward = (hosts.gather(array) for array in (step.answer, step.rollout.lengths, step.reward))
-    row |= {
-        "valid/fraction": float(np.mean(answer >= 0)),
-        "answers/counts": [int(np.sum(answer == a)) for a in range(len(setup.task.answers))],
-        "samples": int(answer.size),
+    completions = step.rollout
+    tokens, lengths, finished = (
+        hosts.gather(x) for x in (completions.tokens, completions.lengths, completions.finished)
+    )
+    row |= group_metrics.of_step(step.scores, tokens, lengths, finished) | {
+        COUNTS: group_metrics.by_prompt(step.ids, step.scores.answer),
+        "samples": int(lengths.size),
         "tokens/generated": int(np.sum(lengths)),
-        "sampler/logp_gap": _logp_gap(step.rollout, row["logp/mean"]),
+        "sampler/logp_gap": _logp_gap(completions, row["logp/mean"]),
         "time/rollout_s": step.sampled - step.started,
         "time/reward_s": step.scored - step.sampled,
         "time/update_s": ended - step.scored,
         "time/step_s": ended - step.started,
     }
-    good = (reward >= setup.cfg.algorithm.threshold).ravel().tolist()
-    texts = [text for group in step.rollout.text for text in group]
-    return row, list(zip(texts, good, strict=True)), ended
+    return row, ended
+
+
+def _shown(cfg: LanguageRun, step: Step) -> list[tuple[str, bool]]:
+    """Some of a step's completions, each with its success."""
+    texts = [text for group in step.rollout.text for text in group][: cfg.show_samples]
+    good = (step.scores.reward >= cfg.algorithm.threshold).ravel()[: cfg.show_samples]
+    return list(zip(texts, good.tolist(), strict=True))
 
 
 def _logp_gap(rollout: Rollout, trained: float) -> float:
     """Mean difference of the sampler's and the trainer's sequence log-probs: 0 but for rounding."""
     return float(np.mean(np.sum(hosts.gather(rollout.logp), axis=-1))) - trained
-
-
-def _counts(row: dict[str, Any]) -> list[int]:
-    """Completions of a step that gave each answer, then those that gave none."""
-    return [*row["answers/counts"], row["samples"] - sum(row["answers/counts"])]

@@ -73,7 +73,7 @@ def judged(arch, ref_params, drawn: rollout.Rollout) -> Batch:
         lengths=drawn.lengths,
         reward=jnp.asarray(reward_pg),
         answer=jnp.asarray(reward_pg, jnp.int32) - 1,
-        log_mass=jnp.full((len(PROMPTS), 1), -1.0),
+        prompt_ids=jnp.arange(len(PROMPTS)),
         ref_hidden=jax.block_until_ready(ref_hidden),
     )
 

@@ -19,6 +19,7 @@ from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.sampling import rollout
 from mara_jax.tasks import onetwo
 from mara_jax.train import optim, placement, reference, startup
+from mara_jax.train.prompts import EncodedPrompts
 
 # More devices than cores: one may wait for another longer than XLA's 40 seconds.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900 --xla_cpu_collective_timeout_seconds=900"
@@ -64,9 +65,8 @@ def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=l
         tx = optim.make(run.optimiser)
         state = placement.fresh(policy.architecture, ref_params, tx)
         weights = cut([state.params, state.opt_state])
-        prompts = reference.prompt_tokens(policy, task, run.policy.chat)
-        log_mass = np.log(np.array([[0.6, 0.2]], np.float32))
-        setup = startup.Setup(run, task, policy, ref_params, prompts, log_mass, tx)
+        samples = single_step.samples_with({"1": 6, "2": 2, None: 2})
+        setup = startup.Setup(run, task, policy, ref_params, EncodedPrompts(run, policy, task), tx, samples)
 
         def recorded(pending):
             drawn.append(collect(pending))
@@ -95,7 +95,9 @@ def train(run: config.LanguageRun, sizes: list[int] | None, steps: int, at_end=l
 
 def run_of(asked: dict) -> config.LanguageRun:
     """The run that weights, steps and fields describe."""
-    values = config.LanguageRun(policy=config.Policy(weights=asked["weights"]), steps=asked["steps"])
+    values = config.LanguageRun(
+        policy=config.Policy(weights=asked["weights"]), steps=asked["steps"], task=onetwo.Config()
+    )
     values = config.to_config_dict(values)
     values.update_from_flattened_dict(asked["fields"])
     run = config.resolve(values)

@@ -13,7 +13,7 @@ import hand_made_policy
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = """--config=configs/onetwo.py:nano --config.warmup.steps=0 --config.warmup.measure_samples=16
+SMALL = """--config=configs/onetwo.py:nano --config.warmup.steps=0 --config.reference.samples=16
     --config.rollout.group_size=16 --config.rollout.max_new_tokens=10 --config.optimiser.learning_rate=1e-3
     --config.rollout.length_buckets=1 --config.checkpoint.every=2 --config.steps=4""".split()
 

@@ -20,7 +20,6 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
-import numpy as np
 import single_step
 
 from mara_jax import config, hf
@@ -31,13 +30,16 @@ from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.train import optim, placement, preflight, reference, shape, startup
+from mara_jax.train.prompts import EncodedPrompts
 
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
     out = pathlib.Path(sys.argv[2])
     weights = "nano" if asked["shape"] == "nano" else str(random_weights(out.parent / "weights", *asked["shape"]))
-    values = config.to_config_dict(config.LanguageRun(policy=config.Policy(weights=weights), steps=2))
+    values = config.to_config_dict(
+        config.LanguageRun(policy=config.Policy(weights=weights), steps=2, task=onetwo.Config())
+    )
     values.update_from_flattened_dict({"warmup.steps": int(weights == "nano")} | asked["fields"])
     run = config.resolve(values)
     assert isinstance(run, config.LanguageRun)
@@ -69,10 +71,12 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     policy, ref_params = reference.load_base(run, task)
     tx = optim.make(run.optimiser)
     state = placement.fresh(policy.architecture, ref_params, tx)
-    prompts = reference.prompt_tokens(policy, task, run.policy.chat)
+    prompts = EncodedPrompts(run, policy, task)
     # No end token: every completion has its full length, as plan assumes.
     policy = Policy(policy.architecture, policy.tokenizer, (), policy.pad_id, {}, policy.source)
-    setup = startup.Setup(run, task, policy, ref_params, prompts, np.log(np.array([[0.6, 0.2]], np.float32)), tx)
+    setup = startup.Setup(
+        run, task, policy, ref_params, prompts, tx, single_step.samples_with({"1": 154, "2": 51, None: 51})
+    )
     for done in range(2):
         state, _ = single_step.train_step(setup, state, done)
     gc.collect()

@@ -38,7 +38,8 @@ def judged(tokens: np.ndarray) -> np.ndarray:
     rows = [row.tolist() for row in tokens]
     written = (*PIECES, "", "<answer>")
     texts = ["".join(written[t] for t in itertools.takewhile(lambda t: t != END, row)) for row in rows]
-    return TASK.score([0] * len(rows), texts, [END in row for row in rows]).answer
+    answers = TASK.score([0] * len(rows), texts, [END in row for row in rows]).answer
+    return np.array([-1 if answer is None else onetwo.ANSWERS.index(answer) for answer in answers])
 
 
 def demonstrations() -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def prompts(policy):
-    return tokenizers.encode_prompts(policy.tokenizer, onetwo.OneTwo().prompts, True)
+    return tokenizers.encode_prompts(policy.tokenizer, [onetwo.PROMPT], True)
 
 
 def test_prompt_is_the_chat_template_around_figure_9(policy, prompts):

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 
 SMALL = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64 --config.warmup.batch=16
-    --config.warmup.steps=120 --config.warmup.learning_rate=1e-2 --config.warmup.measure_samples=16
+    --config.warmup.steps=120 --config.warmup.learning_rate=1e-2 --config.reference.samples=16
     --config.rollout.group_size=8 --config.rollout.max_new_tokens=48 --config.rollout.length_buckets=1
     --config.checkpoint.every=2
     --config.steps=6""".split()

@@ -12,29 +12,30 @@ from mara_jax.tasks import onetwo
 from mara_jax.toy import problems
 from mara_jax.toy import single_run as toy_run
 from mara_jax.train import reference, report
+from mara_jax.train.reference_samples import PromptSamples
 
 TASK = onetwo.OneTwo()
-ANSWERS = forecast.Task(TASK.answers, TASK.answers_have_equally_many_strings)
+ANSWERS = forecast.Task(onetwo.ANSWERS, TASK.answers_have_equally_many_strings)
 
 
-def samples(ones: int, twos: int, none: int, reward: float = 1.0) -> reference.Samples:
-    """One prompt; a "1" earns `reward`, a "2" earns 1."""
-    answer = np.repeat([0, 1, -1], [ones, twos, none])[None]
-    earned = np.where(answer == 0, reward, np.where(answer == 1, 1.0, 0.0))
-    return reference.Samples(earned, answer, [[""] * answer.size], np.full(answer.shape, -3.0))
+def samples(ones: int, twos: int, none: int, reward: float = 1.0) -> PromptSamples:
+    """A "1" earns `reward`, a "2" earns 1."""
+    answer = ["1"] * ones + ["2"] * twos + [None] * none
+    earned = np.repeat([reward, 1.0, 0.0], [ones, twos, none])
+    return PromptSamples(earned, answer, np.full(len(answer), -3.0), [""] * len(answer))
 
 
 def run(beta: float = 0.1, **algorithm) -> LanguageRun:
     return LanguageRun(algorithm=Algorithm(**{"method": "vanilla", "beta": beta, "threshold": 0.5} | algorithm))
 
 
-def collapse(run: LanguageRun, drawn: reference.Samples):
+def collapse(run: LanguageRun, drawn: PromptSamples):
     objective, key = reference.objective_of(run.algorithm), reference.stream(run.seed, "bootstrap")
-    return forecast.collapse_at_optimum(objective, drawn.by_prompt(), ANSWERS, key=key)
+    return forecast.collapse_at_optimum(objective, [drawn.indexed(onetwo.ANSWERS)], ANSWERS, key=key)
 
 
-def log_optimum(run: LanguageRun, drawn: reference.Samples):
-    return forecast.class_log_mass(reference.objective_of(run.algorithm), drawn.by_prompt(), ANSWERS)
+def log_optimum(run: LanguageRun, drawn: PromptSamples):
+    return forecast.class_log_mass(reference.objective_of(run.algorithm), [drawn.indexed(onetwo.ANSWERS)], ANSWERS)
 
 
 def test_equal_rewards_keep_the_reference_s_ratio_at_every_beta():
@@ -72,20 +73,31 @@ def test_nothing_valid_is_no_collapse():
     assert collapse(run(), samples(0, 0, 20)) is None
 
 
-def test_minus_infinity_is_null_in_the_file_and_itself_when_read(tmp_path, monkeypatch):
-    # What is dear and not at issue is left out.
-    log_mass_c = np.array([-0.5, -2.0, -np.inf])
-    for name, value in (("collapse_at_optimum", None), ("optima", {}), ("class_log_mass", log_mass_c)):
-        monkeypatch.setattr(reference.forecast, name, lambda *_, value=value, **__: value)
-    monkeypatch.setattr(reference.augment, "wilson_interval", lambda *_: (0.0, 1.0))
-    monkeypatch.setattr(reference.augment, "answer_log_mass", lambda *_: np.array([[-1.5, -np.inf]]))
-    known = reference.measure(run(), samples(5, 0, 15), TASK)
+def test_what_is_measured_goes_to_the_file_and_comes_back(tmp_path):
+    known = reference.measure(run(), [samples(150, 50, 56)], TASK)
     path = tmp_path / "reference.json"
     path.write_text(json.dumps(known, allow_nan=False))
-    read = report.read_reference(path)
-    assert read["log_mass"] == [[-1.5, -np.inf]] and read["log_optimum"] == [-0.5, -2.0, -np.inf]
-    path.write_text(json.dumps(known | {"log_optimum": None}))  # not known, which is something else
-    assert report.read_reference(path)["log_optimum"] is None
+    assert report.read_reference(path) == known
+    assert known["counts"] == [150, 50] and known["valid"] == 200 / 256 and known["collapse"] is None
+    assert known["optimum"]["vanilla"] == pytest.approx([0.75, 0.25, 0], abs=2e-4)
+
+
+def test_open_answers_collapse_under_the_worst_prompt():
+    """A task that declares no answers: each prompt has those that its samples gave."""
+
+    class Open(onetwo.OneTwo):
+        def __len__(self) -> int:
+            return 3
+
+        def answer_set(self, index):
+            return None
+
+    drawn = [samples(100, 100, 56), samples(192, 8, 56), samples(196, 4, 56)]
+    known = reference.measure(run(), drawn, Open())
+    assert known["answers"] is None and known["optimum"] == {} and known["samples"] == 768
+    collapse = known["collapse"]
+    assert (collapse["answer"], collapse["prompts"], collapse["collapsing"]) == ("1", 3, 2)
+    assert collapse["share"] == pytest.approx(0.98, abs=1e-4)
 
 
 def test_log_optimum_has_every_class():

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pathlib
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.train import loop, metrics, preflight, reference, startup
 from mara_jax.train import workdir as workdirs
+from mara_jax.train.prompts import EncodedPrompts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -92,7 +94,9 @@ def test_what_only_the_weights_can_tell_is_refused_before_anything_is_written(
     monkeypatch, tmp_path, loaded, rollout, words
 ):
     weights(monkeypatch, **loaded)
-    cfg = LanguageRun(policy=config.Policy(weights="nano"), warmup=Warmup(steps=2), rollout=Rollout(**rollout))
+    cfg = LanguageRun(
+        policy=config.Policy(weights="nano"), warmup=Warmup(steps=2), rollout=Rollout(**rollout), task=onetwo.Config()
+    )
     with pytest.raises(ValueError) as caught:
         loop.run(cfg, onetwo.OneTwo(), tmp_path / "run")
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -119,20 +123,21 @@ def test_mara_refuses_a_threshold_that_invalid_completions_reach(threshold, meth
     with (
         contextlib.nullcontext() if good else pytest.raises(ValueError, match=r"threshold=0.0 is not above the reward")
     ):
-        preflight.check_threshold(run)
+        preflight.check_task(run, onetwo.OneTwo())
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "[]", "{", '{"samples": 1, "answers": [], "counts": [], "optimum": {}, "objective": ""}']
+    "text", ["{}", "[]", "{", '{"samples": 1, "valid": 1.0, "answers": null, "optimum": {}, "objective": ""}']
 )
 def test_a_damaged_reference_is_named_with_the_cure(tmp_path, text):
     (tmp_path / "reference.json").write_text(text)
     with pytest.raises(ValueError, match=r"reference\.json .* Delete it, and the reference is measured again$"):
-        startup.measured_reference(LanguageRun(), None, None, None, None, tmp_path, None)
+        run, anything = LanguageRun(), cast(Any, None)
+        startup.measure(startup.Setup(run, onetwo.OneTwo(), anything, None, [], anything), tmp_path, anything)
 
 
 def test_metrics_keep_finished_steps_and_name_a_line_that_is_none(tmp_path):
-    path, row = tmp_path / "metrics.jsonl", '{"step": 1, "answers/counts": [1, 2], "samples": 4}\n'
+    path, row = tmp_path / "metrics.jsonl", '{"step": 1, "answers/by_prompt": [], "samples": 4}\n'
     path.write_text(row + row.replace("1", "2", 1) + '{"step": 3, "cut')
     log = metrics.Log(path, 1)
     log.close()
@@ -147,9 +152,9 @@ def test_metrics_keep_finished_steps_and_name_a_line_that_is_none(tmp_path):
 def test_a_prompt_and_its_completion_may_fill_the_context(monkeypatch):
     weights(monkeypatch, template="1" * 160)
     policy, _ = reference.load_base(LanguageRun(), onetwo.OneTwo())
-    reference.check_context(LanguageRun(rollout=Rollout(max_new_tokens=40)), policy, onetwo.OneTwo())
-    with pytest.raises(ValueError, match=r"use at most 40$"):
-        reference.check_context(LanguageRun(rollout=Rollout(max_new_tokens=41)), policy, onetwo.OneTwo())
+    assert len(EncodedPrompts(LanguageRun(rollout=Rollout(max_new_tokens=40)), policy, onetwo.OneTwo())[0]) == 160
+    with pytest.raises(ValueError, match=r"after prompt 0 of 160 tokens .* use at most 40$"):
+        EncodedPrompts(LanguageRun(rollout=Rollout(max_new_tokens=41)), policy, onetwo.OneTwo())[0]
 
 
 def test_a_run_refused_before_its_first_result_does_not_hold_its_workdir(tmp_path):

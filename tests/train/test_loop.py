@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-from typing import Any
 
 import jax
-import numpy as np
 import pytest
 import single_step
 
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.tasks.base import Score
-from mara_jax.train import checkpoint, loop, optim, placement, plots, reference, report, startup
+from mara_jax.tasks.base import Score, Task
+from mara_jax.train import checkpoint, loop, optim, placement, startup, summary
 
 ENDS = tuple(range(0, 64, 4))
 PROMPTS = [[5] * 40, [7, 9]]  # padded to 64 and to 32 by themselves
@@ -26,19 +24,28 @@ RUN = LanguageRun(
     show_samples=0,
 )
 TX = optim.make(RUN.optimiser)
+OF_WINDOW = ("answers/entropy_bits", "answers/effective")  # which a step made by itself does not have
 
 
-class Ended:
+class Ended(Task):
     """Rewards completions that ended. `fails`: raises at the so-manieth verdict from now."""
 
-    answers, prompts, fails = ("yes", "no"), ("", ""), 0
+    fails = 0
+
+    def __len__(self) -> int:
+        return len(PROMPTS)
+
+    def prompt(self, index: int) -> str:
+        return ""
 
     def score(self, prompt_index, texts, finished) -> Score:
         self.fails -= 1
         if self.fails == 0:
             raise InterruptedError("in the middle of a step")
-        good = np.array(finished)
-        return Score(good.astype(np.float32), np.where(good, np.arange(good.size) % 2, -1).astype(np.int32))
+        return Score(
+            [float(good) for good in finished],
+            [("yes", "no")[i % 2] if good else None for i, good in enumerate(finished)],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +53,7 @@ def setup() -> startup.Setup:
     arch = transformer.Architecture("qwen2", 64, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16, qkv_bias=True)
     policy = Policy(arch, None, ENDS, 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
-    task: Any = Ended()
-    return startup.Setup(RUN, task, policy, params, PROMPTS, np.log(np.array([[0.5, 0.2]] * 2, np.float32)), TX)
+    return startup.Setup(RUN, Ended(), policy, params, PROMPTS, TX)
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +76,15 @@ def trained(monkeypatch, setup, workdir, task=None) -> list[tuple[int, int]]:
             saved.append((done, len((workdir / "metrics.jsonl").read_text().splitlines())))
         save(self, done, state, last)
 
-    measured = {"log_mass": setup.log_mass, "log_optimum": None}
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(RUN)))
     for module, name, function in (
         (startup, "reference_policy", lambda *_: (setup.policy, setup.ref_params)),
-        (startup, "measured_reference", lambda *_: measured),
-        (reference, "prompt_tokens", lambda *_: PROMPTS),
+        (startup, "measure", lambda *_: None),
+        (startup, "EncodedPrompts", lambda *_: PROMPTS),
         (optim, "make", lambda _: TX),
-        (plots, "final_figure", lambda _: None),
-        (report, "final_table", lambda _: ""),
+        (summary, "final_figure", lambda _: None),
+        (summary, "final_table", lambda _: ""),
         (checkpoint.Checkpoints, "save", counted),
     ):
         monkeypatch.setattr(module, name, function)
@@ -96,7 +101,7 @@ def test_a_run_writes_every_steps_row_before_its_checkpoint(monkeypatch, setup, 
     """The rows are those of steps made one at a time, and their times add up."""
     expected = [{k: v for k, v in row.items() if "time/" not in k} for row in steps]
     assert trained(monkeypatch, setup, tmp_path) == [(2, 2), (4, 4), (6, 6)]
-    assert [{k: v for k, v in row.items() if k != "answers/entropy_bits"} for row in rows_of(tmp_path)] == expected
+    assert [{k: v for k, v in row.items() if k not in OF_WINDOW} for row in rows_of(tmp_path)] == expected
     for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         parts = [row[f"time/{name}_s"] for name in ("rollout", "reward", "update")]
         assert min(parts) >= 0 and row["time/step_s"] == pytest.approx(sum(parts), abs=1e-6)
@@ -106,7 +111,7 @@ def test_a_run_writes_every_steps_row_before_its_checkpoint(monkeypatch, setup, 
 def test_a_run_that_dies_in_a_step_has_told_of_those_before_and_goes_on(monkeypatch, setup, tmp_path):
     trained(monkeypatch, setup, tmp_path / "whole")
     whole = rows_of(tmp_path / "whole")
-    task: Any = Ended()
+    task = Ended()
     task.fails = 4
     with pytest.raises(InterruptedError):
         trained(monkeypatch, setup, tmp_path / "died", task)

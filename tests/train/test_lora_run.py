@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from mara_jax import config, hf
-from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Policy, Rollout, Warmup
+from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Policy, Reference, Rollout
 from mara_jax.policies import lora
 from mara_jax.tasks import base, onetwo
 from mara_jax.train import adapter, checkpoint, loop, optim, placement, reference
 
 CFG = LanguageRun(
     steps=3,
+    task=onetwo.Config(),
     policy=Policy(weights="nano", layers=1, embed=32),
     algorithm=Algorithm(method="vanilla"),
     lora=config.Lora(rank=2, alpha=8.0, targets="v,q,down"),
-    warmup=Warmup(measure_samples=4),
+    reference=Reference(samples=4),
     rollout=Rollout(group_size=4, max_new_tokens=48, length_buckets=0),
     optimiser=Optimiser(learning_rate=3e-2),
     checkpoint=Checkpoint(every=2, keep=2),
@@ -34,8 +35,8 @@ class Parity(onetwo.OneTwo):
     """Rewards completions by their first character, so that a policy that knows nothing has both rewards."""
 
     def score(self, prompt_index, texts, finished):
-        reward = np.array([ord(text[0]) % 2 if text else 0 for text in texts], np.float32)
-        return base.Score(reward, reward.astype(np.int32) - 1)
+        odd = [ord(text[0]) % 2 if text else 0 for text in texts]
+        return base.Score(odd, ["1" if one else None for one in odd])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from mara_jax import config
+from mara_jax.tasks import onetwo
 from mara_jax.train import profile
 
 
@@ -46,7 +47,9 @@ def test_the_window_holds_the_steps_it_names(monkeypatch, tmp_path, first, steps
 
 @pytest.mark.parametrize(("field", "value"), [("first", 0), ("steps", -1)])
 def test_a_window_that_means_nothing_is_refused(field, value):
-    run = config.LanguageRun(warmup=config.Warmup(steps=1), profile=config.Profile(**{field: value}))
+    run = config.LanguageRun(
+        task=onetwo.Config(), warmup=config.Warmup(steps=1), profile=config.Profile(**{field: value})
+    )
     with pytest.raises(ValueError, match=f"profile.{field}={value}"):
         config.check(run)
     config.check(dataclasses.replace(run, profile=config.Profile(first=5, steps=2)))

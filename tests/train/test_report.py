@@ -10,11 +10,11 @@ import pytest
 from matplotlib.image import imread
 from written_runs import OBJECTIVE, ROWS, printed, row, write_run
 
-from mara_jax.train import plots, report
+from mara_jax.train import plots, report, summary
 
 
 def test_final_rows_are_the_hand_made_numbers(tmp_path):
-    reference, vanilla, own, reached = report.final_rows(write_run(tmp_path / "run", ROWS))
+    reference, vanilla, own, reached = report.final_rows(report.read(write_run(tmp_path / "run", ROWS)))
     assert reference.shares.tolist() == [0.6, 0.2, 0.2] and reference.samples == 100
     assert np.isclose(reference.valid, 0.8) and np.isclose(reference.entropy_bits, 2 - 0.75 * np.log2(3))
     assert np.allclose(reference.intervals[0], (0.502003, 0.690599), atol=2e-6)
@@ -28,7 +28,7 @@ def test_final_rows_are_the_hand_made_numbers(tmp_path):
 
 
 def test_final_table_prints_them_whole_in_80_columns(tmp_path):
-    text = printed(report.final_table(write_run(tmp_path / "run", ROWS)))
+    text = printed(summary.final_table(write_run(tmp_path / "run", ROWS)))
     lines = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
     assert lines["reference"][1:] == ["0.600", "0.200", "0.200", "0.811", "0.250"]
     assert lines["optimum: vanilla"][2:] == ["0.750", "0.250", "0.000", "0.811", "0.250"]
@@ -39,7 +39,7 @@ def test_final_table_prints_them_whole_in_80_columns(tmp_path):
 
 def test_a_vanilla_run_is_measured_against_the_vanilla_optimum(tmp_path):
     workdir = write_run(tmp_path / "run", ROWS, method="vanilla", optimum={"vanilla": [0.75, 0.25, 0.0]})
-    assert [r.name for r in report.final_rows(workdir)] == [
+    assert [r.name for r in report.final_rows(report.read(workdir))] == [
         "reference", "optimum: vanilla", "this run, last 8 batches",
     ]  # fmt: skip
 
@@ -74,10 +74,10 @@ def test_start_summary_warns_of_a_collapse_with_its_cure(tmp_path):
 def test_start_summary_warns_where_nothing_is_rewarded(tmp_path):
     known = report.read(write_run(tmp_path / "run", ROWS, **NOTHING_VALID)).reference
     assert report.start_summary(known)[-1] == (
-        "WARNING: none of 100 samples of the reference has an answer, so there is no reward to learn from: teach the "
-        "format by warmup.steps, or choose other policy.weights"
+        "WARNING: none of 100 samples of the reference has an answer, so there may be no reward to learn from: teach "
+        "the format by warmup.steps, or choose other policy.weights"
     )
-    assert not any("WARNING" in line for line in report.start_summary(known | {"counts": [0, 1]}))
+    assert not any("WARNING" in line for line in report.start_summary(known | {"counts": [0, 1], "valid": 0.01}))
 
 
 NOTHING_VALID = {"counts": (0, 0), "optimum": {"vanilla": [0.0, 0.0, 1.0]}}
@@ -97,16 +97,16 @@ def test_short_or_empty_runs_give_table_and_figure_without_a_warning(tmp_path, r
     workdir = write_run(tmp_path / "run", rows, **kwargs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = plots.final_figure(workdir)
-        text = printed(report.final_table(workdir))
-        summary = report.start_summary(report.read(workdir).reference)
-    shown = text + "".join(summary) + path.with_suffix(".svg").read_text()
-    assert reached in shown and "nan" not in text + "".join(summary)
+        path = summary.final_figure(workdir)
+        text = printed(summary.final_table(workdir))
+        start = report.start_summary(report.read(workdir).reference)
+    shown = text + "".join(start) + path.with_suffix(".svg").read_text()
+    assert reached in shown and "nan" not in text + "".join(start)
 
 
 def test_figure_holds_the_numbers_and_is_the_same_each_time(tmp_path):
     workdir = write_run(tmp_path / "run", ROWS)
-    path = plots.final_figure(workdir)
+    path = summary.final_figure(workdir)
     assert path == workdir / "figure.png"
     pixels = imread(path)
     assert pixels.shape == (990, 1800, 4) and pixels[..., :3].std() > 0.05  # not an empty sheet
@@ -127,7 +127,7 @@ def test_figure_holds_the_numbers_and_is_the_same_each_time(tmp_path):
     ]:
         assert text in svg
     before = [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
-    plots.final_figure(workdir)
+    summary.final_figure(workdir)
     assert before == [hashlib.sha256(p.read_bytes()).hexdigest() for p in (path, path.with_suffix(".svg"))]
 
 
@@ -159,7 +159,7 @@ def test_a_line_still_being_written_is_left_out(tmp_path):
         ("metrics.jsonl", None, ["does not exist"]),
         ("config.json", b"{", ["not JSON"]),
         ("config.json", b"{}", ["lacks algorithm, seed"]),
-        ("metrics.jsonl", b'{"step": 1}\n', ["line 1", "answers/counts"]),
+        ("metrics.jsonl", b'{"step": 1}\n', ["line 1", "answers/by_prompt"]),
         ("metrics.jsonl", b"cut\n", ["line 1", "not JSON"]),
         ("reference.json", b"\xff", ["not UTF-8"]),
         ("reference.json", b"[]", ["lacks samples"]),

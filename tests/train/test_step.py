@@ -32,6 +32,8 @@ TOKENS = jnp.array([[*s, *[0] * (WIDTH - len(s))] for s in STRINGS])
 LENGTHS = jnp.array([len(s) for s in STRINGS])
 REWARD = jnp.array([1.0 if s[-1] == END and len(s) > 1 else 0.0 for s in STRINGS])
 ANSWER = jnp.array([s[0] % 2 if r else -1 for s, r in zip(STRINGS, REWARD.tolist(), strict=True)])
+# Scores of eight samples of the reference: a bad one has an answer, too.
+REF_REWARD, REF_ANSWER = jnp.array([1.0, 1, 0, 1, 0, 0, 1, 0]), jnp.array([0, 0, 0, 1, -1, -1, 0, -1])
 PROMPT, PROMPT_LENGTH = jnp.array([[1, 2, 0]]), jnp.array([2])
 
 
@@ -51,7 +53,7 @@ def choices_of(algorithm: Algorithm, micro_batches: int = 1) -> step.Choices:
     return step.Choices(ARCH, algorithm, optax.identity(), micro_batches)
 
 
-def batch_of(index, ref_params, log_mass) -> Batch:
+def batch_of(index, ref_params) -> Batch:
     """A group of the strings at `index`."""
     tokens = TOKENS[index][None]
     hidden = logprobs.reference_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens)
@@ -62,15 +64,16 @@ def batch_of(index, ref_params, log_mass) -> Batch:
         lengths=LENGTHS[index][None],
         reward=REWARD[index][None],
         answer=ANSWER[index][None],
-        log_mass=log_mass[None],
+        prompt_ids=jnp.zeros(1, jnp.int32),
         ref_hidden=hidden,
+        ref_reward=REF_REWARD[None],
+        ref_answer=REF_ANSWER[None],
     )
 
 
-def masses(ref_logp, direction: str) -> jax.Array:
-    good = (REWARD >= TAU)[:, None] & (ANSWER[:, None] == jnp.arange(2))
-    weight = ref_logp + (REWARD / BETA if direction == "reverse" else 0.0)
-    return jax.nn.logsumexp(jnp.where(good, weight[:, None], -jnp.inf), axis=0)
+def masses(direction: str) -> jax.Array:
+    """By hand: three samples of eight are good and of answer 0, one of answer 1."""
+    return jnp.log(jnp.array([3 / 8, 1 / 8])) + (1 / BETA if direction == "reverse" else 0.0)
 
 
 def objective(params, ref_logp, algorithm: Algorithm, log_mass) -> jax.Array:
@@ -101,8 +104,7 @@ def objective(params, ref_logp, algorithm: Algorithm, log_mass) -> jax.Array:
 def test_expected_gradient_is_the_objectives(algorithm):
     """Groups of two independent strings, leave-one-out baseline, weighted by their probability under the policy."""
     params, ref_params = params_of(1), params_of(2)
-    ref_logp = string_logp(ref_params)
-    log_mass = masses(ref_logp, algorithm.kl)
+    ref_logp, log_mass = string_logp(ref_params), masses(algorithm.kl)
     pairs = jnp.array(list(itertools.product(range(len(STRINGS)), repeat=2)))
     logp = string_logp(params)
     assert abs(float(jnp.exp(logp).sum()) - 1) < 1e-5
@@ -112,8 +114,8 @@ def test_expected_gradient_is_the_objectives(algorithm):
 
     def expected(params):
         def of_pair(pair, other):
-            reference = None if other is None else batch_of(other[None], ref_params, log_mass)
-            batch = batch_of(pair, ref_params, log_mass)
+            reference = None if other is None else batch_of(other[None], ref_params)
+            batch = batch_of(pair, ref_params)
             choices = choices_of(algorithm)
             return step.loss(params, ref_params, BySampler(batch, reference), HYPER, choices)[0]
 
@@ -135,14 +137,14 @@ def test_metrics_by_hand():
     params, ref_params = params_of(1), params_of(2)
     ref_logp = string_logp(ref_params)
     index = jnp.array([int(jnp.argmax(REWARD)), 0])
-    batch = batch_of(index, ref_params, masses(ref_logp, "reverse"))
+    batch = batch_of(index, ref_params)
     choices = choices_of(Algorithm())
     _, (metrics, _) = jax.jit(lambda params: step.loss(params, ref_params, BySampler(batch), HYPER, choices))(params)
     logp = string_logp(params)[index]
     assert float(metrics["reward/mean"]) == pytest.approx(float(REWARD[index].mean()))
     assert float(metrics["kl/k1"]) == pytest.approx(float((logp - ref_logp[index]).mean()), abs=1e-5)
     assert float(metrics["logp/mean"]) == pytest.approx(float(logp.mean()), abs=1e-5)
-    mass = masses(ref_logp, "reverse")
+    mass = masses("reverse")
     bonus = BETA * float(mass.max() - mass[int(ANSWER[index[0]])])
     assert float(metrics["reward/augmented_mean"]) == pytest.approx((1 + bonus) / 2, abs=1e-5)
     assert float(metrics["mara/augmented_fraction"]) == (0.5 if bonus > 0 else 0.0)
@@ -156,14 +158,13 @@ def test_metrics_by_hand():
 def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
     """Six padded samples at once, and packed in three parts: the gradient and the metrics of the whole groups."""
     params, ref_params = params_of(1), params_of(2)
-    log_mass = masses(string_logp(ref_params), algorithm.kl)
     index, other = jnp.array([0, 3, 5, 7, 5, 2]), jnp.array([1, 1, 4, 5, 0, 3])
 
     def batch(chosen, parts, buckets):
         packing = logprobs.packed(np.asarray(LENGTHS[chosen][None]), WIDTH, buckets, parts=parts)
         tokens = TOKENS[chosen][None]
         hidden = logprobs.reference_hidden(ARCH, ref_params, PROMPT, PROMPT_LENGTH, tokens, packing, parts)
-        return batch_of(chosen, ref_params, log_mass).replace(ref_hidden=hidden, packing=packing)
+        return batch_of(chosen, ref_params).replace(ref_hidden=hidden, packing=packing)
 
     def gradient(parts, buckets):
         reference = batch(other, parts, buckets) if algorithm.kl == "forward" else None

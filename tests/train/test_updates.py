@@ -54,8 +54,10 @@ def batch(parts: int = 1, sampler: int | None = None) -> Batch:
         lengths=LENGTHS,
         reward=jnp.array([[1.0, 0.0, 0.8, 0.3]]),
         answer=jnp.array([[0, -1, 0, 0]]),
-        log_mass=jnp.zeros((1, 1)),
+        prompt_ids=jnp.zeros(1, jnp.int32),
         ref_hidden=hidden,
+        ref_reward=jnp.ones((1, 2)),
+        ref_answer=jnp.zeros((1, 2), jnp.int32),
         sampler_logp=None if sampler is None else token_logp(params_of(sampler)),
     )
 

@@ -1,0 +1,51 @@
+"""A task's prompts as token ids, encoded when they are used."""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from mara_jax.config import LanguageRun
+from mara_jax.hf import tokenizer as tokenizers
+from mara_jax.policies.policy import Policy
+from mara_jax.tasks.base import Task
+
+
+class EncodedPrompts(Sequence[list[int]]):
+    """Token ids of each prompt of a task, in the chat template where the config asks for it; indexed from 0."""
+
+    def __init__(self, run: LanguageRun, policy: Policy, task: Task) -> None:
+        self.run, self.policy, self.task = run, policy, task
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The tokens of one prompt.
+
+        Raises:
+          ValueError: it cannot be encoded, or leaves too little of the model's context for a completion.
+        """
+        ids = self.encode([self.task.prompt(int(number))])[0]
+        most, new = self.policy.architecture.max_positions, self.run.rollout.max_new_tokens
+        if len(ids) + new > most:
+            cure = f"use at most {most - len(ids)}" if len(ids) < most else "choose a model with a longer context"
+            raise ValueError(
+                f"rollout.max_new_tokens={new} after prompt {number} of {len(ids)} tokens makes {len(ids) + new}, but "
+                f"{self.policy.source} has {most} positions: {cure}"
+            )
+        return ids
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts as the prompts are encoded."""
+        return tokenizers.encode_prompts(self.policy.tokenizer, texts, self.run.policy.chat)
+
+
+def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:
+    """Which of `prompts` prompts the step after `done` steps uses: a function of (seed, step)."""
+    order = grain.MapDataset.range(prompts).seed(cfg.seed).shuffle().repeat()
+    count = cfg.rollout.prompts_per_step
+    return np.array([order[done * count + i] for i in range(count)])
