@@ -15,12 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mara_jax.config.schema import ATTENTIONS, COMPUTE_DTYPES, LORA_TARGETS, REMATS
 from mara_jax.parallel import sharding
 
-REMAT = ("none", "elementwise", "layer")
-ATTENTION = ("auto", "xla", "kernels")
 FAMILIES = ("qwen2", "qwen3", "llama")
-KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, in the order of the forward pass
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class RopeScaling:
 class Lora:
     """Which kernels are trained by a low-rank update alone, W + alpha / rank * a @ b, and its size (see `lora`).
 
-    targets: names out of KERNELS, in that order.
+    targets: names out of LORA_TARGETS, in that order.
     """
 
     rank: int
@@ -53,8 +51,10 @@ class Lora:
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise ValueError(f"an adapter has rank={self.rank}, alpha={self.alpha}: both must be positive")
-        if not self.targets or self.targets != tuple(name for name in KERNELS if name in self.targets):
-            raise ValueError(f"an adapter has targets={self.targets}: name some of {', '.join(KERNELS)}, in this order")
+        if not self.targets or self.targets != tuple(name for name in LORA_TARGETS if name in self.targets):
+            raise ValueError(
+                f"an adapter has targets={self.targets}: name some of {', '.join(LORA_TARGETS)}, in this order"
+            )
 
     @property
     def scale(self) -> float:
@@ -103,14 +103,14 @@ class Architecture:
             raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
-        if self.compute_dtype not in ("float32", "bfloat16", "float64"):
-            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32', 'bfloat16' or 'float64'")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use one of {', '.join(COMPUTE_DTYPES)}")
         if self.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError("compute_dtype is 'float64', which jax has only with JAX_ENABLE_X64=1 in the environment")
-        if self.remat not in REMAT:
-            raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
-        if self.attention not in ATTENTION:
-            raise ValueError(f"attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
+        if self.remat not in REMATS:
+            raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMATS)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention is {self.attention!r}: use one of {', '.join(ATTENTIONS)}")
         if self.lora is not None and self.lora.rank > self.embed:
             raise ValueError(
                 f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as "
@@ -296,13 +296,6 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     for path, arrays in arrays_of.items():
         put(params, path, jnp.stack(arrays) if path in stacked else arrays[0])
     return params
-
-
-def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Stack the unrolled layers 'layers_0', 'layers_1', ... of a tree into one 'layers' on a leading axis."""
-    unlayered = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
-    trees = [params[f"layers_{index}"] for index in range(layers)]
-    return {**unlayered, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}
 
 
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:

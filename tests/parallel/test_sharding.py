@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from mara_jax import config
 from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import parameters, transformer
 
@@ -145,7 +146,7 @@ def _shapes_of_scans(jaxpr):
             yield from _shapes_of_scans(value.jaxpr) if hasattr(value, "jaxpr") else ()
 
 
-@pytest.mark.parametrize("remat", parameters.REMAT)
+@pytest.mark.parametrize("remat", config.REMATS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_gathered_kernel_is_kept_for_the_backward_pass(remat, dtype):
     """Of all layers together they would be the whole model, on every device; only their gradients are stacked."""

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacking import to_scanned
 
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.parameters import Architecture
@@ -57,7 +58,7 @@ def test_init_draws_the_stated_distributions_and_the_same_numbers_when_scanned()
     np.testing.assert_array_equal(params["layers_0"]["attn_norm"]["scale"], 1)
     assert not np.array_equal(params["layers_0"]["q"]["kernel"], params["layers_1"]["q"]["kernel"])
     scanned = parameters.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
-    chex.assert_trees_all_equal(scanned, parameters.to_scanned(params, 3))
+    chex.assert_trees_all_equal(scanned, to_scanned(params, 3))
 
 
 @pytest.mark.parametrize(

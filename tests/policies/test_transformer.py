@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacking import to_scanned
 
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.ops import cpu, rotary
@@ -231,7 +232,7 @@ def test_padding_changes_nothing(arch):
 @pytest.mark.parametrize("arch", MODELS.values(), ids=MODELS.keys())
 def test_scanned_equals_unrolled(arch):
     params, tokens_bt = random_params(arch), random_tokens(2, 6)
-    scanned = parameters.to_scanned(params, arch.layers)
+    scanned = to_scanned(params, arch.layers)
     scan_arch = dataclasses.replace(arch, scan_layers=True)
     expected, kv = forward(arch, params, tokens_bt, positions(tokens_bt))
     got, stacked = forward(scan_arch, scanned, tokens_bt, positions(tokens_bt))
