@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from mara_jax.config.schema import ATTENTIONS, COMPUTE_DTYPES, LORA_TARGETS, REMATS
 from mara_jax.parallel import sharding
-
-FAMILIES = ("qwen2", "qwen3", "llama")
+from mara_jax.policies.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,11 @@ class Architecture:
     """The static description of a decoder: hashable, so that it can be a static argument of a jitted
     function.
 
-    `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
-    otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
-    `attention` is computed, in training, by "xla", by "kernels" that keep no scores, or by what
-    `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of keeping:
-    "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
+    `family` names the row of `FAMILIES` that says the rest. `scan_layers` stacks the layers on a leading axis and scans
+    them (fast to compile, for accelerators); otherwise they are unrolled, each with arrays of its own (XLA:CPU copies
+    every slice of a stacked array). `attention` is computed, in training, by "xla", by "kernels" that keep no scores,
+    or by what `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of
+    keeping: "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
     where an adapter is trained in place of all parameters.
     """
 
@@ -87,8 +86,6 @@ class Architecture:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
     max_positions: int = 32768
     scan_layers: bool = False
     compute_dtype: str = "float32"
@@ -116,6 +113,11 @@ class Architecture:
                 f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as "
                 "more costs more than training the kernels themselves"
             )
+
+    @property
+    def traits(self) -> Family:
+        """What the models of its family have in common."""
+        return FAMILIES[self.family]
 
 
 def wide(dtype: Any) -> Any:
@@ -150,7 +152,7 @@ class Row:
 
 def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
     """The rows of one decoder layer, in the order in which the layer uses them."""
-    d, f, h = arch.embed, arch.mlp, arch.head_dim
+    d, f, h, traits = arch.embed, arch.mlp, arch.head_dim, arch.traits
     root = ("layers",) if arch.scan_layers else (f"layers_{index}",)
     layer = index if arch.scan_layers else None
     prefix = f"model.layers.{index}."
@@ -169,10 +171,10 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
 
     heads, kv, residual = arch.heads * h, arch.kv_heads * h, (2 * arch.layers) ** -0.5
     yield norm("attn_norm", "input_layernorm", d, "embed")
-    yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), arch.qkv_bias)
-    yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
-    yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
-    if arch.qk_norm:
+    yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), traits.qkv_bias)
+    yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
+    yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
+    if traits.qk_norm == "each_head":
         yield norm("q_norm", "self_attn.q_norm", h, None)
         yield norm("k_norm", "self_attn.k_norm", h, None)
     yield from linear("o", "self_attn.o_proj", (heads, d), ("heads", "embed"), gain=residual)

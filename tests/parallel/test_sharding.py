@@ -16,7 +16,7 @@ from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import parameters, transformer
 
 ARCH = transformer.Architecture(
-    family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True
+    family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48
 )
 
 

@@ -17,7 +17,7 @@ from mara_jax.policies import lora, parameters, transformer
 from mara_jax.policies.parameters import Architecture, Lora
 
 RANK, ALPHA = 3, 5.0
-PLAIN = Architecture("qwen2", 38, 16, 2, 4, 2, 8, 24, qkv_bias=True)
+PLAIN = Architecture("qwen2", 38, 16, 2, 4, 2, 8, 24)
 ARCH = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, config.LORA_TARGETS))
 SCANNED = dataclasses.replace(ARCH, scan_layers=True)
 TOKENS = np.random.default_rng(0).integers(0, 38, (3, 7), dtype=np.int32)

@@ -15,8 +15,8 @@ from mara_jax.policies.transformer import Architecture, RopeScaling
 
 SMALL = dict(vocab_size=61, embed=32, layers=2, heads=4, kv_heads=2, mlp=40)
 MODELS = {
-    "qwen2": Architecture("qwen2", head_dim=8, qkv_bias=True, **SMALL),
-    "qwen3": Architecture("qwen3", head_dim=12, qk_norm=True, tie_embeddings=False, **SMALL),
+    "qwen2": Architecture("qwen2", head_dim=8, **SMALL),
+    "qwen3": Architecture("qwen3", head_dim=12, tie_embeddings=False, **SMALL),
     "llama": Architecture("llama", head_dim=8, rope_scaling=RopeScaling("linear", 2.0), **SMALL),
 }
 # Compiling is what costs here: one family with everything unrolled, the other with everything scanned.
