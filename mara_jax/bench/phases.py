@@ -52,7 +52,7 @@ def random_policy(name: str, **choices: Any) -> Policy:
     tokenizer, and random weights to be drawn. choices: compute_dtype, remat."""
     if name in SIZES:
         layers, embed, words = SIZES[name]
-        choices |= {"heads": embed // 64, "kv_heads": 2, "head_dim": 64, "mlp": 4 * embed, "qkv_bias": True}
+        choices |= {"heads": embed // 64, "kv_heads": 2, "head_dim": 64, "mlp": 4 * embed}
         arch = transformer.Architecture("qwen2", words, embed, layers, **choices)
     else:
         arch = architecture_of(name, scan_layers=True, **choices)

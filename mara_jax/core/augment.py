@@ -13,10 +13,6 @@ from jaxtyping import Array, Float, Int
 
 from mara_jax.core.targets import Direction, Scalar, anchor_index, check_direction
 
-# Log-mass of an answer class without a sample of the reference, relative to the anchor class (nats): as if the
-# reference gave it one completion for every 256 of the anchor class.
-UNSEEN_FLOOR = -math.log(256.0)
-
 
 def mara(
     reward_pg: Float[Array, "p g"],
@@ -84,7 +80,7 @@ def mara_answers(
     beta: Scalar,
     threshold: Scalar,
     direction: Direction = "reverse",
-    floor: Scalar = UNSEEN_FLOOR,
+    unseen_log_mass: Scalar | Float[Array, " p"] | None = None,
     anchor_reward: Scalar | Float[Array, " p"] | None = None,
 ) -> tuple[Float[Array, "p g"], Float[Array, "p g"]]:
     """Augmentation that equalises answer classes and keeps the reference's proportions inside a class.
@@ -97,19 +93,19 @@ def mara_answers(
         ref_logp_pg: reference log-probability of each whole completion (nats).
         answer_pg: answer class of each sample; a negative index means no answer and is never augmented.
         log_mass_pa: log Z ("reverse") or log M ("forward") of each class under each prompt, as
-            `answer_log_mass` returns it; -inf for a class never seen.
+            `answer_log_mass` returns it; -inf for a class without a good sample.
         beta: the regularisation strength of the objective that follows (and of log Z).
         threshold: reward from which a sample is good.
         direction: the KL of the objective that follows.
-        floor: log-mass given to unseen classes, relative to the anchor class (nats, at most 0); seen classes
-            keep theirs however small.
+        unseen_log_mass: log-mass of a class that is -inf in `log_mass_pa` (nats), one number or one a row, as the
+            function of that name returns it; by default half of the smallest mass of that prompt's classes.
         anchor_reward: R(z) for "forward", one number or one a row; by default the reward of the row's
             likeliest good sample, of class z where the row has one. It matters only where good rewards
             differ.
 
     Returns:
-        Rewards and reference log-probabilities for the objective. A prompt with no class seen is left
-        unchanged.
+        Rewards and reference log-probabilities for the objective. A prompt under which no class has a mass is left
+        unchanged: all answers would count alike.
 
     Raises:
         ValueError: for an unknown direction.
@@ -121,9 +117,11 @@ def mara_answers(
     chex.assert_equal_shape([reward_pg, ref_logp_pg, answer_pg])
     chex.assert_equal_rank([reward_pg, log_mass_pa])
     largest_p1 = jnp.max(log_mass_pa, axis=-1, keepdims=True)
-    known_p1 = largest_p1 > -jnp.inf
-    relative_pa = log_mass_pa - jnp.where(known_p1, largest_p1, 0.0)
-    relative_pa = jnp.where(relative_pa == -jnp.inf, floor, relative_pa)
+    known_p1, seen_pa = largest_p1 > -jnp.inf, log_mass_pa > -jnp.inf
+    if unseen_log_mass is None:
+        unseen_log_mass = jnp.min(jnp.where(seen_pa, log_mass_pa, jnp.inf), axis=-1) - math.log(2.0)
+    unseen_p1 = jnp.broadcast_to(jnp.asarray(unseen_log_mass), reward_pg.shape[:-1])[..., None]
+    relative_pa = jnp.where(seen_pa, log_mass_pa, unseen_p1) - jnp.where(known_p1, largest_p1, 0.0)
     good = (reward_pg >= threshold) & (answer_pg >= 0) & known_p1
     bonus_pg = -jnp.take_along_axis(relative_pa, jnp.maximum(answer_pg, 0), axis=-1)
     if direction == "reverse":
@@ -164,10 +162,41 @@ def answer_log_mass(
         ValueError: for an unknown direction.
     """
     check_direction(direction)
-    member_pna = _good_members(reward, answer, num_answers, threshold)
-    weight = jnp.asarray(reward) / beta if direction == "reverse" else jnp.zeros_like(reward)
-    score_pna = jnp.where(member_pna, weight[..., None], -jnp.inf)
-    return jax.nn.logsumexp(score_pna, axis=-2) - math.log(member_pna.shape[-2])
+    reward_pn, class_pn = _good_classes(reward, answer, num_answers, threshold)
+    weight_pn = reward_pn / beta if direction == "reverse" else jnp.zeros_like(reward_pn)
+
+    def of_prompt(weight_n, class_n):
+        # Each class is summed relative to its own largest weight. Scattered: no array of samples times classes.
+        largest_a = jnp.full(num_answers, -jnp.inf, weight_n.dtype).at[class_n].max(weight_n, mode="drop")
+        relative_n = weight_n - largest_a.at[class_n].get(mode="fill", fill_value=jnp.inf)
+        sum_a = jnp.zeros_like(largest_a).at[class_n].add(jnp.exp(relative_n), mode="drop")
+        return jnp.where(sum_a > 0, largest_a + jnp.log(jnp.where(sum_a > 0, sum_a, 1.0)), -jnp.inf)
+
+    return jax.vmap(of_prompt)(weight_pn, class_pn) - math.log(reward_pn.shape[-1])
+
+
+def unseen_log_mass(
+    reward: Float[Array, "p n"], beta: Scalar, threshold: Scalar, direction: Direction = "reverse"
+) -> Float[Array, " p"]:
+    """Log-mass of an answer class that is not among a prompt's n samples of the reference: that of half a sample.
+
+    Args:
+        reward: reward of each reference sample.
+        beta: regularisation strength (unused for "forward").
+        threshold: reward from which a sample is good.
+        direction: "reverse" for log (exp(R / beta) / 2n), with R the largest good reward among the prompt's samples
+            (the threshold where none is good), "forward" for log (1 / 2n).
+
+    Returns:
+        One log-mass per prompt (nats).
+
+    Raises:
+        ValueError: for an unknown direction.
+    """
+    check_direction(direction)
+    best_p = jnp.maximum(jnp.max(jnp.asarray(reward), axis=-1), threshold)
+    log_half = math.log(0.5 / reward.shape[-1])
+    return best_p / beta + log_half if direction == "reverse" else jnp.full_like(best_p, log_half)
 
 
 def answer_shares(
@@ -189,11 +218,12 @@ def answer_shares(
     Returns:
         Share, lower and upper end for every prompt and class, each between 0 and 1.
     """
-    member_pna = _good_members(reward, answer, num_answers, threshold)
-    total = member_pna.shape[-2]
-    share = jnp.mean(member_pna, axis=-2)
-    low, high = wilson_interval(share * total, total, confidence)
-    return share, low, high
+    reward_pn, class_pn = _good_classes(reward, answer, num_answers, threshold)
+    total = reward_pn.shape[-1]
+    empty_a = jnp.zeros(num_answers, reward_pn.dtype)
+    count_pa = jax.vmap(lambda class_n: empty_a.at[class_n].add(1.0, mode="drop"))(class_pn)
+    low, high = wilson_interval(count_pa, total, confidence)
+    return count_pa / total, low, high
 
 
 def wilson_interval(
@@ -217,6 +247,7 @@ def wilson_interval(
     return jnp.clip((centre - half) / scale, 0.0, 1.0), jnp.clip((centre + half) / scale, 0.0, 1.0)
 
 
-def _good_members(reward, answer, num_answers, threshold):
+def _good_classes(reward, answer, num_answers: int, threshold):
+    """Rewards as an array, and the class of each sample: `num_answers`, out of range, where it is bad or has none."""
     reward, answer = jnp.asarray(reward), jnp.asarray(answer)
-    return (reward >= threshold)[..., None] & (answer[..., None] == jnp.arange(num_answers))
+    return reward, jnp.where((reward >= threshold) & (answer >= 0), answer, num_answers)

@@ -93,7 +93,7 @@ def class_mass(
     mass_brc = pooled_samples.optimum_mass(
         weight_rj,
         pooled_samples.Outcomes(
-            jnp.asarray(groups.reward, float), jnp.asarray(groups.answer), jnp.asarray(likeliest_j)
+            jnp.asarray(groups.reward, float), jnp.asarray(groups.answer), jnp.asarray(likeliest_j), len(reward_n)
         ),
         jnp.asarray(beta_b, float),
         objective.threshold,
@@ -137,7 +137,9 @@ def class_log_mass(objective: Objective, samples_p: Sequence[Samples], task: Tas
             reward_j, answer_j = np.append(reward_j, reward_n.min()), np.append(answer_j, -1)
             count_j = np.append(count_j, 0.5)
         log_weight_j = jnp.log(count_j / len(reward_n))
-        outcomes = pooled_samples.Outcomes(jnp.asarray(reward_j, float), jnp.asarray(answer_j), log_weight_j)
+        outcomes = pooled_samples.Outcomes(
+            jnp.asarray(reward_j, float), jnp.asarray(answer_j), log_weight_j, len(reward_n)
+        )
         beta = max(objective.beta, LEAST_BETA)
         log_mass_pc.append(
             pooled_samples.objective_log_mass(log_weight_j, outcomes, beta, objective.threshold, **settings)

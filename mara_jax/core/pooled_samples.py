@@ -242,11 +242,12 @@ def _forward_optimum(log_weight_j, reward_j, beta):
 
 class Outcomes(NamedTuple):
     """Each group of samples: its reward, its class (negative for none), and the log-probability of its
-    likeliest sample (nats), which decides on R(z) where good rewards differ."""
+    likeliest sample (nats), which decides on R(z) where good rewards differ; `samples`, how many there are in all."""
 
     reward: Float[Array, " j"]
     answer: Int[Array, " j"]
     likeliest: Float[Array, " j"]
+    samples: int
 
 
 @functools.partial(jax.jit, static_argnames=("answers", "method", "direction"))
@@ -262,8 +263,9 @@ def optimum_mass(
 ) -> Float[Array, "b r c"]:
     """Probability of each answer, then of none, at one objective's optimum: for every beta and row of weights.
 
-    MARA over answers uses the masses of the samples (row 0), as a run measures them once; each resample
-    stands for a possible reference. So the spread over resamples is that of the optimum of a run with these masses.
+    MARA over answers uses the masses of the samples (row 0), as a run measures them once, half a sample for an answer
+    without one; each resample stands for a possible reference. So the spread over resamples is that of the optimum
+    of a run with these masses.
 
     Args:
         log_weight_rj: as from `log_weights`.
@@ -320,9 +322,13 @@ def _relative_to_best(outcomes: Outcomes, threshold):
 
 def _answer_lift(log_weight_j, outcomes: Outcomes, answers: int, beta, threshold, direction):
     """Rewards of MARA over answers, and the nats by which it lifts each group's reference."""
-    reward_j, answer_j, likeliest_j = outcomes
+    reward_j, answer_j, likeliest_j, samples = outcomes
     log_mass_a = answer_log_mass(log_weight_j, reward_j, answer_j, answers, beta, threshold, direction)
-    ref_1j = jnp.maximum(likeliest_j, jnp.finfo(reward_j.dtype).min)[None]
-    settings = {"beta": beta, "threshold": threshold, "direction": direction}
+    known_j = likeliest_j > -jnp.inf
+    # A group without a sample comes last, by a nat: beside float32's least number its lift would be rounded away.
+    ref_1j = jnp.where(known_j, likeliest_j, jnp.min(likeliest_j, where=known_j, initial=0.0) - 1)[None]
+    # Rewards are relative to the best of all samples, which is 0.
+    unseen = augment.unseen_log_mass(jnp.zeros((1, 1)), beta, threshold, direction) - jnp.log(samples)
+    settings = {"beta": beta, "threshold": threshold, "direction": direction, "unseen_log_mass": unseen}
     signal_1j, ref_hat_1j = augment.mara_answers(reward_j[None], ref_1j, answer_j[None], log_mass_a[None], **settings)
     return signal_1j[0], (ref_hat_1j - ref_1j)[0]

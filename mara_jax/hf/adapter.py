@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mara_jax.config.schema import LORA_TARGETS
 from mara_jax.hf.export import another_process_writes, atomic_directory, rows_with_dtypes, write_json, write_safetensors
 from mara_jax.hf.load import read_json
 from mara_jax.hf.tensors import DTYPES, SafeTensors, read_arrays
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora, parameters
+from mara_jax.policies import lora
 from mara_jax.policies.parameters import Lora
 from mara_jax.policies.policy import Policy
 
@@ -97,7 +98,7 @@ def _settings(config: Mapping[str, Any], tensors: SafeTensors) -> Lora:
     if config.get("use_rslora"):  # scaled by alpha / sqrt(r)
         alpha = alpha * rank**0.5
     kernels = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}
-    return Lora(rank, float(alpha), tuple(name for name in parameters.KERNELS if name in kernels))
+    return Lora(rank, float(alpha), tuple(name for name in LORA_TARGETS if name in kernels))
 
 
 def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: SafeTensors) -> None:

@@ -5,8 +5,16 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from mara_jax.policies import parameters
+from mara_jax.policies.families import FAMILIES
 from mara_jax.policies.parameters import Architecture, RopeScaling
+
+# What a config.json means where it lacks a key, in families whose row says nothing else.
+_DEFAULTS = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 32768,
+}
 
 
 def _number(config: Mapping[str, Any], key: str) -> float:
@@ -57,13 +65,13 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
         have, and for a key that is missing.
     """
     family = config.get("model_type")
-    if family not in parameters.FAMILIES:
-        raise ValueError(
-            f"{source} has the unknown model_type {family!r}: this code knows {', '.join(parameters.FAMILIES)}"
-        )
-    if config.get("hidden_act", "silu") != "silu":
+    if family not in FAMILIES:
+        raise ValueError(f"{source} has the unknown model_type {family!r}: this code knows {', '.join(FAMILIES)}")
+    traits = FAMILIES[family]
+    config = {**_DEFAULTS, **traits.defaults, **config}
+    if config["hidden_act"] != "silu":
         raise ValueError(f"{source} has hidden_act {config['hidden_act']!r}: this code knows 'silu'")
-    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    for key in traits.refuses:
         if config.get(key):
             raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
     try:
@@ -76,15 +84,13 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
             layers=_count(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=_count(config, "num_key_value_heads", heads),
-            head_dim=_count(config, "head_dim", 128 if family == "qwen3" else embed // heads),
+            head_dim=_count(config, "head_dim", embed // heads),
             mlp=_count(config, "intermediate_size"),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=_number({"rms_norm_eps": 1e-6, **config}, "rms_norm_eps"),
-            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-            qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
-            max_positions=_count(config, "max_position_embeddings", 32768),
+            norm_eps=_number(config, "rms_norm_eps"),
+            tie_embeddings=bool(config["tie_word_embeddings"]),
+            max_positions=_count(config, "max_position_embeddings"),
             **choices,
         )
     except ValueError as error:

@@ -18,7 +18,6 @@ from mara_jax.policies.parameters import Architecture, Row
 from mara_jax.policies.policy import Policy
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_CLASS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def config_of(arch: Architecture) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
                 "original_max_position_embeddings": scaling.original_max_positions,
             }
     return {
-        "architectures": [_CLASS[arch.family]],
+        "architectures": [arch.traits.model_class],
         "model_type": arch.family,
         "vocab_size": arch.vocab_size,
         "hidden_size": arch.embed,

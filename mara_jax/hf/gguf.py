@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-_FAMILY = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+from mara_jax.policies.families import FAMILIES
+
+_FAMILIES = ("llama", "qwen2", "qwen3")  # by llama.cpp's name, which is model_type; llama is Mistral's too
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -72,8 +74,8 @@ class GGUF:
 
     def _config(self) -> dict[str, Any]:
         family = self._get("general.architecture")
-        if family not in _FAMILY:
-            known = ", ".join(_FAMILY)
+        if family not in _FAMILIES:
+            known = ", ".join(_FAMILIES)
             raise ValueError(f"{self.source} has the unknown architecture {family!r}: this code knows {known}")
         if "rope_freqs.weight" in self._tensor_of:
             raise ValueError(
@@ -95,8 +97,8 @@ class GGUF:
         if scaling != "none":
             rope |= {"rope_type": scaling, "factor": self._get(f"{family}.rope.scaling.factor", 1.0)}
         return {
-            "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family] + "ForCausalLM"],
-            "model_type": _FAMILY[family],
+            "architectures": [FAMILIES[family].model_class],
+            "model_type": family,
             "vocab_size": self.shape("model.embed_tokens.weight")[0],
             "hidden_size": embed,
             "num_hidden_layers": need("block_count"),

@@ -15,12 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mara_jax.config.schema import ATTENTIONS, COMPUTE_DTYPES, LORA_TARGETS, REMATS
 from mara_jax.parallel import sharding
-
-REMAT = ("none", "elementwise", "layer")
-ATTENTION = ("auto", "xla", "kernels")
-FAMILIES = ("qwen2", "qwen3", "llama")
-KERNELS = ("q", "k", "v", "o", "gate", "up", "down")  # of a layer, in the order of the forward pass
+from mara_jax.policies.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class RopeScaling:
 class Lora:
     """Which kernels are trained by a low-rank update alone, W + alpha / rank * a @ b, and its size (see `lora`).
 
-    targets: names out of KERNELS, in that order.
+    targets: names out of LORA_TARGETS, in that order.
     """
 
     rank: int
@@ -53,8 +50,10 @@ class Lora:
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise ValueError(f"an adapter has rank={self.rank}, alpha={self.alpha}: both must be positive")
-        if not self.targets or self.targets != tuple(name for name in KERNELS if name in self.targets):
-            raise ValueError(f"an adapter has targets={self.targets}: name some of {', '.join(KERNELS)}, in this order")
+        if not self.targets or self.targets != tuple(name for name in LORA_TARGETS if name in self.targets):
+            raise ValueError(
+                f"an adapter has targets={self.targets}: name some of {', '.join(LORA_TARGETS)}, in this order"
+            )
 
     @property
     def scale(self) -> float:
@@ -67,11 +66,11 @@ class Architecture:
     """The static description of a decoder: hashable, so that it can be a static argument of a jitted
     function.
 
-    `scan_layers` stacks the layers on a leading axis and scans them (fast to compile, for accelerators);
-    otherwise they are unrolled, each with arrays of its own (XLA:CPU copies every slice of a stacked array).
-    `attention` is computed, in training, by "xla", by "kernels" that keep no scores, or by what
-    `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of keeping:
-    "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
+    `family` names the row of `FAMILIES` that says the rest. `scan_layers` stacks the layers on a leading axis and scans
+    them (fast to compile, for accelerators); otherwise they are unrolled, each with arrays of its own (XLA:CPU copies
+    every slice of a stacked array). `attention` is computed, in training, by "xla", by "kernels" that keep no scores,
+    or by what `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of
+    keeping: "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
     where an adapter is trained in place of all parameters.
     """
 
@@ -87,8 +86,6 @@ class Architecture:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tie_embeddings: bool = True
-    qkv_bias: bool = False
-    qk_norm: bool = False
     max_positions: int = 32768
     scan_layers: bool = False
     compute_dtype: str = "float32"
@@ -103,19 +100,24 @@ class Architecture:
             raise ValueError(f"{self.heads} query heads do not divide over {self.kv_heads} kv heads: use a multiple")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: rotary embedding pairs its channels, so it must be even")
-        if self.compute_dtype not in ("float32", "bfloat16", "float64"):
-            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use 'float32', 'bfloat16' or 'float64'")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype is {self.compute_dtype!r}: use one of {', '.join(COMPUTE_DTYPES)}")
         if self.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ValueError("compute_dtype is 'float64', which jax has only with JAX_ENABLE_X64=1 in the environment")
-        if self.remat not in REMAT:
-            raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMAT)}")
-        if self.attention not in ATTENTION:
-            raise ValueError(f"attention is {self.attention!r}: use one of {', '.join(ATTENTION)}")
+        if self.remat not in REMATS:
+            raise ValueError(f"remat is {self.remat!r}: use one of {', '.join(REMATS)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention is {self.attention!r}: use one of {', '.join(ATTENTIONS)}")
         if self.lora is not None and self.lora.rank > self.embed:
             raise ValueError(
                 f"the adapter's rank is {self.lora.rank}, but the model is {self.embed} wide: use at most that, as "
                 "more costs more than training the kernels themselves"
             )
+
+    @property
+    def traits(self) -> Family:
+        """What the models of its family have in common."""
+        return FAMILIES[self.family]
 
 
 def wide(dtype: Any) -> Any:
@@ -150,7 +152,7 @@ class Row:
 
 def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
     """The rows of one decoder layer, in the order in which the layer uses them."""
-    d, f, h = arch.embed, arch.mlp, arch.head_dim
+    d, f, h, traits = arch.embed, arch.mlp, arch.head_dim, arch.traits
     root = ("layers",) if arch.scan_layers else (f"layers_{index}",)
     layer = index if arch.scan_layers else None
     prefix = f"model.layers.{index}."
@@ -169,10 +171,10 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
 
     heads, kv, residual = arch.heads * h, arch.kv_heads * h, (2 * arch.layers) ** -0.5
     yield norm("attn_norm", "input_layernorm", d, "embed")
-    yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), arch.qkv_bias)
-    yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
-    yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), arch.qkv_bias)
-    if arch.qk_norm:
+    yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), traits.qkv_bias)
+    yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
+    yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
+    if traits.qk_norm == "each_head":
         yield norm("q_norm", "self_attn.q_norm", h, None)
         yield norm("k_norm", "self_attn.k_norm", h, None)
     yield from linear("o", "self_attn.o_proj", (heads, d), ("heads", "embed"), gain=residual)
@@ -296,13 +298,6 @@ def init(arch: Architecture, key: jax.Array) -> dict[str, Any]:
     for path, arrays in arrays_of.items():
         put(params, path, jnp.stack(arrays) if path in stacked else arrays[0])
     return params
-
-
-def to_scanned(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Stack the unrolled layers 'layers_0', 'layers_1', ... of a tree into one 'layers' on a leading axis."""
-    unlayered = {name: tree for name, tree in params.items() if not name.startswith("layers_")}
-    trees = [params[f"layers_{index}"] for index in range(layers)]
-    return {**unlayered, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)}
 
 
 def to_unrolled(params: Mapping[str, Any], layers: int) -> dict[str, Any]:

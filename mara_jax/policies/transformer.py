@@ -1,4 +1,4 @@
-"""The decoder-only transformer of the Qwen2, Qwen3 and Llama families, in flax.linen.
+"""The decoder-only transformer of the families in `families.py`, in flax.linen.
 
 Norms, rotary embedding and softmax are in float32, matmuls in `Architecture.compute_dtype`. Masks come from lengths and
 slots, never from token values. `ops/` has the operations, `parameters.py` names and shapes every array.
@@ -16,20 +16,12 @@ from mara_jax.parallel import sharding
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.kv_cache import KV, init_cache, slot_count, written
 from mara_jax.policies.ops import rotary
-from mara_jax.policies.ops.attention import (
-    SAVED,
-    Mask,
-    behind_prefix,
-    cache_mask,
-    causal_mask,
-    heads_first,
-    tokens_first,
-)
+from mara_jax.policies.ops.attention import Mask, behind_prefix, cache_mask, causal_mask, heads_first, tokens_first
 from mara_jax.policies.ops.rms_norm import rms_norm
 from mara_jax.policies.ops.select import select
 from mara_jax.policies.packing import Packing, pack_only, unpack
 from mara_jax.policies.parameters import Architecture, RopeScaling
-from mara_jax.policies.remat import checkpoint_policy, uses_checkpoints
+from mara_jax.policies.remat import SAVED, checkpoint_policy, uses_checkpoints
 
 __all__ = ["KV", "Architecture", "RopeScaling", "forward", "forward_group", "init", "init_cache", "logits"]
 
@@ -101,14 +93,14 @@ class Block(nn.Module):
     arch: Architecture
 
     def setup(self):
-        arch = self.arch
+        arch, traits = self.arch, self.arch.traits
         d, f, heads, kv_heads = arch.embed, arch.mlp, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
         self.attn_norm, self.mlp_norm = RMSNorm(arch.norm_eps), RMSNorm(arch.norm_eps)
-        self.q = Linear(arch, d, heads, ("embed", "heads"), arch.qkv_bias)
-        self.k = Linear(arch, d, kv_heads, ("embed", "kv_heads"), arch.qkv_bias)
-        self.v = Linear(arch, d, kv_heads, ("embed", "kv_heads"), arch.qkv_bias)
+        self.q = Linear(arch, d, heads, ("embed", "heads"), traits.qkv_bias)
+        self.k = Linear(arch, d, kv_heads, ("embed", "kv_heads"), traits.qkv_bias)
+        self.v = Linear(arch, d, kv_heads, ("embed", "kv_heads"), traits.qkv_bias)
         self.o = Linear(arch, heads, d, ("heads", "embed"))
-        if arch.qk_norm:
+        if traits.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(arch.norm_eps), RMSNorm(arch.norm_eps)
         self.gate, self.up = (Linear(arch, d, f, ("embed", "mlp")) for _ in range(2))
         self.down = Linear(arch, f, d, ("mlp", "embed"))
@@ -127,7 +119,7 @@ class Block(nn.Module):
         ops = select(self.arch)
         by_head = (*x_btd.shape[:-1], -1, self.arch.head_dim)
         q_btnh, k_btkh, v_btkh = (project(x_btd).reshape(by_head) for project in (self.q, self.k, self.v))
-        if self.arch.qk_norm:
+        if self.arch.traits.qk_norm == "each_head":
             q_btnh, k_btkh = self.q_norm(q_btnh), self.k_norm(k_btkh)
         q_btnh = rotary.rotate(q_btnh, segment.rope) * self.arch.head_dim**-0.5
         k_btkh = rotary.rotate(k_btkh, segment.rope)

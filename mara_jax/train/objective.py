@@ -14,6 +14,7 @@ class Scored(NamedTuple):
 
     logp [p, g, t] (nats, differentiable), mask [p, g, t] (1 counts), ref_logp [p, g] (nats, whole strings),
     reward [p, g], answer [p, g] (class index, -1 for none), log_mass [p, a] (log Z or log M of each answer).
+    unseen_log_mass [p]: that of an answer that is -inf there; None for half of the smallest.
     What training leaves out: ref_token_logp [p, g, t], the reference's nats token by token, for estimators at
     level "token"; anchor_reward and anchor_ref_logp [p], for MARA's anchor over more than the group.
     Where the policy may not be the one that drew the strings: old_logp [p, g, t] of the policy before the rollout's
@@ -31,6 +32,7 @@ class Scored(NamedTuple):
     anchor_ref_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     sampler_logp: jax.Array | None = None
+    unseen_log_mass: jax.Array | None = None
 
 
 def augmented(algorithm: config.Algorithm, scored: Scored, beta, threshold) -> tuple[jax.Array, jax.Array]:
@@ -48,6 +50,7 @@ def augmented(algorithm: config.Algorithm, scored: Scored, beta, threshold) -> t
     if algorithm.anchor == "string":
         return augment.mara(scored.reward, scored.ref_logp, anchor_ref_logp=scored.anchor_ref_logp, **settings)
     assert scored.log_mass is not None, "MARA over answers reads the masses of answers"
+    settings["unseen_log_mass"] = scored.unseen_log_mass
     return augment.mara_answers(scored.reward, scored.ref_logp, scored.answer, scored.log_mass, **settings)
 
 

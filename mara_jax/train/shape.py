@@ -27,8 +27,6 @@ def nano(cfg: Policy) -> Architecture:
         rope_scaling=None,
         norm_eps=1e-6,
         tie_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
         max_positions=512,
         **choices(cfg),
     )

@@ -144,7 +144,7 @@ def _loss_of_stats(
     stats: BySampler, batches: BySampler, hyper: Hyperparameters, choices: Choices, old: OldPolicy | None
 ):
     """`objective` of the tokens' statistics, with metrics."""
-    masses = _log_mass(batches, hyper, choices.algorithm)
+    masses = _masses(batches, hyper, choices.algorithm)
     scored = _scored(stats.policy, batches.policy, masses)._replace(sampler_logp=batches.policy.sampler_logp)
     reference = None if stats.reference is None else _scored(stats.reference, batches.reference, masses)
     if old is not None:
@@ -158,22 +158,34 @@ def _loss_of_stats(
     return value, Auxiliary(metrics, scored.logp)
 
 
-def _log_mass(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algorithm) -> jax.Array | None:
-    """[p, a] log-mass of each answer index under the reference, from its samples; None where there are none."""
+class Masses(NamedTuple):
+    """Log-masses under the reference, estimated from its samples: of each answer index [p, a], of one unseen [p]."""
+
+    log_mass: jax.Array | None
+    unseen: jax.Array | None
+
+
+def _masses(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algorithm) -> Masses:
+    """None, None where the method reads none."""
     batch = batches.policy
     if batch.ref_reward is None:
-        return None
+        return Masses(None, None)
     # Every index is below this: there are no more answers than completions.
     groups = 1 if batches.reference is None else 2
     count = batch.ref_reward.shape[1] + groups * batch.reward.shape[1]
-    return augment.answer_log_mass(batch.ref_reward, batch.ref_answer, count, hyper.beta, hyper.threshold, algorithm.kl)
+    settings = (hyper.beta, hyper.threshold, algorithm.kl)
+    return Masses(
+        augment.answer_log_mass(batch.ref_reward, batch.ref_answer, count, *settings),
+        augment.unseen_log_mass(batch.ref_reward, *settings),
+    )
 
 
-def _scored(stats: head.Stats, batch: Batch, log_mass_pa: jax.Array | None) -> Scored:
+def _scored(stats: head.Stats, batch: Batch, masses: Masses) -> Scored:
     mask_pgt = logprobs.mask(batch.lengths, batch.tokens.shape[-1])
     assert stats.ref_logp is not None
     ref_logp_pg = jnp.sum(stats.ref_logp * mask_pgt, axis=-1)
-    return Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, log_mass_pa)
+    scored = Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, masses.log_mass)
+    return scored._replace(unseen_log_mass=masses.unseen)
 
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("state",))

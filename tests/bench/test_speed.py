@@ -68,7 +68,7 @@ def test_micro_batches_compute_each_prompt_once_for_every_part():
 
 @pytest.fixture(scope="module")
 def record():
-    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
+    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32)
     policy = Policy(arch, None, (), 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
     return speed.measure("case", setup_of(policy, params, 8, 6, 2, 4), repeats=2)
@@ -80,7 +80,7 @@ def test_nothing_is_compiled_after_the_first_step(record):
 
 
 def test_an_update_with_truncated_weights_is_measured():
-    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32, qkv_bias=True)
+    arch = transformer.Architecture("qwen2", 64, 16, 1, 4, 2, 4, 32)
     algorithm = config.Algorithm(method="mara", anchor="string", truncate=2.0)
     params = transformer.init(arch, jax.random.key(0))
     policy = Policy(arch, None, (), 0, {}, "random")

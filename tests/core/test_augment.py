@@ -144,17 +144,43 @@ def test_a_row_without_the_anchor_class_takes_the_reward_of_its_likeliest_good_s
     np.testing.assert_allclose(reward, 1.0)
 
 
-def test_unseen_classes_get_the_floor_and_seen_ones_keep_theirs():
-    log_mass = np.array([[-1.0, -np.inf, -20.0]])
-    sample = np.ones((1, 3)), np.zeros((1, 3)), np.array([[0, 1, 2]])
-    reward, _ = augment.mara_answers(*sample, log_mass, **SETTINGS)
-    np.testing.assert_allclose(reward, [[1, 1 + 0.1 * np.log(256), 1 + 1.9]])
-    reward, _ = augment.mara_answers(*sample, log_mass, floor=-2.0, **SETTINGS)
-    np.testing.assert_allclose(reward, [[1, 1.2, 2.9]])
+def test_an_answer_not_among_the_samples_counts_as_half_a_sample():
+    """Four samples: two of class 0, one good and one bad of class 1; classes 2 and 3 are never seen."""
+    reward, answer = np.array([[1.0, 1.0, 0.9, 0.2]]), np.array([[0, 0, 1, 1]])
+    log_mass = augment.answer_log_mass(reward, answer, 4, 0.1, 0.8)
+    unseen = augment.unseen_log_mass(reward, 0.1, 0.8)
+    np.testing.assert_allclose(unseen, [np.log(0.5 / 4) + 10])  # the largest good reward is 1: exp(1 / .1)
+    sample = np.ones((1, 4)), np.zeros((1, 4)), np.array([[0, 1, 2, -1]])
+    got, _ = augment.mara_answers(*sample, log_mass, unseen_log_mass=unseen, **SETTINGS)
+    # Class 0 is the anchor with 2 exp(10) / 4; class 1 has exp(9) / 4; half a sample is a quarter of two.
+    np.testing.assert_allclose(got, [[1, 1 + 0.1 * (np.log(2) + 1), 1 + 0.1 * np.log(4), 1]])
+    settings = SETTINGS | {"direction": "forward"}
+    log_mass = augment.answer_log_mass(reward, answer, 4, 0.1, 0.8, "forward")
+    unseen = augment.unseen_log_mass(reward, 0.1, 0.8, "forward")
+    np.testing.assert_allclose(unseen, [np.log(1 / 8)])
+    _, ref = augment.mara_answers(*sample, log_mass, unseen_log_mass=unseen, **settings)
+    np.testing.assert_allclose(ref, [[0, np.log(2), np.log(4), 0]], atol=1e-12)
+
+
+def test_without_a_good_sample_half_a_sample_has_the_threshold_as_reward():
+    got = augment.unseen_log_mass(np.array([[0.1, 0.7], [0.1, 0.9]]), 0.1, 0.8)
+    np.testing.assert_allclose(got, [np.log(0.25) + 8, np.log(0.25) + 9])
+    with pytest.raises(ValueError, match="sideways"):
+        augment.unseen_log_mass(REWARD, 0.1, 0.8, "sideways")  # type: ignore[arg-type]
+
+
+def test_the_mass_of_unseen_classes_is_one_number_one_a_row_or_half_of_the_smallest_seen():
+    log_mass = np.array([[-1.0, -np.inf, -20.0], [-3.0, -np.inf, -2.0]])
+    sample = np.ones((2, 3)), np.zeros((2, 3)), np.array([[0, 1, 2], [0, 1, 2]])
+    for unseen, bonus in ((None, [19 + np.log(2), 1 + np.log(2)]), (-4.0, [3, 2]), (np.array([-4, -5]), [3, 3])):
+        reward, _ = augment.mara_answers(*sample, log_mass, unseen_log_mass=unseen, **SETTINGS)
+        np.testing.assert_allclose(reward, 1 + 0.1 * np.array([[0, bonus[0], 19], [1, bonus[1], 0]]))
     for direction in ("reverse", "forward"):
-        reward, ref = augment.mara_answers(*sample, np.full((1, 3), -np.inf), direction=direction, **SETTINGS)
-        np.testing.assert_array_equal(reward, 1)  # nothing known of this prompt: unchanged
-        np.testing.assert_array_equal(ref, 0)
+        for unseen in (None, -2.0):
+            settings = SETTINGS | {"direction": direction, "unseen_log_mass": unseen}
+            reward, ref = augment.mara_answers(*sample, np.full((2, 3), -np.inf), **settings)
+            np.testing.assert_array_equal(reward, 1)  # nothing known of this prompt: unchanged
+            np.testing.assert_array_equal(ref, 0)
 
 
 def test_log_masses_by_hand():
@@ -165,6 +191,10 @@ def test_log_masses_by_hand():
     reverse = augment.answer_log_mass(reward, answer, 3, 0.1, 0.8)
     want = [np.log((3 * np.exp(10) + np.exp(9)) / 8), np.log(2 * np.exp(10) / 8), -np.inf]
     np.testing.assert_allclose(reverse, [want])
+    # Rows are prompts, and classes of far smaller mass keep their digits.
+    many = augment.answer_log_mass(np.array([[1.0, 2.0], [5.0, 5.0]]), np.array([[0, 2], [-1, 1]]), 3, 1e-3, 0.8)
+    half = np.log(0.5)
+    np.testing.assert_allclose(many, [[1000 + half, -np.inf, 2000 + half], [-np.inf, 5000 + half, -np.inf]])
     share, low, high = augment.answer_shares(reward, answer, 3, 0.8)
     np.testing.assert_allclose(share, [[0.5, 0.25, 0]])
     for a, count in enumerate((4, 2, 0)):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from mara_jax.core import augment, forecast, forecast_curves, pooled_samples, targets
 from mara_jax.toy import problems
@@ -101,6 +102,46 @@ def test_log_mass_is_that_of_training():
         want = augment.answer_log_mass(REWARD[None], ANSWER[None], 4, 0.3, 0.8, direction)[0]
         got = pooled_samples.answer_log_mass(weight, groups.reward, groups.answer, 4, 0.3, 0.8, direction)
         assert np.allclose(got, want, atol=1e-6) and got[3] == -np.inf
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_the_optimum_is_where_training_with_these_masses_ends(direction):
+    """Ten samples and the half one of an answer that they lack, optimised by exact gradients of the training signal."""
+    reward, answer = np.append(REWARD, 1.0), np.append(ANSWER, 3)
+    ref = np.log(np.append(np.full(10, 0.1), 0.05))
+    settings = {"beta": 0.3, "threshold": 0.8, "direction": direction}
+    log_mass = augment.answer_log_mass(REWARD[None], ANSWER[None], 4, **settings)
+    unseen = augment.unseen_log_mass(REWARD[None], **settings)
+    # The anchor's reward, for "forward", is that of the likeliest string: ties here go to the best reward, 1.
+    signal, ref_hat = augment.mara_answers(
+        reward[None], ref[None], answer[None], log_mass, unseen_log_mass=unseen, **settings
+    )
+
+    def loss(logits):
+        logp = jax.nn.log_softmax(logits)
+        if direction == "forward":
+            return -jnp.sum(jnp.exp(logp) * signal[0]) - 0.3 * jnp.sum(jnp.exp(ref_hat[0]) * logp)
+        return -jnp.sum(jnp.exp(logp) * (signal[0] - 0.3 * (logp - ref_hat[0])))
+
+    with jax.enable_x64(True):
+        trained = optimize.minimize(jax.value_and_grad(loss), ref, jac=True, options={"gtol": 1e-7}).x
+    objective = forecast.Objective("answers", direction, 0.3, 0.8)
+    got = np.exp(
+        forecast.class_log_mass(objective, [forecast.Samples(REWARD, ANSWER)], forecast.Task(("a", "b", "c", "d")))
+    )
+    assert np.allclose(got, class_masses(jax.nn.log_softmax(trained), answer, 4), atol=2e-5)
+    assert np.allclose(got[:4], got[3], rtol=0.4)  # near each other; bad strings of a and b are no part of their mass
+
+
+def test_an_unseen_answer_has_half_a_sample_in_the_bootstrap():
+    """Its row gives it Wilson's most; the run had measured half a sample of six, the others three each."""
+    reward, answer = np.ones(6), np.repeat([0, 1], 3)
+    beta_b = np.array([0.1])
+    for direction in ("reverse", "forward"):
+        mass = masses("answers", direction, 5, reward=reward, answer=answer, ref_logp=None, betas=beta_b)
+        most = 1.959964**2 / (6 + 1.959964**2)
+        lifted = np.array([0.5, 0.5, most * 6, 0])
+        assert np.allclose(mass[0, -1], lifted / lifted.sum(), atol=1e-5)
 
 
 def test_log_masses_keep_what_probabilities_cannot():

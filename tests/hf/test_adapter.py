@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mara_jax import hf
+from mara_jax.config.schema import LORA_TARGETS
 from mara_jax.policies import lora, parameters, transformer
 from mara_jax.policies.parameters import Lora
 
@@ -22,7 +23,7 @@ TOKENS = np.where(np.arange(12) < LENGTHS[:, None], np.random.default_rng(0).int
 REAL = np.arange(12) < LENGTHS[:, None]
 WEIGHT = np.where(REAL[..., None], np.random.default_rng(1).normal(size=(2, 12, 97)), 0).astype(np.float32)
 CASES = {
-    "all": ("qwen2-tied", False, Lora(4, 12.0, parameters.KERNELS)),
+    "all": ("qwen2-tied", False, Lora(4, 12.0, LORA_TARGETS)),
     "two": ("llama-llama3", True, Lora(3, 1.5, ("v", "down"))),
 }
 

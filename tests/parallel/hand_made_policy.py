@@ -34,7 +34,7 @@ def write(out: pathlib.Path, seed: int = 0) -> pathlib.Path:
     tokenizer.add_tokens(list(PIECES))
     arch = transformer.Architecture(
         family="qwen2", vocab_size=VOCABULARY, embed=EMBED, layers=1, heads=4, kv_heads=2, head_dim=16, mlp=128,
-        tie_embeddings=False, qkv_bias=True, max_positions=512,
+        tie_embeddings=False, max_positions=512,
     )  # fmt: skip
     draw = np.random.default_rng(seed)
     tree: dict = {}

@@ -11,11 +11,12 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from mara_jax import config
 from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import parameters, transformer
 
 ARCH = transformer.Architecture(
-    family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True
+    family="qwen2", vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48
 )
 
 
@@ -145,7 +146,7 @@ def _shapes_of_scans(jaxpr):
             yield from _shapes_of_scans(value.jaxpr) if hasattr(value, "jaxpr") else ()
 
 
-@pytest.mark.parametrize("remat", parameters.REMAT)
+@pytest.mark.parametrize("remat", config.REMATS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_gathered_kernel_is_kept_for_the_backward_pass(remat, dtype):
     """Of all layers together they would be the whole model, on every device; only their gradients are stacked."""

@@ -58,7 +58,7 @@ def random_weights(out: pathlib.Path, layers: int, embed: int, words: int) -> pa
     tokenizer = tokenizers.nano([onetwo.PROMPT], 512)
     arch = transformer.Architecture(
         family="qwen2", vocab_size=words, embed=embed, layers=layers, heads=embed // 64, kv_heads=2, head_dim=64,
-        mlp=4 * embed, qkv_bias=True,
+        mlp=4 * embed,
     )  # fmt: skip
     tree = transformer.init(arch, jax.random.key(0))
     ends = tokenizers.end_tokens(tokenizer)

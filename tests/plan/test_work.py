@@ -9,7 +9,7 @@ from mara_jax.policies import transformer
 
 A23, B34 = jnp.ones((2, 3)), jnp.ones((3, 4))
 SQUARE = jnp.ones((4, 4))
-ARCH = transformer.Architecture("qwen2", 32, 8, 2, 4, 2, 2, 16, qkv_bias=True)
+ARCH = transformer.Architecture("qwen2", 32, 8, 2, 4, 2, 2, 16)
 KERNELS = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16)  # layers * (q, k and v, o, gate up down)
 
 

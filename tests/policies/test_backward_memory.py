@@ -10,7 +10,7 @@ from mara_jax.policies import transformer
 from mara_jax.policies.packing import pack_lengths
 
 P, G, S, T = 2, 4, 24, 24
-ARCH = transformer.Architecture("qwen2", 32, 32, 4, heads=4, kv_heads=2, head_dim=16, mlp=48, qkv_bias=True)
+ARCH = transformer.Architecture("qwen2", 32, 32, 4, heads=4, kv_heads=2, head_dim=16, mlp=48)
 # Of a token: the residual stream before attention and before the feed-forward, and both normed; queries and attention's
 # output, keys and values, gate and up. Of a query, beside: the log-sum-exp of its scores. Each norm: one number.
 NUMBERS = 4 * 32 + 2 * 64 + 2 * 32 + 2 * 48 + 4 + 2

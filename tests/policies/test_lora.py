@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacking import to_scanned
 
 from mara_jax import config
 from mara_jax.parallel import sharding
@@ -16,8 +17,8 @@ from mara_jax.policies import lora, parameters, transformer
 from mara_jax.policies.parameters import Architecture, Lora
 
 RANK, ALPHA = 3, 5.0
-PLAIN = Architecture("qwen2", 38, 16, 2, 4, 2, 8, 24, qkv_bias=True)
-ARCH = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, parameters.KERNELS))
+PLAIN = Architecture("qwen2", 38, 16, 2, 4, 2, 8, 24)
+ARCH = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, config.LORA_TARGETS))
 SCANNED = dataclasses.replace(ARCH, scan_layers=True)
 TOKENS = np.random.default_rng(0).integers(0, 38, (3, 7), dtype=np.int32)
 AT = np.broadcast_to(np.arange(7, dtype=np.int32), TOKENS.shape)
@@ -88,7 +89,7 @@ def test_in_float64_values_and_gradients_are_those_of_merged_kernels():
                 )
 
 
-@pytest.mark.parametrize("targets", [parameters.KERNELS, ("q",)])
+@pytest.mark.parametrize("targets", [config.LORA_TARGETS, ("q",)])
 def test_no_gradient_of_a_kernel_is_made_for_an_adapter(targets):
     """Nor kept alive by what waits for one."""
     arch = dataclasses.replace(PLAIN, lora=Lora(RANK, ALPHA, targets))
@@ -122,7 +123,7 @@ def test_only_named_kernels_are_adapted_and_drawn_as_peft_draws_them():
     assert a.std() == pytest.approx(1 / 16 / np.sqrt(3), rel=0.05) and abs(a.mean()) < 0.003
     assert not np.any(adapter["layers_0"]["q"]["lora_b"])
     scanned = lora.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(0))
-    chex.assert_trees_all_equal(scanned, parameters.to_scanned(adapter, 2))
+    chex.assert_trees_all_equal(scanned, to_scanned(adapter, 2))
 
 
 def test_attaching_copies_nothing_of_the_base():
@@ -152,11 +153,7 @@ def test_an_impossible_adapter_is_refused(rank, alpha, targets, words):
 
 
 def test_the_targets_of_a_config_are_the_kernels_of_a_layer():
-    assert (
-        config.LORA_TARGETS
-        == parameters.KERNELS
-        == tuple(r.path[-2] for r in parameters.table(PLAIN) if "kernel" in r.path)[:7]
-    )
+    assert tuple(r.path[-2] for r in parameters.table(PLAIN) if "kernel" in r.path)[:7] == config.LORA_TARGETS
     assert config.lora_targets(config.Lora(targets="down, v,q")) == ("q", "v", "down")
 
 

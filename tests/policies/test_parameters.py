@@ -5,17 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacking import to_scanned
 
 from mara_jax.policies import parameters, transformer
+from mara_jax.policies.families import FAMILIES
 from mara_jax.policies.parameters import Architecture
 
-TINY = Architecture("qwen3", 61, 32, 3, 4, 2, 12, 40, qk_norm=True, tie_embeddings=False)
+TINY = Architecture("qwen3", 61, 32, 3, 4, 2, 12, 40, tie_embeddings=False)
 PUBLISHED = {
     # parameter counts as the model cards and safetensors headers of the released models state them
     "SmolLM2-135M": (Architecture("llama", 49152, 576, 30, 9, 3, 64, 1536), 134_515_008),
-    "Qwen2.5-0.5B": (Architecture("qwen2", 151936, 896, 24, 14, 2, 64, 4864, qkv_bias=True), 494_032_768),
-    "Qwen2.5-3B": (Architecture("qwen2", 151936, 2048, 36, 16, 2, 128, 11008, qkv_bias=True), 3_085_938_688),
-    "Qwen3-0.6B": (Architecture("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, qk_norm=True), 596_049_920),
+    "Qwen2.5-0.5B": (Architecture("qwen2", 151936, 896, 24, 14, 2, 64, 4864), 494_032_768),
+    "Qwen2.5-3B": (Architecture("qwen2", 151936, 2048, 36, 16, 2, 128, 11008), 3_085_938_688),
+    "Qwen3-0.6B": (Architecture("qwen3", 151936, 1024, 28, 16, 8, 128, 3072), 596_049_920),
     "Llama-3.2-1B": (Architecture("llama", 128256, 2048, 16, 32, 8, 64, 8192), 1_235_814_400),
 }
 
@@ -25,9 +27,9 @@ def test_table_counts_the_parameters_of_released_models(arch, expected):
     assert parameters.count(arch) == expected
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_every_array_of_the_table_is_there_and_reaches_the_logits(scan):
-    arch = dataclasses.replace(TINY, scan_layers=scan, qkv_bias=True)
+@pytest.mark.parametrize(("family", "scan"), [("qwen3", True), *((family, False) for family in FAMILIES)])
+def test_every_array_of_the_table_is_there_and_reaches_the_logits(family, scan):
+    arch = dataclasses.replace(TINY, family=family, scan_layers=scan)
     tokens_bt, whole = jnp.arange(4)[None], parameters.init(arch, jax.random.key(0))
 
     def total(params):
@@ -57,7 +59,7 @@ def test_init_draws_the_stated_distributions_and_the_same_numbers_when_scanned()
     np.testing.assert_array_equal(params["layers_0"]["attn_norm"]["scale"], 1)
     assert not np.array_equal(params["layers_0"]["q"]["kernel"], params["layers_1"]["q"]["kernel"])
     scanned = parameters.init(dataclasses.replace(arch, scan_layers=True), jax.random.key(4))
-    chex.assert_trees_all_equal(scanned, parameters.to_scanned(params, 3))
+    chex.assert_trees_all_equal(scanned, to_scanned(params, 3))
 
 
 @pytest.mark.parametrize(

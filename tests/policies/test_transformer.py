@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacking import to_scanned
 
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.ops import cpu, rotary
@@ -14,8 +15,8 @@ from mara_jax.policies.transformer import Architecture, RopeScaling
 
 SMALL = dict(vocab_size=61, embed=32, layers=2, heads=4, kv_heads=2, mlp=40)
 MODELS = {
-    "qwen2": Architecture("qwen2", head_dim=8, qkv_bias=True, **SMALL),
-    "qwen3": Architecture("qwen3", head_dim=12, qk_norm=True, tie_embeddings=False, **SMALL),
+    "qwen2": Architecture("qwen2", head_dim=8, **SMALL),
+    "qwen3": Architecture("qwen3", head_dim=12, tie_embeddings=False, **SMALL),
     "llama": Architecture("llama", head_dim=8, rope_scaling=RopeScaling("linear", 2.0), **SMALL),
 }
 # Compiling is what costs here: one family with everything unrolled, the other with everything scanned.
@@ -231,7 +232,7 @@ def test_padding_changes_nothing(arch):
 @pytest.mark.parametrize("arch", MODELS.values(), ids=MODELS.keys())
 def test_scanned_equals_unrolled(arch):
     params, tokens_bt = random_params(arch), random_tokens(2, 6)
-    scanned = parameters.to_scanned(params, arch.layers)
+    scanned = to_scanned(params, arch.layers)
     scan_arch = dataclasses.replace(arch, scan_layers=True)
     expected, kv = forward(arch, params, tokens_bt, positions(tokens_bt))
     got, stacked = forward(scan_arch, scanned, tokens_bt, positions(tokens_bt))

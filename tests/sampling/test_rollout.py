@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from stacking import to_scanned
 from tiny_policy import END, all_strings, tiny
 
 from mara_jax.sampling import logprobs, sample
@@ -82,11 +83,9 @@ def test_rows_differ_between_samples_prompts_and_keys(drawn):
 
 
 def test_scanned_layers_draw_the_same_text(drawn):
-    from mara_jax.policies import parameters
-
     _, params, whole = drawn
     scanned, _ = tiny(scan=True)
-    stacked = parameters.to_scanned(params, 2)
+    stacked = to_scanned(params, 2)
     again = sample(scanned, stacked, PROMPTS, key=jax.random.key(1), group_size=16, max_new_tokens=8)
     np.testing.assert_array_equal(again.tokens, whole.tokens)
 

@@ -16,7 +16,7 @@ def tiny(vocab=16, eos=(END,), scan=False, **changes):
     """A two-layer policy with weights large enough that its distribution is far from uniform."""
     arch = transformer.Architecture(
         family="qwen2", vocab_size=vocab, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32,
-        rope_theta=1e4, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False,
+        rope_theta=1e4, rope_scaling=None, norm_eps=1e-6, tie_embeddings=True,
         max_positions=64, scan_layers=scan, **changes,
     )  # fmt: skip
     init = jax.jit(transformer.init, static_argnums=0)

@@ -71,7 +71,7 @@ def weights(monkeypatch, *, ends=(2,), eos: str | None = "<|im_end|>", template:
     nano.eos_token, nano.chat_template = eos, template
     arch = transformer.Architecture(
         family="qwen2", vocab_size=512, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=32, rope_theta=1e4,
-        rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, qkv_bias=True, qk_norm=False, max_positions=200,
+        rope_scaling=None, norm_eps=1e-6, tie_embeddings=True, max_positions=200,
     )  # fmt: skip
     policy = Policy(arch, nano, ends, 0, {}, "/some/model")
     monkeypatch.setattr(reference, "load_base", lambda *_: (policy, None))

@@ -50,7 +50,7 @@ class Ended(Task):
 
 @pytest.fixture(scope="module")
 def setup() -> startup.Setup:
-    arch = transformer.Architecture("qwen2", 64, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16, qkv_bias=True)
+    arch = transformer.Architecture("qwen2", 64, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16)
     policy = Policy(arch, None, ENDS, 0, {}, "random")
     params = transformer.init(arch, jax.random.key(0))
     return startup.Setup(RUN, Ended(), policy, params, PROMPTS, TX)

@@ -12,7 +12,7 @@ from mara_jax.sampling import logprobs
 from mara_jax.train import placement
 
 ARCH = transformer.Architecture(
-    "qwen2", vocab_size=64, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32, qkv_bias=True,
+    "qwen2", vocab_size=64, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=32,
     scan_layers=True, compute_dtype="bfloat16", tie_embeddings=False,
 )  # fmt: skip
 init = jax.jit(transformer.init, static_argnums=0)

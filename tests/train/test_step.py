@@ -20,7 +20,7 @@ from mara_jax.train.state import Batch, BySampler, Hyperparameters
 END, WIDTH, BETA, TAU = 3, 2, 0.3, 0.5
 HYPER = Hyperparameters(BETA, TAU)
 ARCH = transformer.Architecture(
-    family="qwen3", vocab_size=4, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True
+    family="qwen3", vocab_size=4, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16
 )
 STRINGS = [
     s

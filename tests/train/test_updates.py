@@ -17,7 +17,7 @@ from mara_jax.train import optim, step
 from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 ARCH = transformer.Architecture(
-    family="qwen3", vocab_size=5, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16, qk_norm=True
+    family="qwen3", vocab_size=5, embed=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=16
 )
 BETA, TAU, LARGE = 0.3, 0.5, Optimiser(learning_rate=0.02)
 TOKENS = jnp.array([[[0, 3, 1], [2, 4, 0], [1, 1, 4], [4, 0, 0]]])

@@ -1,0 +1,42 @@
+"""The model families, one row each: where a family differs from Llama's decoder, and how its config.json is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_BIASES = ("attention_bias", "mlp_bias")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model_type of Hugging Face means.
+
+    model_class: of transformers, which loads an exported model.
+    qkv_bias: whether the projections to queries, keys and values add a bias.
+    qk_norm: how queries and keys are normed before they are rotated: not at all, or the channels of each head.
+    refuses: keys of config.json that ask for what the decoder does not have where they are set to anything true.
+    defaults: what config.json means where it lacks a key; `hf.architecture` has the rest, which are the same for all.
+    """
+
+    model_class: str
+    qkv_bias: bool = False
+    qk_norm: Literal["none", "each_head"] = "none"
+    refuses: tuple[str, ...] = _BIASES
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        qkv_bias=True,
+        refuses=(*_BIASES, "use_sliding_window"),
+        defaults={"num_key_value_heads": 32},
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        qk_norm="each_head",
+        refuses=(*_BIASES, "use_sliding_window"),
+        defaults={"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "llama": Family("LlamaForCausalLM", defaults={"max_position_embeddings": 2048}),
+}
