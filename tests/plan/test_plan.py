@@ -32,6 +32,7 @@ def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
         ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-32b", 32_763_876_352),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
     ],
 )
 def test_published_shapes_have_the_published_numbers_of_parameters(name, count):
