@@ -10,6 +10,7 @@ from mara_jax.policies.parameters import Architecture
 
 _QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
 _MISTRAL = {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None}
+_OLMO2 = {"model_type": "olmo2", "rope_theta": 5e5}
 _KEYS = (
     "vocab_size",
     "hidden_size",
@@ -29,6 +30,8 @@ _NUMBERS = {
     "qwen2.5-7b": (_QWEN25, 152064, 3584, 18944, 28, 28, 4, False, 1e-6, 131072),
     "qwen2.5-32b": (_QWEN25, 152064, 5120, 27648, 64, 40, 8, False, 1e-5, 131072),
     "mistral-7b-v0.3": (_MISTRAL, 32768, 4096, 14336, 32, 32, 8, False, 1e-5, 32768),
+    "olmo-2-0425-1b": (_OLMO2, 100352, 2048, 8192, 16, 16, 16, False, 1e-6, 4096),
+    "olmo-2-1124-7b": (_OLMO2, 100352, 4096, 11008, 32, 32, 32, False, 1e-6, 4096),
 }
 PUBLISHED: dict[str, dict[str, Any]] = {
     name: family | dict(zip(_KEYS, numbers, strict=True)) for name, (family, *numbers) in _NUMBERS.items()

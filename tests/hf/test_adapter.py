@@ -24,6 +24,7 @@ REAL = np.arange(12) < LENGTHS[:, None]
 WEIGHT = np.where(REAL[..., None], np.random.default_rng(1).normal(size=(2, 12, 97)), 0).astype(np.float32)
 CASES = {
     "all": ("qwen2-tied", False, Lora(4, 12.0, LORA_TARGETS)),
+    "olmo2": ("olmo2-untied", False, Lora(3, 4.0, ("q", "k", "down"))),
     "two": ("llama-llama3", True, Lora(3, 1.5, ("v", "down"))),
 }
 
@@ -50,7 +51,7 @@ def our_logits(policy, base, adapter):
     return np.asarray(policy.logits(lora.attached(policy.architecture, base, adapter), TOKENS, LENGTHS))[REAL]
 
 
-@pytest.mark.parametrize("case", ["all", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("case", ["all", "olmo2", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
 def test_peft_and_transformers_load_the_exports_and_give_our_logits(case, tmp_path):
     directory, policy, base, adapter = case
     ours = our_logits(policy, base, adapter)

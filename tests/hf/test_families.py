@@ -1,14 +1,18 @@
 """The table of families against the configuration and model classes of transformers."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import torch_models
 import transformers
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from mara_jax import hf
 from mara_jax.hf.architecture import architecture
 from mara_jax.hf.export import config_of
 from mara_jax.policies.families import FAMILIES
+from mara_jax.policies.ops.rms_norm import rms_norm
 from mara_jax.policies.parameters import Architecture
 
 SIZES = {
@@ -77,3 +81,11 @@ def test_the_largest_context_that_is_accepted_is_the_largest_that_torch_computes
     theirs = torch_models.logits(model, tokens.tolist(), [10])
     assert abs(ours[0, :9] - theirs[0, :9]).max() < 1e-4
     assert abs(ours[0, 9] - theirs[0, 9]).max() > 1e-2
+
+
+def test_the_norm_of_olmo2_is_rounded_once_in_bfloat16():
+    x, scale = torch.randn(50, 64).bfloat16(), 1 + 0.2 * torch.randn(64)
+    theirs = Olmo2RMSNorm(64, eps=1e-5)
+    theirs.weight.data = scale
+    ours = rms_norm(jnp.asarray(x.float().numpy(), jnp.bfloat16), jnp.asarray(scale.numpy()), 1e-5)
+    np.testing.assert_array_equal(np.asarray(ours, np.float32), theirs(x).detach().float().numpy())
