@@ -56,6 +56,21 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     raise ValueError(f"rope scaling {kind!r} is unknown: this code knows 'default', 'linear' and 'llama3'")
 
 
+def _positions(config: Mapping[str, Any], sliding_window: bool) -> int:
+    """Positions of the longest sequence; ValueError where a sliding window would hide some of them."""
+    limit = _count(config, "max_position_embeddings")
+    if not sliding_window or config.get("sliding_window") is None:
+        return limit
+    window = _count(config, "sliding_window")
+    if window < limit:
+        raise ValueError(
+            f"sliding_window={window} is below max_position_embeddings={limit}, and this code attends to every token "
+            f"of a sequence: set max_position_embeddings to {window}, so that no sequence is longer, or choose a model "
+            "whose sliding_window is null"
+        )
+    return limit
+
+
 def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
     """What a Hugging Face config.json describes.
 
@@ -90,7 +105,7 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
             rope_scaling=scaling,
             norm_eps=_number(config, "rms_norm_eps"),
             tie_embeddings=bool(config["tie_word_embeddings"]),
-            max_positions=_count(config, "max_position_embeddings"),
+            max_positions=_positions(config, traits.sliding_window),
             **choices,
         )
     except ValueError as error:

@@ -32,7 +32,9 @@ def config_of(arch: Architecture) -> dict[str, Any]:
                 "high_freq_factor": scaling.high_freq_factor,
                 "original_max_position_embeddings": scaling.original_max_positions,
             }
-    return {
+    # Where that key is missing, transformers takes a window of 4,096 tokens.
+    window = {"sliding_window": None} if arch.traits.sliding_window else {}
+    return window | {
         "architectures": [arch.traits.model_class],
         "model_type": arch.family,
         "vocab_size": arch.vocab_size,

@@ -9,6 +9,8 @@ from mara_jax.hf.load import EMBEDDED, embedded_file, read_config
 from mara_jax.policies.parameters import Architecture
 
 _QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}
+_MISTRAL = {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None}
+_OLMO2 = {"model_type": "olmo2", "rope_theta": 5e5}
 _KEYS = (
     "vocab_size",
     "hidden_size",
@@ -21,15 +23,18 @@ _KEYS = (
     "max_position_embeddings",
 )
 
-# What the config.json of each published model says, in the order of _KEYS.
+# What the config.json of each published model says: what its family has in common, then numbers in the order of _KEYS.
 _NUMBERS = {
-    "qwen2.5-0.5b": (151936, 896, 4864, 24, 14, 2, True, 1e-6, 32768),
-    "qwen2.5-3b": (151936, 2048, 11008, 36, 16, 2, True, 1e-6, 32768),
-    "qwen2.5-7b": (152064, 3584, 18944, 28, 28, 4, False, 1e-6, 131072),
-    "qwen2.5-32b": (152064, 5120, 27648, 64, 40, 8, False, 1e-5, 131072),
+    "qwen2.5-0.5b": (_QWEN25, 151936, 896, 4864, 24, 14, 2, True, 1e-6, 32768),
+    "qwen2.5-3b": (_QWEN25, 151936, 2048, 11008, 36, 16, 2, True, 1e-6, 32768),
+    "qwen2.5-7b": (_QWEN25, 152064, 3584, 18944, 28, 28, 4, False, 1e-6, 131072),
+    "qwen2.5-32b": (_QWEN25, 152064, 5120, 27648, 64, 40, 8, False, 1e-5, 131072),
+    "mistral-7b-v0.3": (_MISTRAL, 32768, 4096, 14336, 32, 32, 8, False, 1e-5, 32768),
+    "olmo-2-0425-1b": (_OLMO2, 100352, 2048, 8192, 16, 16, 16, False, 1e-6, 4096),
+    "olmo-2-1124-7b": (_OLMO2, 100352, 4096, 11008, 32, 32, 32, False, 1e-6, 4096),
 }
 PUBLISHED: dict[str, dict[str, Any]] = {
-    name: _QWEN25 | dict(zip(_KEYS, numbers, strict=True)) for name, numbers in _NUMBERS.items()
+    name: family | dict(zip(_KEYS, numbers, strict=True)) for name, (family, *numbers) in _NUMBERS.items()
 }
 
 
@@ -52,7 +57,7 @@ def architecture_of(where: str, **choices: Any) -> Architecture:
         return architecture(GGUF(file).config, where, **choices)
     if path.is_dir():
         return architecture(read_config(path), where, **choices)
-    name = re.sub("-instruct$", "", where.split("/")[-1].lower())
+    name = re.sub("-instruct(?=-v|$)", "", where.split("/")[-1].lower())
     if name in PUBLISHED:
         return architecture(PUBLISHED[name], where, **choices)
     raise FileNotFoundError(

@@ -13,14 +13,20 @@ class Family:
 
     model_class: of transformers, which loads an exported model.
     qkv_bias: whether the projections to queries, keys and values add a bias.
-    qk_norm: how queries and keys are normed before they are rotated: not at all, or the channels of each head.
+    qk_norm: how queries and keys are normed before they are rotated: not at all, the channels of each head alone, or
+        those of all heads together.
+    norm_outputs: whether attention and feed-forward read the residual stream as it is, and what they add to it is
+        normed; otherwise what they read is.
+    sliding_window: whether config.json's sliding_window limits attention; no sequence may then be longer.
     refuses: keys of config.json that ask for what the decoder does not have where they are set to anything true.
     defaults: what config.json means where it lacks a key; `hf.architecture` has the rest, which are the same for all.
     """
 
     model_class: str
     qkv_bias: bool = False
-    qk_norm: Literal["none", "each_head"] = "none"
+    qk_norm: Literal["none", "each_head", "all_heads"] = "none"
+    norm_outputs: bool = False
+    sliding_window: bool = False
     refuses: tuple[str, ...] = _BIASES
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -39,4 +45,15 @@ FAMILIES: dict[str, Family] = {
         defaults={"num_key_value_heads": 32, "head_dim": 128},
     ),
     "llama": Family("LlamaForCausalLM", defaults={"max_position_embeddings": 2048}),
+    "mistral": Family(
+        "MistralForCausalLM",
+        sliding_window=True,
+        defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        qk_norm="all_heads",
+        norm_outputs=True,
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
+    ),
 }

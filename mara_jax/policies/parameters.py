@@ -151,7 +151,7 @@ class Row:
 
 
 def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
-    """The rows of one decoder layer, in the order in which the layer uses them."""
+    """The rows of one decoder layer: attention's, then the feed-forward's, each with its norm first."""
     d, f, h, traits = arch.embed, arch.mlp, arch.head_dim, arch.traits
     root = ("layers",) if arch.scan_layers else (f"layers_{index}",)
     layer = index if arch.scan_layers else None
@@ -170,15 +170,21 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
             yield Row((*path, "bias"), shape[1:], axes[1:], f"{name}.bias", False, 0.0, 0.0, layer)
 
     heads, kv, residual = arch.heads * h, arch.kv_heads * h, (2 * arch.layers) ** -0.5
-    yield norm("attn_norm", "input_layernorm", d, "embed")
+    attn_norm, mlp_norm = "input_layernorm", "post_attention_layernorm"
+    if traits.norm_outputs:
+        attn_norm, mlp_norm = "post_attention_layernorm", "post_feedforward_layernorm"
+    yield norm("attn_norm", attn_norm, d, "embed")
     yield from linear("q", "self_attn.q_proj", (d, heads), ("embed", "heads"), traits.qkv_bias)
     yield from linear("k", "self_attn.k_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
     yield from linear("v", "self_attn.v_proj", (d, kv), ("embed", "kv_heads"), traits.qkv_bias)
     if traits.qk_norm == "each_head":
         yield norm("q_norm", "self_attn.q_norm", h, None)
         yield norm("k_norm", "self_attn.k_norm", h, None)
+    if traits.qk_norm == "all_heads":
+        yield norm("q_norm", "self_attn.q_norm", heads, "heads")
+        yield norm("k_norm", "self_attn.k_norm", kv, "kv_heads")
     yield from linear("o", "self_attn.o_proj", (heads, d), ("heads", "embed"), gain=residual)
-    yield norm("mlp_norm", "post_attention_layernorm", d, "embed")
+    yield norm("mlp_norm", mlp_norm, d, "embed")
     yield from linear("gate", "mlp.gate_proj", (d, f), ("embed", "mlp"))
     yield from linear("up", "mlp.up_proj", (d, f), ("embed", "mlp"))
     yield from linear("down", "mlp.down_proj", (f, d), ("mlp", "embed"), gain=residual)
@@ -188,7 +194,7 @@ def table(arch: Architecture) -> tuple[Row, ...]:
     """Every parameter of a model, one row for each tensor of its Hugging Face checkpoint.
 
     args: arch.
-    returns: rows in the order of the forward pass; a tied head has no row of its own.
+    returns: rows, layer after layer, whose order decides what `init` draws; a tied head has no row of its own.
     """
     v, d = arch.vocab_size, arch.embed
     rows = [Row(("embed", "embedding"), (v, d), ("vocab", "embed"), "model.embed_tokens.weight", False, 0.02)]

@@ -84,7 +84,7 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and a feed-forward with SwiGLU, each on the normed residual stream.
+    """One decoder layer: attention and a feed-forward with SwiGLU, each with a norm at its input or at its output.
 
     hidden: an array [b, t, d] a segment, each of which attends to the KV of the one before as its prefix (completions
     to prompts, which gradients reach so). Returns hidden states, and the KV of a lone segment.
@@ -106,20 +106,24 @@ class Block(nn.Module):
         self.down = Linear(arch, f, d, ("mlp", "embed"))
 
     def __call__(self, hidden, segments: tuple[Segment, ...], prefix: KV | None, cache: KV | None):
-        outputs, kv = [], None
+        outputs, kv, norm_outputs = [], None, self.arch.traits.norm_outputs
         for x_btd, segment in zip(hidden, segments, strict=True):
-            mixed_btd, kv = self.attention(self.attn_norm(x_btd), segment, prefix, cache)
-            x_btd = sharding.constrain(x_btd + mixed_btd, "rows")
-            outputs.append(sharding.constrain(x_btd + self.mlp(self.mlp_norm(x_btd)), "rows"))
+            y_btd, kv = self.attention(x_btd if norm_outputs else self.attn_norm(x_btd), segment, prefix, cache)
+            x_btd = sharding.constrain(x_btd + (self.attn_norm(y_btd) if norm_outputs else y_btd), "rows")
+            y_btd = self.mlp(x_btd if norm_outputs else self.mlp_norm(x_btd))
+            outputs.append(sharding.constrain(x_btd + (self.mlp_norm(y_btd) if norm_outputs else y_btd), "rows"))
             prefix = kv
         return tuple(outputs), kv if len(segments) == 1 else None
 
     def attention(self, x_btd, segment: Segment, prefix: KV | None, cache: KV | None):
         """Grouped-query attention over a shared prefix, the KV cache and the tokens themselves: output and KV."""
-        ops = select(self.arch)
+        ops, qk_norm = select(self.arch), self.arch.traits.qk_norm
         by_head = (*x_btd.shape[:-1], -1, self.arch.head_dim)
-        q_btnh, k_btkh, v_btkh = (project(x_btd).reshape(by_head) for project in (self.q, self.k, self.v))
-        if self.arch.traits.qk_norm == "each_head":
+        q_btx, k_btx, v_btx = self.q(x_btd), self.k(x_btd), self.v(x_btd)
+        if qk_norm == "all_heads":
+            q_btx, k_btx = self.q_norm(q_btx), self.k_norm(k_btx)
+        q_btnh, k_btkh, v_btkh = (y_btx.reshape(by_head) for y_btx in (q_btx, k_btx, v_btx))
+        if qk_norm == "each_head":
             q_btnh, k_btkh = self.q_norm(q_btnh), self.k_norm(k_btkh)
         q_btnh = rotary.rotate(q_btnh, segment.rope) * self.arch.head_dim**-0.5
         k_btkh = rotary.rotate(k_btkh, segment.rope)

@@ -24,8 +24,10 @@ REAL = np.arange(12) < LENGTHS[:, None]
 WEIGHT = np.where(REAL[..., None], np.random.default_rng(1).normal(size=(2, 12, 97)), 0).astype(np.float32)
 CASES = {
     "all": ("qwen2-tied", False, Lora(4, 12.0, LORA_TARGETS)),
+    "olmo2": ("olmo2-untied", False, Lora(3, 4.0, ("q", "k", "down"))),
     "two": ("llama-llama3", True, Lora(3, 1.5, ("v", "down"))),
 }
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "all"]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -50,7 +52,7 @@ def our_logits(policy, base, adapter):
     return np.asarray(policy.logits(lora.attached(policy.architecture, base, adapter), TOKENS, LENGTHS))[REAL]
 
 
-@pytest.mark.parametrize("case", ["all", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("case", ["all", *SLOW], indirect=True)
 def test_peft_and_transformers_load_the_exports_and_give_our_logits(case, tmp_path):
     directory, policy, base, adapter = case
     ours = our_logits(policy, base, adapter)
@@ -65,7 +67,7 @@ def test_peft_and_transformers_load_the_exports_and_give_our_logits(case, tmp_pa
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
-@pytest.mark.parametrize("case", ["all", pytest.param("two", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("case", ["all", *SLOW], indirect=True)
 def test_gradients_are_those_of_peft(case, tmp_path):
     """In float64, but for the rotary angles that both sides make in float32."""
     directory, policy, base, adapter = case

@@ -16,6 +16,7 @@ from mara_jax.policies.ops.attention import Mask, causal_mask
 LENGTHS = np.array([40, 13, 5])
 TOKENS = np.where(np.arange(40) < LENGTHS[:, None], np.random.default_rng(0).integers(3, 97, (3, 40)), 0)
 REAL = np.arange(40) < LENGTHS[:, None]
+SCANNED = ("qwen3-own-head-dim", "olmo2-tied")
 
 
 @pytest.fixture(scope="module", params=torch_models.CONFIGS)
@@ -23,7 +24,7 @@ def pair(request, tmp_path_factory):
     """(torch model, our policy, our params) of one family; both orders of layers take turns."""
     directory = tmp_path_factory.mktemp("model")
     model = torch_models.save(request.param, directory)
-    return (model, *hf.load(directory, tokenizer=False, scan_layers="qwen3" in request.param))
+    return (model, *hf.load(directory, tokenizer=False, scan_layers=request.param in SCANNED))
 
 
 def test_logits_of_right_padded_batches_match_torch(pair):

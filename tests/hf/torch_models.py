@@ -34,6 +34,12 @@ CONFIGS = {
         rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0),
         tie_word_embeddings=True,
     ),
+    "mistral-own-head-dim": lambda: transformers.MistralConfig(
+        **_SIZES, head_dim=12, sliding_window=None, tie_word_embeddings=False
+    ),
+    "mistral-tied": lambda: transformers.MistralConfig(**_SIZES, sliding_window=512, tie_word_embeddings=True),
+    "olmo2-untied": lambda: transformers.Olmo2Config(**_SIZES, tie_word_embeddings=False),
+    "olmo2-tied": lambda: transformers.Olmo2Config(**_SIZES, tie_word_embeddings=True),
 }
 
 

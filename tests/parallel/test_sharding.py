@@ -116,6 +116,14 @@ def test_every_parameter_has_its_place_and_so_have_its_moments():
     assert adam.count.spec == PartitionSpec()
 
 
+def test_a_norm_over_all_heads_lies_where_the_heads_lie():
+    arch, two = dataclasses.replace(ARCH, family="olmo2"), layout(2, 2, 2, "kv_heads:none")
+    placed = sharding.param_shardings(two, parameters.leaf_shapes(arch))["layers_0"]
+    assert placed["q"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert placed["q_norm"]["scale"].spec == PartitionSpec("tensor")
+    assert placed["k_norm"]["scale"].spec == PartitionSpec(None)
+
+
 @pytest.mark.parametrize(
     ("sizes", "overrides", "expected"),
     [

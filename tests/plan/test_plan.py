@@ -32,6 +32,9 @@ def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
         ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-32b", 32_763_876_352),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
+        ("allenai/OLMo-2-0425-1B-Instruct", 1_484_916_736),
+        ("allenai/OLMo-2-1124-7B", 7_298_617_344),
     ],
 )
 def test_published_shapes_have_the_published_numbers_of_parameters(name, count):

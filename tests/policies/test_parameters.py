@@ -18,6 +18,14 @@ PUBLISHED = {
     "Qwen2.5-0.5B": (Architecture("qwen2", 151936, 896, 24, 14, 2, 64, 4864), 494_032_768),
     "Qwen2.5-3B": (Architecture("qwen2", 151936, 2048, 36, 16, 2, 128, 11008), 3_085_938_688),
     "Qwen3-0.6B": (Architecture("qwen3", 151936, 1024, 28, 16, 8, 128, 3072), 596_049_920),
+    "Mistral-7B-v0.3": (
+        Architecture("mistral", 32768, 4096, 32, 32, 8, 128, 14336, tie_embeddings=False),
+        7_248_023_552,
+    ),
+    "OLMo-2-0425-1B": (
+        Architecture("olmo2", 100352, 2048, 16, 16, 16, 128, 8192, tie_embeddings=False),
+        1_484_916_736,
+    ),
     "Llama-3.2-1B": (Architecture("llama", 128256, 2048, 16, 32, 8, 64, 8192), 1_235_814_400),
 }
 

@@ -18,6 +18,7 @@ MODELS = {
     "qwen2": Architecture("qwen2", head_dim=8, **SMALL),
     "qwen3": Architecture("qwen3", head_dim=12, tie_embeddings=False, **SMALL),
     "llama": Architecture("llama", head_dim=8, rope_scaling=RopeScaling("linear", 2.0), **SMALL),
+    "olmo2": Architecture("olmo2", head_dim=8, tie_embeddings=False, **SMALL),
 }
 # Compiling is what costs here: one family with everything unrolled, the other with everything scanned.
 ARCHS = {
