@@ -71,13 +71,16 @@ class Checkpoints:
         Raises:
           ValueError: it is there but cannot be read.
         """
-        step = self.latest()
+        step, hook = self.latest(), sys.unraisablehook
+        # Reads that are given up after a damaged one are coroutines and threads that raise, too, some only at the end
+        # of the process: nothing but the one line below is to be said of them.
+        sys.unraisablehook = lambda _: None
         try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(state))
+            restored = self.manager.restore(step, args=ocp.args.StandardRestore(state))
+            sys.unraisablehook = hook
+            return restored
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
             reason = " ".join(str(error).split())[:160]
-        # The other reads, given up, are coroutines that raise, too, as they are freed: some only at the process's end.
-        sys.unraisablehook = lambda _: None
         gc.collect()
         others = [s for s in self.manager.all_steps() if s != step]
         then = f"resume from step {max(others)}" if others else "start again"

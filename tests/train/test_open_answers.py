@@ -203,9 +203,9 @@ def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment,
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     samples = workdir / "reference_samples.jsonl"
-    assert (
-        len(rows(workdir)) < 6 and samples.read_bytes() == (whole / samples.name).read_bytes()[: samples.stat().st_size]
-    )
+    assert len(rows(workdir)) < 6
+    expected = (whole / samples.name).read_bytes()
+    assert expected.startswith(samples.read_bytes())
     samples.write_bytes(samples.read_bytes()[:-50])
     done = main(*DIGITS, f"--workdir={workdir}")
     assert done.returncode == 0 and "resuming after step" in done.stdout, done.stderr
