@@ -3,7 +3,7 @@
 Claim: the demonstrations favour the lowest digit, and vanilla KL-regularised RL keeps that preference; MARA over answers
 makes the digits that the reference policy gives under a prompt equally likely.
 
-  ""     a two-layer model trained from scratch by the run itself; two CPU cores, about three minutes.
+  ""     a two-layer model trained from scratch by the run itself; two CPU cores, under three minutes.
 
   python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits-vanilla --config.algorithm.method=vanilla
@@ -18,13 +18,13 @@ def get_config(variant: str = ""):
     if variant:
         raise ValueError(f"configs/digits.py has no variant {variant!r}: leave it out")
     run = LanguageRun(
-        steps=60,
+        steps=80,
         policy=Policy(weights="nano", layers=2, embed=128),
         algorithm=Algorithm(beta=0.1, threshold=0.5),
         task=digits.Config(),
-        warmup=Warmup(steps=400, batch=32, learning_rate=3e-3),
+        warmup=Warmup(steps=800, batch=32, learning_rate=3e-3),
         rollout=Rollout(prompts_per_step=16, group_size=8, max_new_tokens=12),
-        optimiser=Optimiser(learning_rate=5e-4, decay_steps=60),
+        optimiser=Optimiser(learning_rate=5e-4, decay_steps=80),
         checkpoint=Checkpoint(every=20, keep=2),
         show_samples=2,
     )

@@ -17,10 +17,13 @@ import pytest
 
 from mara_jax import config
 from mara_jax.config import schema
+from mara_jax.tasks import digits, onetwo
 
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
-PACKAGE = [command for command in COMMANDS if command.target.startswith("mara_jax")]
+# Its configuration is a file that the page tells to write: see the test of that page.
+WRITTEN = "--config=colours_config.py"
+PACKAGE = [command for command in COMMANDS if command.target.startswith("mara_jax") and WRITTEN not in command.text]
 NO_PARSER = {"mara_jax"}  # it takes no arguments
 
 # What cannot run here, by a part of the command: why, and what stands for it.
@@ -42,6 +45,9 @@ SMALLER = {
     "main --config=configs/onetwo.py": [
         "--config.steps=2", "--config.rollout.group_size=2", "--config.rollout.length_buckets=1",
         "--config.reference.samples=4",
+    ],
+    "main --config=configs/digits.py": [
+        "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.reference.samples=2",
     ],
     "--config.profile.first=3": ["--config.steps=4"],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
@@ -247,6 +253,21 @@ def test_python_of_the_readme_gives_the_numbers_beside_it(capsys, tmp_path, monk
     assert (tmp_path / "out" / "config.json").exists()
 
 
+def test_the_task_of_the_page_is_trained_by_its_command(tmp_path, quick_environment):
+    """The files that docs/tasks.md tells to write, in an empty folder."""
+    for name, block in zip(("colours.py", "colours_config.py"), documented.python_blocks("docs/tasks.md"), strict=True):
+        (tmp_path / name).write_text(block)
+    (one,) = [command for command in COMMANDS if WRITTEN in command.text]
+    done = subprocess.run(
+        [sys.executable, "-m", one.target, *one.arguments, "--config.steps=2", "--config.warmup.steps=20"],
+        cwd=tmp_path, env=os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / "runs" / "colours" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["valid/fraction"] > 0.5 and 1 <= last["answers/distinct"] <= 6 and last["task/letters"] > 0
+    assert "how the run changed its completions" in done.stdout
+
+
 @pytest.mark.slow
 def test_python_of_lora(workdir, monkeypatch):
     """After the page's run: peft loads the adapter, and this package exports it again."""
@@ -303,7 +324,8 @@ def test_fields_that_pages_name_exist():
     for page in documented.PAGES:
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
             if section in sections and name != "json":
-                assert hasattr(sections[section], name), f"{page.name}: {section}.{name}"
+                places = [onetwo.Config(), digits.Config()] if section == "task" else [sections[section]]
+                assert any(hasattr(place, name) for place in places), f"{page.name}: {section}.{name}"
 
 
 def test_files_that_pages_name_exist():

@@ -41,7 +41,7 @@ class Digits(Task):
     def prompt(self, index: int) -> str:
         """The prompt of a number; its range depends on the number alone."""
         low, high = _range(index)
-        return f"Request {index}: name a digit from {low} to {high} as <answer>digit</answer>."
+        return f"Request {index}: name a digit from {low} to {high}."
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
         """Reward 1 and the digit where it lies in the range, else 0 and no answer."""

@@ -16,7 +16,7 @@ def test_ranges_are_all_pairs_of_digits_in_turn():
     declared = task(declared=True)
     for index in range(90):
         low, high = pairs[index % 45]
-        assert f"from {low} to {high} as" in declared.prompt(index)
+        assert f"from {low} to {high}." in declared.prompt(index)
         assert declared.answer_set(index) == tuple(str(digit) for digit in range(low, high + 1))
     assert len({declared.prompt(index) for index in range(90)}) == 90
     assert task().answer_set(3) is None and len(task(prompts=10**9)) == 10**9
