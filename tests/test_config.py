@@ -71,7 +71,7 @@ def test_exact_placements_are_accepted(algorithm):
         (language(beta=0.0), "algorithm.beta=0.0 with algorithm.method='mara'"),
         (language(beta=-0.1), "algorithm.beta=-0.1"),
         (language(beta=float("nan")), "algorithm.beta=nan"),
-        (language(method="grpo"), "choose one of vanilla, mara"),
+        (language(method="ppo"), "choose one of vanilla, reinforce, mara, entropy_bonus"),
         (language(baseline="group_normalised"), "use leave_one_out"),
         (LanguageRun(policy=Policy(weights="nano"), task=onetwo.Config()), "warmup.steps=0"),
         (LanguageRun(warmup=Warmup(steps=1)), "task.module is empty: give the run a task"),
@@ -225,7 +225,7 @@ def test_resolve_undoes_to_config_dict_and_json():
     [
         (
             {"algorithm": {"bta": 0.1}},
-            "'algorithm.bta': algorithm has no 'bta'; it has method, anchor, kl, beta",
+            "'algorithm.bta': algorithm has no 'bta'; it has method, transform, objective, anchor, kl, beta",
         ),
         ({"optimizer": {}}, "'optimizer': the config has no 'optimizer'; it has steps, seed, show_samples, algorithm"),
         ({"algorithm": {"bta": 0.1}}, "; did you mean algorithm.beta?"),

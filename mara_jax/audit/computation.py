@@ -82,7 +82,7 @@ def _listed(problem: problems.Problem) -> dict[str, list[Any]]:
 
 def _rule(algorithm: config.Algorithm) -> dict[str, str] | None:
     """The row of `core.kl.effective` that the estimator, its place and its level stand in, and the other level's."""
-    pair = config.ESTIMATORS.get(algorithm.estimator)
+    pair = kl.PLACED.get(algorithm.estimator)
     if pair is None:
         return None
     other = "token" if algorithm.level == "sequence" else "sequence"

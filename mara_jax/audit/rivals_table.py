@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.audit import enumeration, fixed_point, rival_losses, rival_optima
-from mara_jax.core import advantages, augment, kl, objectives, rival_rewards, rivals, targets
+from mara_jax.audit import enumeration, fixed_point, rival_losses
+from mara_jax.core import advantages, augment, kl, objectives, rival_optima, rival_rewards, rivals, targets
 
 REF_LOGP = np.log([0.60, 0.30, 0.05, 0.04, 0.01])
 REWARD = np.array([1.0, 1.0, 1.0, 0.0, 0.0])

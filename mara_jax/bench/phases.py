@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import config
+from mara_jax.core import method_rules
 from mara_jax.hf.shapes import architecture_of
 from mara_jax.plan import work
 from mara_jax.policies import transformer
@@ -87,7 +88,8 @@ def setup_of(run: config.LanguageRun, policy: Policy, params: Any, prompts: list
 
 def fresh_state(setup: Setup) -> State:
     """A copy of the parameters with a fresh optimiser."""
-    return placement.fresh(setup.policy.architecture, setup.ref_params, setup.tx)
+    learned = len(setup.task) if method_rules.learns_log_z(setup.cfg.algorithm) else 0
+    return placement.fresh(setup.policy.architecture, setup.ref_params, setup.tx, prompts=learned)
 
 
 def sample_completions(setup: Setup, params: Any, seed: int) -> rollout.Rollout:

@@ -4,7 +4,7 @@ The checks of single values, `--help` of the commands and the test of docs/confi
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +12,9 @@ import ml_collections
 
 from mara_jax.config import limits
 from mara_jax.config.limits import Limit
+from mara_jax.config.words import Words, names
 
-METHODS = ("vanilla", "mara")
+KLS = ("reverse", "forward")
 ANCHORS = ("string", "answer")
 LEVELS = ("sequence", "token")
 # Ratio of the policy to the one that drew a rollout, at the rollout's later updates.
@@ -24,63 +25,49 @@ FEW_PROMPTS = 16  # up to so many, the reference policy is measured under each o
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 ATTENTIONS = ("auto", "xla", "kernels")
-BASELINES = ("none", "mean", "leave_one_out", "group_normalised")
-# How the KL is estimated: name -> (estimator, placement) of core.kl.effective, or None for the two
-# forms that are exact for the forward KL by construction.
-ESTIMATORS: dict[str, tuple[Literal["k1", "k2", "k3"], Literal["reward", "loss"]] | None] = {
-    "auto": None,
-    "k1_in_reward": ("k1", "reward"),
-    "k3_in_reward": ("k3", "reward"),
-    "k1_in_loss": ("k1", "loss"),
-    "k2_in_loss": ("k2", "loss"),
-    "k3_in_loss": ("k3", "loss"),
-    "reference_samples": None,
-    "ratio": None,
-}
-# Here the KL is a term of its own, which no baseline touches.
-KL_BESIDE_REWARD = ("reference_samples", "k2_in_loss", "k3_in_loss")
 # Kernels of a layer that an adapter may update, in the order of the forward pass.
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-# What the training step implements; other rows of the table are for audits.
-TRAINABLE = {
-    "reverse": ("k1_in_reward", "k2_in_loss"),
-    "forward": ("reference_samples", "ratio", "k3_in_loss"),
-}
 
 
-def setting(default: Any, meaning: str, allowed: tuple[str, ...] | Limit | None = None) -> Any:
+def setting(default: Any, meaning: str, allowed: Words | Callable[[], Words] | Limit | None = None) -> Any:
     """A field of a config.
 
     Args:
       default: its value where nothing sets it; its type is the field's.
       meaning: one or two phrases, for --help.
-      allowed: words to choose from (of each entry, where the field is a tuple), a limit, or None for anything.
+      allowed: words to choose from (of each entry, where the field is a tuple), or a function that returns them; a
+        limit; or None for anything.
     """
     return field(default=default, metadata={"meaning": meaning, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The objective: E[R] - beta KL, its reward augmentation and its estimator."""
+    """The objective, the transform of its rewards, and its estimator."""
 
-    method: str = setting("mara", "KL-regularised RL as it is, or with mode-anchored reward augmentation", METHODS)
+    method: str = setting("mara", "a preset of transform, objective and baseline", names("methods.METHODS"))
+    transform: str = setting(
+        "auto", "what happens to rewards first; auto: the method's", names("methods.TRANSFORMS", "auto")
+    )
+    objective: str = setting("auto", "the loss that follows; auto: the method's", names("methods.OBJECTIVES", "auto"))
     anchor: str = setting(
         "answer", "what MARA makes equally likely: good strings (the papers' form) or answers", ANCHORS
     )
-    kl: Literal["reverse", "forward"] = setting(
-        "reverse", "KL(policy || reference), or KL(reference || policy)", tuple(TRAINABLE)
-    )
+    kl: Literal["reverse", "forward"] = setting("reverse", "KL(policy || reference), or KL(reference || policy)", KLS)
     beta: float = setting(0.1, "weight of the KL, in reward units per nat; positive with MARA", limits.BETA)
     threshold: float = setting(0.8, "tau: a completion is good where its reward reaches this", limits.REWARD)
+    eta: float = setting(0.01, "weight of the entropy bonus, in reward units per nat", limits.BETA)
     estimator: str = setting(
         "auto",
         "how the KL is estimated (auto: k1_in_reward for the reverse, reference_samples for the forward KL); training "
         "refuses those that optimise another KL",
-        tuple(ESTIMATORS),
+        names("kl.PLACED", "auto", "reference_samples", "ratio"),
     )
     level: Literal["sequence", "token"] = setting("sequence", "log-ratios of whole completions or of tokens", LEVELS)
     baseline: str = setting(
-        "leave_one_out", "subtracted from the reward: mean of the group or of its others", BASELINES
+        "auto",
+        "subtracted from the reward: mean of the group or of its others; auto: the method's, else leave_one_out",
+        names("advantages.BY_NAME", "auto"),
     )
     importance: Literal["none", "sequence", "length_normalised", "token"] = setting(
         "none",
@@ -285,10 +272,12 @@ class Sweep:
         (), "best reward minus the left peak's, figures 2 and 4; none: the figure's own", limits.TOY_REWARDS
     )
     seeds: int = setting(1, "how many, from `seed` on", limits.COUNT)
-    methods: tuple[str, ...] = setting(("vanilla", "mara"), "as algorithm.method", METHODS)
-    kls: tuple[str, ...] = setting(("reverse", "forward"), "as algorithm.kl", tuple(TRAINABLE))
+    methods: tuple[str, ...] = setting(("vanilla", "mara"), "as algorithm.method", names("methods.METHODS"))
+    kls: tuple[str, ...] = setting(("reverse", "forward"), "as algorithm.kl", KLS)
     estimators: tuple[str, ...] = setting(
-        ("auto",), "as algorithm.estimator, each with the KL that it is exact for", tuple(ESTIMATORS)
+        ("auto",),
+        "as algorithm.estimator, each with the KL that it is exact for",
+        names("kl.PLACED", "auto", "reference_samples", "ratio"),
     )
     chunk: int = setting(1024, "runs of each method and KL that are trained at once", limits.COUNT)
 
@@ -313,7 +302,7 @@ class Setting(NamedTuple):
     name: str
     value: Any
     meaning: str
-    allowed: tuple[str, ...] | Limit | None
+    allowed: Words | Limit | None
 
 
 def settings(run: Any, prefix: str = "") -> Iterator[Setting]:
@@ -323,7 +312,9 @@ def settings(run: Any, prefix: str = "") -> Iterator[Setting]:
         if dataclasses.is_dataclass(value):
             yield from settings(value, f"{prefix}{one.name}.")
         else:
-            yield Setting(prefix + one.name, value, one.metadata["meaning"], one.metadata["allowed"])
+            allowed = one.metadata["allowed"]
+            words: Any = allowed() if callable(allowed) else allowed
+            yield Setting(prefix + one.name, value, one.metadata["meaning"], words)
 
 
 def to_config_dict(run: Run) -> ml_collections.ConfigDict:
@@ -332,8 +323,11 @@ def to_config_dict(run: Run) -> ml_collections.ConfigDict:
 
 
 def estimator_of(algorithm: Algorithm) -> str:
-    """The estimator that "auto" stands for: the first trainable one of the chosen KL."""
-    return TRAINABLE[algorithm.kl][0] if algorithm.estimator == "auto" else algorithm.estimator
+    """The estimator that "auto" stands for: the first trainable one of the chosen KL; "auto" for an objective whose KL
+    is fixed."""
+    from mara_jax.core import method_rules
+
+    return method_rules.resolved(algorithm).estimator
 
 
 def lora_targets(lora: Lora) -> tuple[str, ...]:
@@ -343,12 +337,21 @@ def lora_targets(lora: Lora) -> tuple[str, ...]:
 
 
 def sweep_algorithms(run: ToyRun) -> list[Algorithm]:
-    """The variants of a study: each method with each KL, and each of the named estimators that is that KL's own."""
-    rows = []
+    """The variants of a study: each method with each KL, and each of the named estimators that is that KL's own.
+
+    A method whose objective has a KL of its own is there once, whatever the KLs and estimators.
+    """
+    from mara_jax.core import method_rules
+
+    variants = []
     for method in run.sweep.methods:
-        for kl in TRAINABLE:
-            named = [TRAINABLE[kl][0] if name == "auto" else name for name in run.sweep.estimators]
+        one = dataclasses.replace(run.algorithm, method=method)
+        placements = method_rules.rows(one)[1].placements
+        if not placements:
+            variants.append(dataclasses.replace(one, kl="reverse", estimator="auto", baseline="auto"))
+        for kl in (kl for kl in placements if kl in run.sweep.kls):
+            named = [placements[kl][0] if name == "auto" else name for name in run.sweep.estimators]
             for name in dict.fromkeys(named):
-                if kl in run.sweep.kls and name in TRAINABLE[kl]:
-                    rows.append(dataclasses.replace(run.algorithm, method=method, kl=kl, estimator=name))
-    return rows
+                if name in placements[kl]:
+                    variants.append(dataclasses.replace(one, kl=kl, estimator=name))  # pyright: ignore
+    return variants

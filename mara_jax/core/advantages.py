@@ -77,6 +77,44 @@ def group_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     return mean(reward_pg) / (jnp.std(reward_pg, axis=-1, ddof=1, keepdims=True) + _STD_EPSILON)
 
 
+def mean_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
+    """Reward minus its group's mean, over that mean (MaxRL).
+
+    Source: maximum-likelihood RL. With rewards of 0 and 1, success probability s and groups of N the expected
+    gradient is (1 - (1 - s)^(N - 1)) / s times that of s: as N grows, that of log s.
+
+    Args:
+        reward_pg: reward of each sample, not negative.
+
+    Returns:
+        Advantages without a unit; zero for a group whose mean is zero.
+    """
+    mean_p1 = jnp.mean(reward_pg, axis=-1, keepdims=True)
+    return jnp.where(mean_p1 > 0, mean(reward_pg) / jnp.where(mean_p1 > 0, mean_p1, 1), 0)
+
+
+def best_minus_second(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
+    """What the best sample of a group adds to its maximum: largest minus second-largest reward; others get 0.
+
+    It is the reward max over the group minus a leave-one-out baseline, the max over the others, so that the sum of
+    advantage x grad log pi over a group has the expectation grad E[max] (pass@g where rewards are 0 and 1).
+
+    Args:
+        reward_pg: reward of each sample; at least two samples a group.
+
+    Returns:
+        Advantages (reward units); a group whose best is not unique gets zeros.
+
+    Raises:
+        ValueError: for groups of one sample.
+    """
+    if reward_pg.shape[-1] < 2:
+        raise ValueError("best_minus_second needs groups of at least 2 samples, not 1: enlarge the group")
+    two_p2 = jnp.sort(reward_pg, axis=-1)[..., -2:]
+    largest_p1, second_p1 = two_p2[..., 1:], two_p2[..., :1]
+    return jnp.where(reward_pg == largest_p1, largest_p1 - second_p1, 0)
+
+
 BY_NAME: dict[str, Advantage] = {
     "none": none,
     "mean": mean,

@@ -94,6 +94,15 @@ Estimator = Literal["k1", "k2", "k3", "k1_ratio"]
 Placement = Literal["reward", "loss"]
 Level = Literal["sequence", "token"]
 
+# An estimator and its place, by the name that configurations have for them.
+PLACED: dict[str, tuple[Estimator, Placement]] = {
+    "k1_in_reward": ("k1", "reward"),
+    "k3_in_reward": ("k3", "reward"),
+    "k1_in_loss": ("k1", "loss"),
+    "k2_in_loss": ("k2", "loss"),
+    "k3_in_loss": ("k3", "loss"),
+}
+
 # By enumeration of small policies, on samples of the policy itself; tests/core/test_placements.py checks each row.
 _EFFECTIVE: dict[tuple[str, str, str], Effective] = {
     ("k1", "loss", "sequence"): Effective(

@@ -15,19 +15,20 @@ from mara_jax.core.objectives import LossAndMetrics, check_shapes, sequence_logp
 from mara_jax.core.targets import Scalar
 
 CLIP = 0.2  # token ratios count from 1 - CLIP to 1 + CLIP (GRPO and Dr. GRPO as published)
+CLIP_HIGHER = 0.28  # above 1, of DAPO, which keeps CLIP below
 
 
-def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta):
+def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta, above=CLIP):
     """Per token: min(ratio A, clipped ratio A) - beta k3, masked; with the share of tokens that the clip binds."""
     counts = mask_pgt > 0
     logp, old, ref = (jnp.where(counts, value, 0.0) for value in (logp_pgt, old_logp_pgt, ref_logp_pgt))
     ratio = jnp.exp(logp - jax.lax.stop_gradient(old))
     gain = jax.lax.stop_gradient(advantage_pg)[..., None]
-    unclipped, clipped = ratio * gain, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * gain
+    unclipped, clipped = ratio * gain, jnp.clip(ratio, 1 - CLIP, 1 + above) * gain
     k3 = jnp.where(counts, kl.k3(logp, ref), 0.0)
     value = jnp.where(counts, jnp.minimum(unclipped, clipped), 0.0) - beta * k3
     total = jnp.maximum(jnp.sum(counts), 1)
-    metrics = {"kl/k3": jnp.sum(k3) / total, "clip/fraction": jnp.sum(counts & (clipped < unclipped)) / total}
+    metrics = {"kl/k3": jnp.sum(k3) / total, "clipped_fraction": jnp.sum(counts & (clipped < unclipped)) / total}
     return value, metrics
 
 
@@ -55,7 +56,7 @@ def grpo(
         beta: weight of the k3 penalty.
 
     Returns:
-        The loss, and metrics: "loss"; "kl/k3" (nats a token); "clip/fraction" of the tokens.
+        The loss, and metrics: "loss"; "kl/k3" (nats a token); "clipped_fraction" of the tokens.
     """
     check_shapes(sequence_logp(logp_pgt, mask_pgt), reward=reward_pg)
     advantage_pg = advantages.group_normalised(reward_pg)
@@ -89,13 +90,84 @@ def dr_grpo(
         beta: weight of the k3 penalty.
 
     Returns:
-        The loss, and metrics: "loss"; "kl/k3" (nats a token); "clip/fraction" of the tokens.
+        The loss, and metrics: "loss"; "kl/k3" (nats a token); "clipped_fraction" of the tokens.
     """
     check_shapes(sequence_logp(logp_pgt, mask_pgt), reward=reward_pg)
     advantage_pg = advantages.mean(reward_pg)
     value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta)
     loss = -jnp.mean(jnp.sum(value, axis=-1))
     return loss, {"loss": loss, **metrics}
+
+
+def dapo(
+    logp_pgt: Float[Array, "p g t"],
+    mask_pgt: Float[Array, "p g t"],
+    old_logp_pgt: Float[Array, "p g t"],
+    reward_pg: Float[Array, "p g"],
+) -> LossAndMetrics:
+    """DAPO: rewards over their group's deviation, no penalty, one mean over all tokens of the batch.
+
+    Source: arXiv 2503.14476, Eq. 8, ratios clipped from 1 - CLIP to 1 + CLIP_HIGHER. Groups of equal rewards, which it
+    samples again, have no gradient here but their tokens count in the mean.
+
+    Args:
+        logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
+        mask_pgt: 1 where a token counts.
+        old_logp_pgt: the same under the policy that sampled them.
+        reward_pg: reward of each completion.
+
+    Returns:
+        The loss, and metrics: "loss"; "clipped_fraction" of the tokens.
+    """
+    check_shapes(sequence_logp(logp_pgt, mask_pgt), reward=reward_pg)
+    advantage_pg = advantages.group_normalised(reward_pg)
+    value, metrics = _clipped(logp_pgt, mask_pgt, old_logp_pgt, logp_pgt, advantage_pg, 0.0, CLIP_HIGHER)
+    loss = -jnp.sum(value) / jnp.maximum(jnp.sum(mask_pgt > 0), 1)
+    return loss, {"loss": loss, "clipped_fraction": metrics["clipped_fraction"]}
+
+
+def maxrl(
+    logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t"], reward_pg: Float[Array, "p g"]
+) -> LossAndMetrics:
+    """MaxRL: policy gradient with rewards over their group's mean, without a penalty.
+
+    Args:
+        logp_pgt: log-probability of each token under the policy (nats), differentiable.
+        mask_pgt: 1 where a token counts.
+        reward_pg: reward of each completion, not negative.
+
+    Returns:
+        The loss, and metrics: "loss".
+    """
+    return _reward_gradient(logp_pgt, mask_pgt, advantages.mean_normalised(reward_pg))
+
+
+def pass_at_k(
+    logp_pgt: Float[Array, "p g t"], mask_pgt: Float[Array, "p g t"], reward_pg: Float[Array, "p g"]
+) -> LossAndMetrics:
+    """E[max of the group], without a penalty: pass@k with k the group size, where rewards are 0 and 1.
+
+    The advantage is not divided by its deviation, as in the published derivation (implementations often do).
+
+    Args:
+        logp_pgt: log-probability of each token under the policy (nats), differentiable.
+        mask_pgt: 1 where a token counts.
+        reward_pg: reward of each completion; at least two a group.
+
+    Returns:
+        The loss, and metrics: "loss"; "unique_best/fraction" of the groups, without which there is no gradient.
+    """
+    advantage_pg = advantages.best_minus_second(reward_pg)
+    # The gradient of a maximum is a sum over the group, not a mean.
+    loss, metrics = _reward_gradient(logp_pgt, mask_pgt, advantage_pg * reward_pg.shape[-1])
+    return loss, metrics | {"unique_best/fraction": jnp.mean(jnp.any(advantage_pg > 0, axis=-1).astype(loss.dtype))}
+
+
+def _reward_gradient(logp_pgt, mask_pgt, advantage_pg):
+    logp_pg = sequence_logp(logp_pgt, mask_pgt)
+    check_shapes(logp_pg, reward=advantage_pg)
+    loss = -jnp.mean(jax.lax.stop_gradient(advantage_pg) * logp_pg)
+    return loss, {"loss": loss}
 
 
 def group_std_slope(success: Float[Array, "*batch"], group: int) -> Float[Array, "*batch"]:

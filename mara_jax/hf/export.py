@@ -192,12 +192,14 @@ def export(
     rows = rows_with_dtypes(parameters.table(arch), arch.layers, params, dtype)
     if another_process_writes(rows, params):
         return out
-    config = dict(policy.config) or config_of(arch)
-    config.pop("torch_dtype", None)  # the older name of the same key
-    config["dtype"] = rows[0][1]
     generation: dict[str, Any] = {"eos_token_id": list(policy.eos_ids), "pad_token_id": policy.pad_id}
     if not policy.eos_ids:
         del generation["eos_token_id"]
+    # Without these, a class of transformers takes the ids of its family's first tokenizer.
+    token_ids = {"bos_token_id": None, "eos_token_id": None} | generation
+    config = dict(policy.config) or config_of(arch) | token_ids
+    config.pop("torch_dtype", None)  # the older name of the same key
+    config["dtype"] = rows[0][1]
     with atomic_directory(out) as building:
         write_json(building / "config.json", config)
         write_json(building / "generation_config.json", generation)

@@ -15,8 +15,8 @@ class Family:
     qkv_bias: whether the projections to queries, keys and values add a bias.
     qk_norm: how queries and keys are normed before they are rotated: not at all, the channels of each head alone, or
         those of all heads together.
-    norm_outputs: whether attention and feed-forward read the residual stream as it is, and what they add to it is
-        normed; otherwise what they read is.
+    norm_outputs: whether the norms of attention and feed-forward follow them, before their outputs are added to the
+        residual stream, rather than precede them.
     sliding_window: whether config.json's sliding_window limits attention; no sequence may then be longer.
     refuses: keys of config.json that ask for what the decoder does not have where they are set to anything true.
     defaults: what config.json means where it lacks a key; `hf.architecture` has the rest, which are the same for all.

@@ -107,7 +107,7 @@ class Block(nn.Module):
 
     def __call__(self, hidden, segments: tuple[Segment, ...], prefix: KV | None, cache: KV | None):
         outputs, kv, norm_outputs = [], None, self.arch.traits.norm_outputs
-        for x_btd, segment in zip(hidden, segments, strict=True):
+        for x_btd, segment in zip(hidden, segments, strict=True):  # each norm is at an input or at an output
             y_btd, kv = self.attention(x_btd if norm_outputs else self.attn_norm(x_btd), segment, prefix, cache)
             x_btd = sharding.constrain(x_btd + (self.attn_norm(y_btd) if norm_outputs else y_btd), "rows")
             y_btd = self.mlp(x_btd if norm_outputs else self.mlp_norm(x_btd))

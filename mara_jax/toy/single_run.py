@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.config import ToyRun, estimator_of
-from mara_jax.core import forecast, kl
+from mara_jax.core import forecast, kl, method_rules
 from mara_jax.toy import problems, run_figure, training
 from mara_jax.train import reference, report
 from mara_jax.train import workdir as workdirs
@@ -33,7 +33,7 @@ def choices_of(cfg: ToyRun, every: int = 1) -> training.Choices:
         method=cfg.algorithm.method,  # pyright: ignore[reportArgumentType]
         direction=cfg.algorithm.kl,  # pyright: ignore[reportArgumentType]
         gradients="exact" if cfg.toy.exact else "sampled",
-        baseline=cfg.algorithm.baseline,
+        baseline=method_rules.resolved(cfg.algorithm).baseline,
         steps=cfg.steps,
         batch=cfg.toy.batch,
         every=every,

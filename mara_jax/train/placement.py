@@ -12,12 +12,15 @@ from mara_jax.policies.parameters import Architecture
 from mara_jax.train.state import State
 
 
-def shardings(layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation) -> State:
-    """The sharding of every array of a state."""
+def shardings(
+    layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation, log_z: bool = False
+) -> State:
+    """The sharding of every array of a state; log_z: whether it has each prompt's log Z."""
     params = lora.shardings(arch, layout)
     shapes = abstract_params(arch)
     opt_state = sharding.opt_state_shardings(layout, tx, jax.eval_shape(tx.init, shapes), params)
-    return State(sharding.replicated(layout), params, opt_state)  # pyright: ignore[reportArgumentType]
+    replicated = sharding.replicated(layout)
+    return State(replicated, params, opt_state, replicated if log_z else None)  # pyright: ignore[reportArgumentType]
 
 
 def abstract_params(arch: Architecture) -> dict[str, Any]:
@@ -61,21 +64,27 @@ def abstract_reference(arch: Architecture) -> dict[str, Any]:
     return tree
 
 
-def abstract(arch: Architecture, tx: optax.GradientTransformation) -> State:
-    """Shapes of a state, with its shardings in the layout in use."""
+def abstract(arch: Architecture, tx: optax.GradientTransformation, prompts: int = 0) -> State:
+    """Shapes of a state, with its shardings in the layout in use; prompts: as of `fresh`."""
     params, layout = abstract_params(arch), sharding.current()
-    shapes = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params)), params)
+    log_z = jnp.full(prompts, -jnp.inf) if prompts else None
+    shapes = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params), log_z), params)
     if layout is None:
         return shapes
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
-        shardings(layout, arch, tx),
+        shardings(layout, arch, tx, log_z is not None),
     )
 
 
-def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation, copy: bool = True) -> State:
-    """A state before its first step; it needs a copy of params that others keep, as updates give up its buffers."""
+def fresh(
+    arch: Architecture, params: Any, tx: optax.GradientTransformation, copy: bool = True, prompts: int = 0
+) -> State:
+    """A state before its first step; it needs a copy of params that others keep, as updates give up its buffers.
+
+    prompts: how many the task has, where the objective learns a log Z of each; else 0.
+    """
     dtype = param_dtype(arch)
     if copy or any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
         # One program each: outside jit every shape would be compiled by itself.
@@ -84,7 +93,8 @@ def fresh(arch: Architecture, params: Any, tx: optax.GradientTransformation, cop
     if layout is not None:
         params = jax.device_put(params, lora.shardings(arch, layout))
         make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
-    return State(hosts.replicate(jnp.int32(0)), params, make(params))
+    log_z = hosts.replicate(jnp.full(prompts, -jnp.inf)) if prompts else None
+    return State(hosts.replicate(jnp.int32(0)), params, make(params), log_z)
 
 
 def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation) -> State:
@@ -92,7 +102,7 @@ def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation
     layout = sharding.current()
     if layout is None:
         return state
-    return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx))
+    return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx, state.log_z is not None))
 
 
 def constrain_params(tree: Any, arch: Architecture) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from mara_jax import config
+from mara_jax.core import method_rules
 from mara_jax.parallel import mesh, sharding
 from mara_jax.tasks.base import Task
 from mara_jax.train import capacity, shape
@@ -62,12 +63,13 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
     threshold, most, invalid = run.algorithm.threshold, task.max_reward, task.invalid_reward
     if not len(task):
         raise ValueError(f"the task {task.name!r} has no prompts: it needs at least one")
+    method_rules.check_prompts(run.algorithm, len(task), run.steps * run.rollout.prompts_per_step)
     if most is not None and threshold > most:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
             f"no completion would ever be good; use at most {most}"
         )
-    if invalid is not None and threshold <= invalid and run.algorithm.method == "mara":
+    if invalid is not None and threshold <= invalid and method_rules.rows(run.algorithm)[0].anchor:
         raise ValueError(
             f"algorithm.threshold={threshold} is not above the reward of an invalid completion ({invalid:g}): MARA "
             f"would count those as good and spread mass over them; use more than {invalid:g}"

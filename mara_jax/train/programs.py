@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from mara_jax.config import LanguageRun
+from mara_jax.core import method_rules
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
@@ -64,8 +65,8 @@ def update_program(
 ) -> Program:
     """The reward transform, the objective's gradient and the optimiser; it donates the state's buffers."""
     algorithm, optimiser = run.algorithm, run.optimiser
-    hyper = Hyperparameters(np.float32(algorithm.beta), np.float32(algorithm.threshold))
-    # beta and threshold are traced, so the compiled program must not depend on them.
-    algorithm = dataclasses.replace(algorithm, beta=1.0, threshold=0.0)
+    hyper = Hyperparameters(*(np.float32(x) for x in (algorithm.beta, algorithm.threshold, algorithm.eta)))
+    # These are traced, so the compiled program must not depend on them.
+    algorithm = dataclasses.replace(method_rules.resolved(algorithm), beta=1.0, threshold=0.0, eta=1.0)
     choices = step.Choices(arch, algorithm, tx, optimiser.micro_batches, optimiser.updates)
     return Program(step.update, (state, ref_params, batches, hyper, choices))

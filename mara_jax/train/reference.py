@@ -11,7 +11,7 @@ import numpy as np
 
 from mara_jax import config, hf
 from mara_jax.config import Algorithm, LanguageRun
-from mara_jax.core import augment, forecast
+from mara_jax.core import augment, forecast, method_rules
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import parameters, transformer
@@ -248,6 +248,5 @@ def log_optimum(
 
 def objective_of(algorithm: Algorithm) -> forecast.Objective:
     """The objective of a configuration, as core.forecast takes it."""
-    methods: dict[str, forecast.Method] = {"answer": "answers", "string": "strings"}
-    method = "vanilla" if algorithm.method == "vanilla" else methods[algorithm.anchor]
+    method = method_rules.forecast_method(algorithm) or "vanilla"
     return forecast.Objective(method, algorithm.kl, algorithm.beta, algorithm.threshold)

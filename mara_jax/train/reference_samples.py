@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mara_jax import config
-from mara_jax.core import forecast
+from mara_jax.core import forecast, method_rules
 from mara_jax.parallel import hosts
 
 FILE = "reference_samples.jsonl"
@@ -46,7 +46,7 @@ def count(run: config.LanguageRun, prompts: int) -> int:
 
 def reads_masses(algorithm: config.Algorithm) -> bool:
     """Whether the method reads the masses of answers under the reference."""
-    return algorithm.method == "mara" and algorithm.anchor == "answer"
+    return "masses" in method_rules.needs(algorithm)
 
 
 class ReferenceSamples:

@@ -9,6 +9,7 @@ import optax
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun
+from mara_jax.core import method_rules
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
@@ -56,14 +57,15 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     arch, checkpoints = policy.architecture, Checkpoints(workdir, cfg.checkpoint)
     loaded_params, ref_params = ref_params, placement.reference(arch, ref_params)
     setup = setup._replace(policy=policy, ref_params=ref_params)
+    learned = len(task) if method_rules.learns_log_z(cfg.algorithm) else 0
     if hosts.on_process_zero(checkpoints.latest) is None:
         # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
         # them; where both share the arrays, the policy needs its own.
         copy = loaded_params is ref_params
-        state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), setup.tx, copy=copy)
+        state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), setup.tx, copy, learned)
     else:
         del loaded_params
-        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, setup.tx)))
+        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, setup.tx, learned)))
         display.note(f"resuming after step {int(state.step)}")
     return setup, state, checkpoints
 

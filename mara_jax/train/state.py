@@ -3,20 +3,25 @@
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import struct
 
+from mara_jax.core.scored import Numbers
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling.logprobs import Hidden
 
 
 @struct.dataclass
 class State:
-    """Everything an update changes. step: int32 scalar, of rollouts; params and opt_state: pytrees."""
+    """Everything an update changes.
+
+    step: int32 scalar, of rollouts; params and opt_state: pytrees; log_z: [number of prompts] log Z of each prompt
+    (nats), -inf before its first visit, where the objective learns it, else None.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    log_z: jax.Array | None = None
 
 
 @struct.dataclass
@@ -55,10 +60,4 @@ class BySampler(NamedTuple):
     reference: Any = None
 
 
-@struct.dataclass
-class Hyperparameters:
-    """Numbers that a compiled update takes as arguments, so that they can be swept: beta (reward units per nat) and
-    threshold (reward units)."""
-
-    beta: jax.Array | np.float32 | float
-    threshold: jax.Array | np.float32 | float
+Hyperparameters = Numbers

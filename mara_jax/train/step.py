@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax import config
-from mara_jax.core import augment
+from mara_jax.core import augment, method_rules
+from mara_jax.core.scored import Scored
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import placement
-from mara_jax.train.objective import Scored, objective
 from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 
 class Choices(NamedTuple):
     """What is static in an update: another value is another compiled program.
 
-    algorithm: its beta and threshold are not read, see `state.Hyperparameters`; micro_batches: how many the batch is
-    split into; updates: of the optimiser, each on the whole batch.
+    algorithm: its beta, threshold and eta are not read, see `state.Hyperparameters`; micro_batches: how many the batch
+    is split into; updates: of the optimiser, each on the whole batch.
     """
 
     arch: transformer.Architecture
@@ -41,10 +41,12 @@ class OldPolicy(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What a loss gives besides its value: metrics (scalars) and the log-probs [p, g, t] of the policy's samples."""
+    """What a loss gives besides its value: metrics (scalars), the log-probs [p, g, t] of the policy's samples, and each
+    prompt's log Z [p] as learned from them, where the objective learns it."""
 
     metrics: dict[str, jax.Array]
     logp: jax.Array
+    log_z: jax.Array | None = None
 
 
 def loss(
@@ -54,6 +56,7 @@ def loss(
     hyper: Hyperparameters,
     choices: Choices,
     old: OldPolicy | None = None,
+    log_z: jax.Array | None = None,
 ) -> tuple[jax.Array, Auxiliary]:
     """The scalar to minimise on the batches, in one forward pass.
 
@@ -62,9 +65,10 @@ def loss(
       ref_params: the reference policy's.
       batches: completions of the policy and, where the estimator reads them, of the reference policy.
       old: None where the policy itself drew its batch.
+      log_z: [p] of the batch's prompts, -inf for one not visited before; where the objective learns it.
     """
     stats = _each(lambda batch: _token_stats(params, ref_params, batch, choices.arch), batches)
-    return _loss_of_stats(stats, batches, hyper, choices, old)
+    return _loss_of_stats(stats, batches, hyper, choices, old, log_z)
 
 
 def gradient(
@@ -74,6 +78,7 @@ def gradient(
     hyper: Hyperparameters,
     choices: Choices,
     old: OldPolicy | None = None,
+    log_z: jax.Array | None = None,
 ) -> tuple[Any, Auxiliary]:
     """The gradient of `loss`, accumulated over `choices.micro_batches`; arguments as of `loss`.
 
@@ -83,7 +88,7 @@ def gradient(
     """
     count = choices.micro_batches
     if count == 1:
-        return jax.grad(loss, has_aux=True)(params, ref_params, batches, hyper, choices, old)
+        return jax.grad(loss, has_aux=True)(params, ref_params, batches, hyper, choices, old, log_z)
     micro_batches = _each(functools.partial(_split, count), batches)
 
     def stats_of(params, micro_batch: BySampler) -> BySampler:
@@ -94,7 +99,7 @@ def gradient(
 
     def loss_of_logp(logp: BySampler):
         changed = _each(lambda stats, logp: stats._replace(logp=logp), stats, logp)
-        return _loss_of_stats(changed, batches, hyper, choices, old)
+        return _loss_of_stats(changed, batches, hyper, choices, old, log_z)
 
     logp_gradient, auxiliary = jax.grad(loss_of_logp, has_aux=True)(_logp_of(stats))
 
@@ -126,7 +131,8 @@ def _split(count: int, batch: Batch) -> Batch:
     for name in ("tokens", "lengths", "reward", "answer"):
         arrays[name] = logprobs.split(getattr(batch, name), count)
     # The packing and the reference's hidden states have that axis already; the rest is not read here.
-    return dataclasses.replace(batch, sampler_logp=None, ref_reward=None, ref_answer=None, **arrays)
+    unread = dict.fromkeys(("sampler_logp", "ref_reward", "ref_answer"))
+    return dataclasses.replace(batch, **unread, **arrays)
 
 
 def _token_stats(params, ref_params, batch: Batch, arch: transformer.Architecture) -> head.Stats:
@@ -141,21 +147,31 @@ def _token_stats(params, ref_params, batch: Batch, arch: transformer.Architectur
 
 
 def _loss_of_stats(
-    stats: BySampler, batches: BySampler, hyper: Hyperparameters, choices: Choices, old: OldPolicy | None
+    stats: BySampler,
+    batches: BySampler,
+    hyper: Hyperparameters,
+    choices: Choices,
+    old: OldPolicy | None,
+    log_z: jax.Array | None,
 ):
-    """`objective` of the tokens' statistics, with metrics."""
+    """The method's loss of the tokens' statistics, with metrics."""
     masses = _masses(batches, hyper, choices.algorithm)
     scored = _scored(stats.policy, batches.policy, masses)._replace(sampler_logp=batches.policy.sampler_logp)
     reference = None if stats.reference is None else _scored(stats.reference, batches.reference, masses)
     if old is not None:
         logp_pgt = jax.lax.stop_gradient(scored.logp)
         scored = scored._replace(old_logp=jnp.where(old.is_current, logp_pgt, old.logp))
-    value, metrics = objective(choices.algorithm, scored, reference, hyper.beta, hyper.threshold)
+    if log_z is not None:
+        estimate_p = method_rules.log_z_estimate(choices.algorithm, scored, hyper)
+        log_z = jnp.where(log_z == -jnp.inf, estimate_p, log_z)  # a first visit has nothing better than its own group
+        scored = scored._replace(prompt_log_z=log_z)
+        log_z = log_z + 2 * method_rules.LOG_Z_STEP * (estimate_p - log_z)
+    value, metrics = method_rules.loss(choices.algorithm, scored, reference, hyper)
     metrics |= {
         "kl/reverse": jnp.mean(jnp.sum(stats.policy.kl * scored.mask, axis=-1)),
         "length/mean": jnp.mean(batches.policy.lengths.astype(jnp.float32)),
     }
-    return value, Auxiliary(metrics, scored.logp)
+    return value, Auxiliary(metrics, scored.logp, log_z)
 
 
 class Masses(NamedTuple):
@@ -185,7 +201,7 @@ def _scored(stats: head.Stats, batch: Batch, masses: Masses) -> Scored:
     assert stats.ref_logp is not None
     ref_logp_pg = jnp.sum(stats.ref_logp * mask_pgt, axis=-1)
     scored = Scored(stats.logp, mask_pgt, ref_logp_pg, batch.reward, batch.answer, masses.log_mass)
-    return scored._replace(unseen_log_mass=masses.unseen)
+    return scored._replace(ref_token_logp=stats.ref_logp, unseen_log_mass=masses.unseen)
 
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("state",))
@@ -209,11 +225,15 @@ def update(
     arch = choices.arch
 
     def update_once(state: State, old: OldPolicy | None):
-        grads, (metrics, logp) = gradient(state.params, ref_params, batches, hyper, choices, old)
+        known = None if state.log_z is None else state.log_z[batches.policy.prompt_ids]
+        grads, (metrics, logp, learned) = gradient(state.params, ref_params, batches, hyper, choices, old, known)
         grads = placement.constrain_params(grads, arch)
         changes, opt_state = choices.tx.update(grads, state.opt_state, state.params)
         metrics["grad/norm"] = optax.global_norm(grads)
-        state = State(state.step, optax.apply_updates(state.params, changes), opt_state)
+        if state.log_z is not None:
+            assert learned is not None
+            learned = _put(state.log_z, batches.policy.prompt_ids, learned)
+        state = State(state.step, optax.apply_updates(state.params, changes), opt_state, learned)
         return placement.constrain(state, arch, choices.tx), metrics, logp
 
     def update_again(carry, number: jax.Array):
@@ -229,6 +249,13 @@ def update(
         (state, _), rows = jax.lax.scan(update_again, (state, unknown), jnp.arange(choices.updates))
         metrics = {name: row[-1 if _is_of_ratios(name) else 0] for name, row in rows.items()}
     return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def _put(log_z_n: jax.Array, prompt_ids: jax.Array, learned_p: jax.Array) -> jax.Array:
+    """Each prompt's log Z with that of a batch's prompts; a prompt that is there twice gets the mean."""
+    count_n = jnp.zeros(log_z_n.shape).at[prompt_ids].add(1)
+    total_n = jnp.zeros_like(log_z_n).at[prompt_ids].add(learned_p)
+    return jnp.where(count_n > 0, total_n / jnp.maximum(count_n, 1), log_z_n)
 
 
 def _is_of_ratios(name: str) -> bool:

@@ -64,7 +64,10 @@ def test_a_language_runs_threshold_out_of_reach_is_a_refusal():
         (["--rivals", "--as=grpo"], "--as has no meaning with --rivals, which prints one table: leave it out"),
         ([NANO, "--level=token"], "of a configuration set --config.algorithm.level"),
         ([NANO, "--config.algorithm.betta=1"], "algorithm has no 'betta'; it has method"),
-        ([NANO, "--config.algorithm.method=grpo"], "algorithm.method='grpo' is unknown: choose one of vanilla, mara"),
+        (
+            [NANO, "--config.algorithm.method=ppo"],
+            "method='ppo' is unknown: choose one of vanilla, reinforce",
+        ),
         ([NANO, "--config.algorithm.beta=-1.0"], "algorithm.beta=-1.0 must be at least 0"),
         ([NANO, "--config.algorithm.beta=x"], "--config.algorithm.beta=x"),
         ([NANO, "--group=1"], "leave_one_out needs groups of at least 2 samples"),

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mara_jax.audit import enumeration, fixed_point, rival_losses, rival_optima, rivals_table
-from mara_jax.core import advantages, kl, objectives, rivals, targets
+from mara_jax.audit import enumeration, fixed_point, rival_losses, rivals_table
+from mara_jax.core import advantages, kl, objectives, rival_optima, rivals, targets
 from mara_jax.policies import categorical
 
 REF, REWARD, BETA = rivals_table.REF_LOGP, rivals_table.REWARD, rivals_table.BETA

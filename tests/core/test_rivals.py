@@ -190,7 +190,7 @@ def test_grpo_by_hand():
     loss, metrics = rivals.grpo(logp, mask, old, ref, reward, beta=0.3)
     np.testing.assert_allclose(loss, -(first + second / 2) / 2, rtol=1e-12)
     np.testing.assert_allclose(metrics["kl/k3"], k3 / 3, rtol=1e-12)
-    np.testing.assert_allclose(metrics["clip/fraction"], 1 / 3)
+    np.testing.assert_allclose(metrics["clipped_fraction"], 1 / 3)
     # Dr. GRPO: advantages +-1/2, sums instead of means.
     first, second = 1.2 * 0.5, -0.8 * 0.5 - 0.5 - 0.3 * k3
     loss, _ = rivals.dr_grpo(logp, mask, old, ref, reward, beta=0.3)

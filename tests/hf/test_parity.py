@@ -119,7 +119,9 @@ def test_transformers_loads_the_export_and_gives_the_same_logits(pair, tmp_path)
 
 def test_a_model_without_a_config_of_its_own_exports_too(pair, tmp_path):
     model, policy, params = pair
-    hf.export(dataclasses.replace(policy, config={}), params, tmp_path / "out")
+    hf.export(dataclasses.replace(policy, config={}, eos_ids=(3, 7), pad_id=4), params, tmp_path / "out")
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    # The class of a family has token ids of its own, for another vocabulary, where the file says nothing.
+    assert (back.config.bos_token_id, back.config.eos_token_id, back.config.pad_token_id) == (None, [3, 7], 4)
     expected = torch_models.logits(model, TOKENS, LENGTHS)
     np.testing.assert_array_equal(torch_models.logits(back, TOKENS, LENGTHS), expected)

@@ -7,6 +7,7 @@ largest gradient), and whether the same tokens were sampled; float64, as its own
 import json
 import os
 import sys
+from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_ENABLE_X64"] = "1"
@@ -21,7 +22,7 @@ from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import sample
 
-SIZES = {"vocab_size": 64, "embed": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 48}
+SIZES: dict[str, Any] = dict(vocab_size=64, embed=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
 # Heads, and queries' norm over all of them, in 2 parts and in 4; of the two key-value heads each device has both then.
 LAYOUTS = (((2, 2, 2), ""), ((1, 2, 4), "kv_heads:none"))
 random = np.random.default_rng(0)

@@ -127,7 +127,7 @@ def test_the_command_writes_what_it_trained(main, tmp_path):
     [
         ("--config.toy.figure=6", "sweep.gaps means nothing for toy.figure=6"),
         ("--config.sweep.betas=(0.1,-1.0)", "must be numbers above 0 and at most 1e6"),
-        ("--config.sweep.methods=('best',)", "sweep.methods='best' is unknown: choose one of vanilla, mara"),
+        ("--config.sweep.methods=('best',)", "sweep.methods='best' is unknown: choose one of vanilla, reinforce, mara"),
         ("--config.algorithm.baseline=mean", "algorithm.baseline='mean' shrinks the reward's gradient"),
     ],
 )

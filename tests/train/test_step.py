@@ -139,7 +139,7 @@ def test_metrics_by_hand():
     index = jnp.array([int(jnp.argmax(REWARD)), 0])
     batch = batch_of(index, ref_params)
     choices = choices_of(Algorithm())
-    _, (metrics, _) = jax.jit(lambda params: step.loss(params, ref_params, BySampler(batch), HYPER, choices))(params)
+    _, (metrics, *_) = jax.jit(lambda params: step.loss(params, ref_params, BySampler(batch), HYPER, choices))(params)
     logp = string_logp(params)[index]
     assert float(metrics["reward/mean"]) == pytest.approx(float(REWARD[index].mean()))
     assert float(metrics["kl/k1"]) == pytest.approx(float((logp - ref_logp[index]).mean()), abs=1e-5)
@@ -169,7 +169,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(algorithm):
     def gradient(parts, buckets):
         reference = batch(other, parts, buckets) if algorithm.kl == "forward" else None
         batches, choices = BySampler(batch(index, parts, buckets), reference), choices_of(algorithm, parts)
-        grads, (metrics, _) = jax.jit(lambda p, batches: step.gradient(p, ref_params, batches, HYPER, choices))(
+        grads, (metrics, *_) = jax.jit(lambda p, batches: step.gradient(p, ref_params, batches, HYPER, choices))(
             params, batches
         )
         return grads, metrics
