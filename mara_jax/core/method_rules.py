@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mara_jax.core import methods
 from mara_jax.core.method_rows import Need, Objective, Outcomes, Transform
@@ -225,7 +226,7 @@ def check_rewards(algorithm: Algorithm, reward: Any) -> None:
     Raises:
         ValueError: one line.
     """
-    least = min((float(value) for value in jnp.ravel(jnp.asarray(reward))), default=0.0)
+    least = float(np.min(np.asarray(reward), initial=0.0))
     if least < 0 and "non_negative_rewards" in needs(algorithm):
         algorithm = resolved(algorithm)
         which = "transform" if "non_negative_rewards" in rows(algorithm)[0].needs else "objective"

@@ -170,6 +170,19 @@ def collect(pending: Pending) -> Rollout:
     return Rollout(tokens_pgt, logp_pgt, lengths_pg, finished_pg, text, prompts.tokens, prompts.lengths)
 
 
+def replaced(completions: Rollout, others: Rollout, of_prompt: np.ndarray) -> Rollout:
+    """Completions with the groups of the prompts where `of_prompt` [p] holds from `others`, of the same prompts."""
+    chosen_p = hosts.shard_prompts(of_prompt, completions.lengths.shape[1])
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(chosen_p.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    names = ("tokens", "logp", "lengths", "finished")
+    arrays = {name: choose(getattr(others, name), getattr(completions, name)) for name in names}
+    text = [new if chosen else old for new, old, chosen in zip(others.text, completions.text, of_prompt, strict=True)]
+    return completions._replace(text=text, **arrays)
+
+
 def sampling_params(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0) -> SamplingParams:
     """One entry a prompt of each (see `sample`); None where nothing is truncated, which then costs nothing."""
     limits = {

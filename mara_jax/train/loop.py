@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mara_jax.config import LanguageRun, estimator_of
+from mara_jax.core import method_rules
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
@@ -22,6 +23,8 @@ from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.startup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
+
+MOST_REDRAWS = 3  # of a group whose rewards are all equal, where the method draws such groups again
 
 
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
@@ -62,9 +65,10 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
                 # The device samples meanwhile. It was busy with the previous update until the time that this returns:
                 # only then did this step's rollout start.
                 started = log.write(previous)
-            completions = rollout.collect(pending)
+            completions = varied_completions(setup, state, rollout.collect(pending), ids, done)
             sampled = time.perf_counter()
             scores, batches = scored_batches(setup, completions, ids, done)
+            method_rules.check_rewards(cfg.algorithm, scores.reward)
             scored = time.perf_counter()
             if done == first:
                 compile_update(setup, state, batches)
@@ -91,11 +95,35 @@ def policy_params(setup: Setup, state: State) -> Any:
     return lora.attached(setup.policy.architecture, setup.ref_params, state.params)
 
 
-def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array) -> rollout.Pending:
-    """Dispatches the sampling of a group of completions of each prompt."""
+def varied_completions(
+    setup: Setup, state: State, completions: rollout.Rollout, ids: np.ndarray, done: int
+) -> rollout.Rollout:
+    """The step's completions, or, where the method asks for it (DAPO), with groups of equal rewards drawn again.
+
+    Such groups teach nothing. They are drawn up to MOST_REDRAWS times, with other sample numbers; what then is still
+    equal stays. Completions are scored once more for each draw.
+    """
+    if not method_rules.rows(setup.cfg.algorithm)[1].redraws_equal_groups:
+        return completions
+    for redraw in range(1, MOST_REDRAWS + 1):
+        equal_p = np.ptp(scoring.score(setup.task, ids, completions).reward, axis=1) == 0
+        if not equal_p.any():
+            break
+        params, key = policy_params(setup, state), rollout_key(setup.cfg, "rollout", done)
+        again = rollout.collect(start_rollout(setup, params, ids, key, redraw))
+        completions = rollout.replaced(completions, again, equal_p)
+    return completions
+
+
+def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array, redraw: int = 0) -> rollout.Pending:
+    """Dispatches the sampling of a group of completions of each prompt.
+
+    Args:
+      redraw: each number gives other samples of the same prompts.
+    """
     sizes = setup.cfg.rollout
     # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
-    earlier = np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
+    earlier = redraw * len(ids) + np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
     sampling = rollout.sampling_params(len(ids), temperature=1.0)
     tokens, first_sample = [setup.prompts[i] for i in ids], earlier * sizes.group_size
     prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, sampling, ids, first_sample)

@@ -60,9 +60,9 @@ def _headline(record: report.Record) -> str:
 def _bars(ax: Axes, record: report.Record) -> None:
     """Grouped bars: solid where measured, hatched where predicted."""
     rows = [(record.measured_reference, REFERENCE), (record.optimum("vanilla"), VANILLA)]
-    if record.config["algorithm"]["method"] != "vanilla":
+    if record.optimum_of_own == "mara":
         rows.append((record.own_optimum, OWN))
-    rows.append((record.reached, OWN if len(rows) == 3 else VANILLA))
+    rows.append((record.reached, VANILLA if record.algorithm.method == "vanilla" else OWN))
     rows = [(outcome, colour) for outcome, colour in rows if outcome is not None]
     group = np.arange(len(record.answers) + 1)
     width = 0.84 / len(rows)
@@ -97,7 +97,7 @@ def _bars(ax: Axes, record: report.Record) -> None:
 
 
 def _over_steps(valid: Axes, entropy: Axes, kl: Axes, record: report.Record) -> None:
-    colour = VANILLA if record.config["algorithm"]["method"] == "vanilla" else OWN
+    colour = VANILLA if record.algorithm.method == "vanilla" else OWN
     step, before, own = record.series("step"), record.measured_reference, record.own_optimum
     most = np.log2(len(record.answers))
     pooled = diversity.pooled_counts(record.counts_ta)

@@ -186,7 +186,7 @@ def measure(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) ->
         "samples": total,
         "valid": answered / total,
         "answers": None,
-        "objective": forecast.describe(objective),
+        "objective": describe(run.algorithm),
         "optimum": {},
         "collapse": _collapse(run, samples_p, task),
         "text": [samples.text[:8] for samples in samples_p],
@@ -206,8 +206,8 @@ def measure(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) ->
 
 def unmeasured(run: LanguageRun) -> dict[str, Any]:
     """reference.json of a run whose reference policy is not sampled before training."""
-    objective = forecast.describe(objective_of(run.algorithm))
-    return {"samples": 0, "valid": None, "answers": None, "objective": objective, "optimum": {}, "collapse": None}
+    sentence = describe(run.algorithm)
+    return {"samples": 0, "valid": None, "answers": None, "objective": sentence, "optimum": {}, "collapse": None}
 
 
 def common_answers(task: Task) -> tuple[str, ...] | None:
@@ -227,6 +227,8 @@ def answers_of(task: Task, number: int, samples: PromptSamples) -> tuple[str, ..
 def _collapse(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) -> dict[str, Any] | None:
     """The worst collapse at the optimum over the prompts, see `forecast.collapse_at_optimum`; None without one."""
     objective, key, collapses = objective_of(run.algorithm), stream(run.seed, "bootstrap"), []
+    if method_rules.forecast_method(run.algorithm) is None:
+        return None
     for number, samples in enumerate(samples_p):
         answers = answers_of(task, number, samples)
         known = forecast.Task(answers, task.answers_have_equally_many_strings)
@@ -241,12 +243,20 @@ def log_optimum(
     algorithm: Algorithm, samples: PromptSamples, answers: tuple[str, ...], task: Task
 ) -> list[float] | None:
     """Log-probs (nats) of each answer, then of none, at the optimum under one prompt; None where it is not known."""
+    if method_rules.forecast_method(algorithm) is None:
+        return None
     known = forecast.Task(answers, task.answers_have_equally_many_strings)
     log_mass_c = forecast.class_log_mass(objective_of(algorithm), [samples.indexed(answers)], known)
     return None if log_mass_c is None else log_mass_c.tolist()
 
 
+def describe(algorithm: Algorithm) -> str:
+    """A sentence that says what a configuration really optimises and, where it is known, its optimum."""
+    known = method_rules.forecast_method(algorithm) and method_rules.rows(algorithm)[1].placements
+    return forecast.describe(objective_of(algorithm)) if known else method_rules.describe(algorithm)
+
+
 def objective_of(algorithm: Algorithm) -> forecast.Objective:
-    """The objective of a configuration, as core.forecast takes it."""
+    """The objective of a configuration, as core.forecast takes it; vanilla's where it knows no other optimum."""
     method = method_rules.forecast_method(algorithm) or "vanilla"
     return forecast.Objective(method, algorithm.kl, algorithm.beta, algorithm.threshold)

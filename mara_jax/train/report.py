@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mara_jax.core import diversity
+from mara_jax.config import Algorithm
+from mara_jax.core import diversity, method_rules
 from mara_jax.train.tables import NumberTable
 
 LAST_KL = 10  # steps whose KL is averaged and must be level
@@ -79,9 +80,22 @@ class Record:
     @property
     def method(self) -> str:
         """The objective in two or three words."""
-        algorithm = self.config["algorithm"]
-        words = "vanilla" if algorithm["method"] == "vanilla" else f"MARA over {algorithm['anchor']}s"
-        return words if algorithm["kl"] == "reverse" else f"{words}, forward KL"
+        algorithm = self.algorithm
+        words = f"MARA over {algorithm.anchor}s" if algorithm.method == "mara" else algorithm.method.replace("_", " ")
+        changed = [getattr(algorithm, name) for name in ("transform", "objective")]
+        words += "".join(f" with {name.replace('_', ' ')}" for name in changed if name != "auto")
+        return words if algorithm.kl == "reverse" else f"{words}, forward KL"
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The run's, as configured."""
+        return Algorithm(**self.config["algorithm"])
+
+    @property
+    def optimum_of_own(self) -> str | None:
+        """The name of the run's own optimum in `reference["optimum"]`: "vanilla", "mara", or None if unknown."""
+        method = method_rules.forecast_method(self.algorithm)
+        return method if method in (None, "vanilla") else "mara"
 
     @property
     def measured_reference(self) -> Outcome:
@@ -98,14 +112,14 @@ class Record:
         return _measured(f"this run, last {_count(len(rows), 'batch', 'batches')}", counts, samples)
 
     def optimum(self, method: str) -> Outcome | None:
-        """The predicted optimum of "vanilla" or of the run's own method; None where it was not computed."""
+        """The predicted optimum of "vanilla" or "mara", which is then the run's own; None where it was not computed."""
         shares = self.reference["optimum"].get(method)
         name = "vanilla" if method == "vanilla" else self.method
         return None if shares is None else Outcome(f"optimum: {name}", np.asarray(shares, np.float64))
 
     @property
     def own_optimum(self) -> Outcome | None:
-        return self.optimum(self.config["algorithm"]["method"])
+        return None if self.optimum_of_own is None else self.optimum(self.optimum_of_own)
 
 
 def read(workdir: str | os.PathLike) -> Record:
@@ -144,7 +158,7 @@ def read_reference(path: Path) -> dict[str, Any]:
 
 
 def start_summary(reference: dict[str, Any]) -> list[str]:
-    """In words: the objective, what the reference does, and where the objective leads.
+    """In words: what the reference does, and where the objective leads.
 
     Args:
       reference: the contents of reference.json.
@@ -152,9 +166,9 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
     Returns:
       Lines to print before training.
     """
-    lines, samples = [f"objective: {reference['objective']}"], reference["samples"]
+    lines, samples = [], reference["samples"]
     if not samples:
-        return [*lines, "reference: not measured before training, since there are many prompts"]
+        return ["reference: not measured before training, since there are many prompts"]
     answered = round(reference["valid"] * samples)
     low, high = diversity.interval(answered, samples)
     line = f"reference: {reference['valid']:.1%} of {samples} samples valid ({low:.1%} to {high:.1%})"
@@ -201,9 +215,8 @@ def collapse_warning(collapse: dict[str, Any]) -> str:
 
 def final_rows(record: Record) -> list[Outcome]:
     """Reference, vanilla's optimum, the run's own optimum (where computed), and what the run reached."""
-    vanilla = record.config["algorithm"]["method"] == "vanilla"
     rows = [record.measured_reference, record.optimum("vanilla")]
-    rows += [None if vanilla else record.own_optimum, record.reached]
+    rows += [record.own_optimum if record.optimum_of_own == "mara" else None, record.reached]
     return [row for row in rows if row is not None]
 
 

@@ -46,6 +46,7 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     Raises:
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
     """
+    display.note(f"objective: {reference.describe(cfg.algorithm)}")
     policy, ref_params = reference_policy(cfg, task, workdir, display)
     prompts = EncodedPrompts(cfg, policy, task)
     count = reference_samples.count(cfg, len(task))

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--config.algorithm.bta=1"], ["algorithm.bta", "it has method, anchor, kl, beta, threshold"]),
+        (["--config.algorithm.bta=1"], ["algorithm.bta", "it has method, transform, objective, anchor, kl, beta"]),
         (["--config.optimizer.lr=1"], ["optimizer", "it has steps, seed"]),
         (["--config.steps=ten"], ["steps", "ten"]),
         (["--config.algorithm.beta=warm"], ["algorithm.beta", "warm"]),

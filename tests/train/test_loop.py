@@ -4,12 +4,14 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 import single_step
 
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
+from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
 from mara_jax.train import checkpoint, loop, optim, placement, startup, summary
 
@@ -119,3 +121,37 @@ def test_a_run_that_dies_in_a_step_has_told_of_those_before_and_goes_on(monkeypa
     assert rows_of(tmp_path / "died") == whole[:3]
     assert trained(monkeypatch, setup, tmp_path / "died") == [(4, 4), (6, 6)]
     assert rows_of(tmp_path / "died") == whole
+
+
+class Scripted(Ended):
+    """Gives the rewards that it was told, one table [p, g] a call."""
+
+    def __init__(self, *tables) -> None:
+        self.tables = list(tables)
+
+    def score(self, prompt_index, texts, finished) -> Score:
+        return Score(np.ravel(self.tables.pop(0)), [None] * len(texts))
+
+
+def test_groups_of_equal_rewards_are_drawn_again_where_the_method_says_so(setup):
+    """DAPO: the first prompt's group is replaced until its rewards differ, the second's stays."""
+    same, differ = [1.0, 1, 1, 1], [0.0, 1, 1, 1]
+    task = Scripted([same, differ], [same, same], [differ, same])
+    cfg = dataclasses.replace(RUN, algorithm=Algorithm(method="dapo"))
+    dapo, ids = setup._replace(cfg=cfg, task=task), np.array([0, 1])
+    state = placement.fresh(setup.policy.architecture, setup.ref_params, TX)
+    key = loop.rollout_key(RUN, "rollout", 0)
+
+    def drawn(redraw):
+        return rollout.collect(loop.start_rollout(dapo, setup.ref_params, ids, key, redraw))
+
+    draws = [drawn(redraw) for redraw in range(4)]
+    assert len({np.asarray(one.tokens).tobytes() for one in draws}) == 4
+    first = loop.varied_completions(dapo, state, draws[0], ids, 0)
+    # The first group is equal, then both, then the second; after three draws nothing is asked any more.
+    for name in ("tokens", "logp", "lengths", "finished"):
+        values = [np.asarray(getattr(one, name)) for one in (first, *draws)]
+        assert np.array_equal(values[0][0], values[3][0]) and np.array_equal(values[0][1], values[4][1])
+    assert not task.tables
+    mara = dapo._replace(cfg=RUN)
+    assert loop.varied_completions(mara, state, draws[0], ids, 0) is draws[0]

@@ -47,7 +47,6 @@ def test_a_vanilla_run_is_measured_against_the_vanilla_optimum(tmp_path):
 def test_start_summary_says_objective_reference_and_optima(tmp_path):
     known = report.read(write_run(tmp_path / "run", ROWS)).reference
     assert report.start_summary(known) == [
-        f"objective: {OBJECTIVE}",
         'reference: 80.0% of 100 samples valid (71.1% to 86.7%); "1" 75.0%, "2" 25.0% of the valid ones; '
         "entropy 0.81 bits",
         'optimum (vanilla): valid 100.0%; "1" 75.0%, "2" 25.0% of the valid ones; entropy 0.81 bits',
@@ -60,7 +59,7 @@ def test_start_summary_warns_of_a_collapse_with_its_cure(tmp_path):
     found = {"answer": "1", "share": 0.971, "low": 0.952, "high": 0.99, "raise_above": 0.0312, "seen": 2}
     found |= {"method": "vanilla", "prompts": 1, "collapsing": 1}
     assert report.start_summary(known | {"collapse": None}) == report.start_summary(known)
-    assert report.start_summary(known | {"collapse": found})[4:] == [
+    assert report.start_summary(known | {"collapse": found})[3:] == [
         'WARNING: the optimum of these settings is a collapse: 97.1% [95.2%, 99.0%] of the answers "1"; '
         "raise algorithm.beta above 0.0312 or set algorithm.method=mara"
     ]
