@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mara_jax import config, tasks
-from mara_jax.core import forecast
+from mara_jax.core import forecast, method_rules
 from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.toy import problems
@@ -107,7 +107,16 @@ def _row(line: Any, where: str) -> tuple[float | None, float, str | None, int]:
 
 
 def settings_of(run: config.Run) -> Settings:
-    """The prediction's settings for the objective of a configuration."""
+    """The prediction's settings for the objective of a configuration.
+
+    Raises:
+      ValueError: a method whose optimum samples do not determine.
+    """
+    if method_rules.forecast_method(run.algorithm) is None:
+        raise ValueError(
+            f"algorithm.method={run.algorithm.method!r} {method_rules.describe(run.algorithm)}: its optimum cannot be "
+            "predicted from samples; add --config.algorithm.method=vanilla or mara to predict theirs"
+        )
     objective = reference.objective_of(run.algorithm)
     return Settings(*objective._replace(beta=max(objective.beta, forecast.LEAST_BETA)))
 
