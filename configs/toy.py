@@ -8,6 +8,11 @@ the distance to it is printed beside the distance to uniform.
   python -m mara_jax.main --config=configs/toy.py --workdir=runs/toy-vanilla --config.algorithm.method=vanilla
   python -m mara_jax.main --config=configs/toy.py:converged --workdir=runs/toy-converged --config.algorithm.kl=forward
 
+Any method can be trained; one with a baseline of its own needs baseline=auto in place of the paper's none:
+
+  python -m mara_jax.main --config=configs/toy.py --workdir=runs/toy-grpo --config.algorithm.method=grpo \
+      --config.algorithm.baseline=auto
+
 `sweep` trains thousands of runs as one program (Figure 2's problem, vanilla and MARA, both KLs, betas by reward gaps by
 seeds) and draws the phase diagram: where the good outcomes all survive.
 
@@ -29,7 +34,7 @@ def get_config(variant: str = ""):
         "": ToyRun(algorithm=algorithm),
         "converged": ToyRun(algorithm=algorithm, steps=4000, toy=Toy(exact=True, learning_rate=5e-2)),
         "sweep": ToyRun(
-            algorithm=Algorithm(anchor="string", baseline="leave_one_out", threshold=0.4),
+            algorithm=Algorithm(anchor="string", threshold=0.4),
             toy=Toy(figure=2, learning_rate=2e-2),
             sweep=Sweep(betas=BETAS, gaps=GAPS, seeds=4),
         ),

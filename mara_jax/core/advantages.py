@@ -80,7 +80,7 @@ def group_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
 def mean_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     """Reward minus its group's mean, over that mean (MaxRL).
 
-    Source: maximum-likelihood RL. With rewards of 0 and 1, success probability s and groups of N the expected
+    Source: arXiv 2602.02710. With rewards of 0 and 1, success probability s and groups of N the expected
     gradient is (1 - (1 - s)^(N - 1)) / s times that of s: as N grows, that of log s.
 
     Args:

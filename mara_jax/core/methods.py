@@ -257,9 +257,10 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "maxrl": Objective(
         _maxrl,
-        "maximises the log of the success probability, to the order of the group's size, without a KL (beta is not "
+        "maximises the log of the success probability, to order N - 1 in that of failure, without a KL (beta is not "
         "read): every policy on the good outcomes is stationary",
         "none", baseline="none", needs=("non_negative_rewards", "groups"), refuses_mara=_NO_KL,
+        paper="arXiv 2602.02710",
     ),
     "pass_at_k": Objective(
         _pass_at_k,
@@ -311,7 +312,7 @@ METHODS: dict[str, Method] = {
     ),
     "dapo": Method("none", "dapo", _ANYWHERE, paper="arXiv 2503.14476"),
     "raft": Method("none", "raft", _ANYWHERE, paper="arXiv 2304.06767"),
-    "maxrl": Method("none", "maxrl", _ANYWHERE),
+    "maxrl": Method("none", "maxrl", _ANYWHERE, paper="arXiv 2602.02710"),
     "pass_at_k": Method("none", "pass_at_k", _ANYWHERE, paper="arXiv 2503.19595"),
     "trajectory_balance": Method("none", "trajectory_balance", _RATIO, paper="arXiv 2201.13259"),
     "vargrad": Method("none", "vargrad", _RATIO, paper="arXiv 2010.10436"),

@@ -131,6 +131,8 @@ def maxrl(
 ) -> LossAndMetrics:
     """MaxRL: policy gradient with rewards over their group's mean, without a penalty.
 
+    Source: arXiv 2602.02710.
+
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
         mask_pgt: 1 where a token counts.
@@ -147,7 +149,7 @@ def pass_at_k(
 ) -> LossAndMetrics:
     """E[max of the group], without a penalty: pass@k with k the group size, where rewards are 0 and 1.
 
-    The advantage is not divided by its deviation, as in the published derivation (implementations often do).
+    Source: arXiv 2503.19595. The advantage is not divided by its deviation, as implementations often do.
 
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.

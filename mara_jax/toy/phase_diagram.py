@@ -47,37 +47,50 @@ def summary(trained: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:
     """One line a variant: mean coverage, and total variation to its optimum and to uniform over good outcomes."""
     lines = []
     for i, variant in enumerate(axes["variants"]):
-        figures = [np.nanmean(trained[name][i]) for name in ("coverage", "distance_to_target", "distance_to_uniform")]
+        to_optimum = trained["distance_to_target"][i]
+        known = "" if np.all(np.isnan(to_optimum)) else f" to the optimum {np.nanmean(to_optimum):.3f},"
+        coverage, to_uniform = (np.nanmean(trained[name][i]) for name in ("coverage", "distance_to_uniform"))
         lines.append(
-            f"{_name(variant)}: mean coverage of the good outcomes {figures[0]:.2f}, total variation to the optimum "
-            f"{figures[1]:.3f}, to uniform over the good ones {figures[2]:.3f}"
+            f"{_name(variant)}: mean coverage of the good outcomes {coverage:.2f}, total variation{known} to uniform "
+            f"over the good ones {to_uniform:.3f}"
         )
     return lines
 
 
 def _name(variant: dict[str, str]) -> str:
-    method = "vanilla" if variant["method"] == "vanilla" else "MARA"
-    return f"{method}, {variant['kl']} KL ({variant['estimator'].replace('_', ' ')})"
+    estimator = "" if variant["estimator"] == "auto" else f" ({variant['estimator'].replace('_', ' ')})"
+    return f"{_title(variant)}{estimator}"
+
+
+def _title(variant: dict[str, str]) -> str:
+    """The method and its KL; the method alone where it has a KL of its own, whose estimator is "auto"."""
+    method = "MARA" if variant["method"] == "mara" else variant["method"].replace("_", " ")
+    return method if variant["estimator"] == "auto" else f"{method}, {variant['kl']} KL"
 
 
 def _maps(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarray) -> Figure:
-    """A row for each KL and estimator, two panels a method."""
-    rows = list(dict.fromkeys((v["kl"], v["estimator"]) for v in axes["variants"]))
+    """A row for each KL and estimator, two panels a method; a method with a KL of its own is in the first row."""
+    named = [(v["kl"], v["estimator"]) for v in axes["variants"] if v["estimator"] != "auto"]
+    rows = list(dict.fromkeys(named)) or [("reverse", "auto")]
     methods = list(dict.fromkeys(v["method"] for v in axes["variants"]))
     height = 1.15 + 2.45 * len(rows)
     figure = Figure(figsize=(2.0 + 2.75 * 2 * len(methods), height), dpi=150)
     panels = figure.subplots(len(rows), 2 * len(methods), sharex=True, sharey=True, squeeze=False)
     figure.subplots_adjust(left=0.075, right=0.9, top=1 - 0.95 / height, bottom=0.55 / height, hspace=0.28, wspace=0.08)
+    for panel in panels.flat:
+        panel.set_visible(False)
     image, turns = None, False
     for i, variant in enumerate(axes["variants"]):
-        row, column = rows.index((variant["kl"], variant["estimator"])), 2 * methods.index(variant["method"])
+        row = 0 if variant["estimator"] == "auto" else rows.index((variant["kl"], variant["estimator"]))
+        column = 2 * methods.index(variant["method"])
         for offset, (word, value_vgb) in enumerate((("trained", trained_vgb), ("optimum", optimum_vgb))):
             panel = panels[row, column + offset]
+            panel.set_visible(True)
             grid = edges(axes["gaps"]), np.exp(edges(np.log(axes["betas"])))
             image = panel.pcolormesh(*grid, value_vgb[i].T, cmap=SHADES, vmin=0, vmax=1, rasterized=True)
             panel.set_yscale("log")
-            method = "vanilla" if variant["method"] == "vanilla" else "MARA"
-            panel.set_title(f"{method}, {variant['kl']} KL: {word}", loc="left", fontsize=10)
+            unknown = " (not known)" if np.all(np.isnan(value_vgb[i])) else ""
+            panel.set_title(f"{_title(variant)}: {word}{unknown}", loc="left", fontsize=10)
             if variant["method"] == "vanilla" and variant["kl"] == "reverse":
                 turns |= _turning_line(panel, axes)
     for panel in panels[:, 0]:
@@ -122,7 +135,7 @@ def _lines(axes: dict[str, Any], trained_vgb: np.ndarray, optimum_vgb: np.ndarra
     figure.subplots_adjust(left=0.09, right=0.97, top=0.82, bottom=0.11)
     colours = matplotlib.colormaps["tab10"]
     for i, variant in enumerate(axes["variants"]):
-        colour = {"vanilla": VANILLA, "mara": OWN}[variant["method"]] if i < 2 else colours(i)
+        colour = {"vanilla": VANILLA, "mara": OWN}.get(variant["method"], colours(i)) if i < 2 else colours(i)
         panel.plot(axes["betas"], trained_vgb[i, 0], color=colour, linewidth=2, marker="o", label=_name(variant))
         panel.plot(axes["betas"], optimum_vgb[i, 0], color=colour, linewidth=1.4, linestyle="--")
     panel.set_xscale("log")

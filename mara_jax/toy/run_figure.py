@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from mara_jax.config import Algorithm
+from mara_jax.core import method_rules
 from mara_jax.plot_style import INK, OWN, QUIET, REFERENCE, VANILLA, horizontal_grid, save, style
 
 
@@ -37,17 +39,19 @@ def save_figure(workdir: str | os.PathLike) -> Path:
         problem.legend(handles=handles, frameon=False, loc="upper right", fontsize=9)
         colour = VANILLA if algorithm["method"] == "vanilla" else OWN
         trained.bar(outcome, result["policy"], 1.0, color=colour, alpha=0.75, label="trained policy")
-        trained.step(outcome, result["optimum"], where="mid", color=INK, linewidth=1.6, label="exact optimum")
+        if result["optimum"] is not None:
+            trained.step(outcome, result["optimum"], where="mid", color=INK, linewidth=1.6, label="exact optimum")
         trained.set_xlabel("outcome")
         trained.set_ylabel("probability")
         trained.legend(frameon=False, loc="upper right", fontsize=9)
         horizontal_grid(trained)
-        name = "vanilla" if algorithm["method"] == "vanilla" else "MARA"
-        title = f"{name}, {algorithm['kl']} KL, $\\beta$ = {algorithm['beta']:g}"
+        name = "MARA" if algorithm["method"] == "mara" else algorithm["method"].replace("_", " ")
+        kl = f", {algorithm['kl']} KL" if method_rules.rows(Algorithm(**algorithm))[1].placements else ""
+        title = f"{name}{kl}, $\\beta$ = {algorithm['beta']:g}"
         figure.text(0.02, 0.96, title, fontsize=15, fontweight="bold", va="top")
-        distances = (
-            f"total variation to the optimum {result['distance_to_optimum']:.3f}, "
-            f"to uniform over the good outcomes {result['distance_to_uniform']:.3f}"
-        )
+        known = result["optimum"] is not None
+        distances = "total variation "
+        distances += f"to the optimum {result['distance_to_optimum']:.3f}, " if known else ""
+        distances += f"to uniform over the good outcomes {result['distance_to_uniform']:.3f}"
         figure.text(0.02, 0.912, distances, fontsize=10, color=QUIET, va="top")
         return save(figure, workdir / "figure.png")

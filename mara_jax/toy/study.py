@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mara_jax.core import diversity
+from mara_jax.core import diversity, method_rules
 from mara_jax.toy import problems, training
 
 CHUNK = 1024  # runs of each variant at once; on a CPU, larger chunks exceed the cache
@@ -74,14 +74,15 @@ def run(plan: Plan, progress: Callable[[int, int], Any] = lambda done, total: No
     sharding = NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
     problem_r, beta_r, threshold_r, seed_r = _columns(plan)
     ref_na, reward_na = (np.stack([getattr(p, name) for p in plan.problems]) for name in ("ref_logp", "reward"))
-    parts = []
+    target_vra, parts = [_optima(plan, choices) for choices in plan.variants], []
     for first in range(0, runs_per_variant, size):
         # The last chunk is padded with copies of its last run, so that one compiled program serves all chunks.
         index_r = np.minimum(np.arange(first, first + size), runs_per_variant - 1)
         rate_r = np.full(size, plan.learning_rate, np.float32)
         swept = training.Swept(*map(jnp.asarray, (beta_r[index_r], threshold_r[index_r], rate_r, seed_r[index_r])))
         rows = problem_r[index_r]
-        arrays = (ref_na[rows].astype(np.float32), reward_na[rows].astype(np.float32), swept)
+        targets = [None if table is None else table[index_r] for table in target_vra]
+        arrays = (ref_na[rows].astype(np.float32), reward_na[rows].astype(np.float32), swept, targets)
         trained = _train(*jax.device_put(arrays, sharding), variants=plan.variants)
         count = min(size, runs_per_variant - first)
         parts.append([[np.asarray(array)[:count] for array in variant] for variant in trained])
@@ -97,13 +98,28 @@ def run(plan: Plan, progress: Callable[[int, int], Any] = lambda done, total: No
 
 
 @partial(jax.jit, static_argnames="variants")
-def _train(ref_logp_ra, reward_ra, swept_r, *, variants):
-    return [
-        jax.vmap(lambda ref, reward, swept, choices=choices: training.train(ref, reward, swept, choices))(
-            ref_logp_ra, reward_ra, swept_r
+def _train(ref_logp_ra, reward_ra, swept_r, target_vra, *, variants):
+    trained = []
+    for choices, target_ra in zip(variants, target_vra, strict=True):
+        train = partial(training.train, choices=choices)
+        trained.append(
+            jax.vmap(lambda ref, reward, swept, target, train=train: train(ref, reward, swept, target_logp_a=target))(
+                ref_logp_ra, reward_ra, swept_r, target_ra
+            )
         )
-        for choices in variants
+    return trained
+
+
+def _optima(plan: Plan, choices: training.Choices) -> np.ndarray | None:
+    """Each run's optimum, [r, a] (nats), where it is not computed as part of the program; else None."""
+    if training.has_traced_optimum(choices):
+        return None
+    rows = itertools.product(plan.problems, plan.betas, plan.thresholds)
+    optima = [
+        training.known_optimum(problem.ref_logp, problem.reward, beta, threshold, choices)
+        for problem, beta, threshold in rows
     ]
+    return np.repeat(np.asarray(optima, np.float32), len(plan.seeds), axis=0)
 
 
 def _columns(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -124,6 +140,8 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"the study has 0 {name}: give at least one")
     for choices in plan.variants:
         training.check(choices)
+        for problem in plan.problems:
+            method_rules.check_rewards(choices.algorithm, problem.reward)
     sizes = sorted({len(problem.reward) for problem in plan.problems})
     if len(sizes) > 1:
         raise ValueError(f"problems of {' and '.join(map(str, sizes))} outcomes: a study's problems have equally many")

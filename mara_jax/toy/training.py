@@ -1,12 +1,12 @@
 """One whole toy training as a pure function, and grids of them as one XLA program.
 
-It uses the same core functions as a language model: the batch is one prompt's group, a sample is a completion
-of one token. Choices and counts are static; numbers that are swept are traced, so the same code serves
-`jax.vmap`.
+Every method of `core.methods` is trained through the rows that a language model's update uses: the batch is one
+prompt's group, a sample is a completion of one token, and its answer is the outcome itself. Choices and counts are
+static; numbers that are swept are traced, so the same code serves `jax.vmap`.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,37 +14,13 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from mara_jax.core import advantages, augment, kl, objectives, targets
-from mara_jax.core.targets import Scalar
+from mara_jax import config
+from mara_jax.core import kl, method_rules
+from mara_jax.core.scored import Numbers, Scored
 from mara_jax.policies import categorical
+from mara_jax.toy.choices import Choices, check, has_traced_optimum, known_optimum, optimum
 
-
-@dataclass(frozen=True)
-class Choices:
-    """The static choices of a run.
-
-    `gradients`: "sampled" estimates them from `batch` samples a step, "exact" sums over the outcomes.
-    `reverse_estimator` and `forward_estimator`: how the KL is estimated from samples. Reverse: k1 in the reward or k2
-    as a loss term. Forward: "samples" of the reference, the "ratio" ref/pi on the policy's own, k3 as a loss term on
-    them, or "exact" for the KL alone.
-    `anchor`: MARA's anchor from the "batch" (Algorithm 1) or from the whole good set, "all" (as exact gradients do).
-    `baseline`: a name in `core.advantages`.
-    `augmentation`: the KL that MARA's rewards are made for, by default that of `direction`. Rewards made for the other
-    one (Algorithm 1's beside the forward KL) are the mistake that Figure 6 shows.
-    `every`: metrics are recorded before every `every`-th step; it must divide `steps`.
-    """
-
-    method: Literal["vanilla", "mara"] = "vanilla"
-    direction: targets.Direction = "reverse"
-    gradients: Literal["sampled", "exact"] = "sampled"
-    reverse_estimator: Literal["k1_in_reward", "k2_in_loss"] = "k1_in_reward"
-    forward_estimator: Literal["samples", "ratio", "k3_in_loss", "exact"] = "samples"
-    anchor: Literal["batch", "all"] = "batch"
-    baseline: str = "none"
-    augmentation: targets.Direction | None = None
-    steps: int = 1000
-    batch: int = 32
-    every: int = 1
+__all__ = ["Choices", "Run", "Swept", "check", "grid", "has_traced_optimum", "known_optimum", "optimum", "train"]
 
 
 @struct.dataclass
@@ -60,7 +36,8 @@ class Swept:
 class Run(NamedTuple):
     """The final policy of a run and its metrics over the steps.
 
-    `logp_a` final log-probabilities (nats); `target_logp_a` those of the objective's own optimum;
+    `logp_a` final log-probabilities (nats); `target_logp_a` those of the objective's own optimum, nan where none is
+    known (and so are distances to it);
     `distance_to_target` and `distance_to_uniform` the total variation from `logp_a` to that optimum and to
     the uniform distribution over good outcomes. With one entry a recorded step, exact even with sampled gradients:
     `reward_s` the expected reward, `distance_s` and `uniform_distance_s` those two distances,
@@ -91,7 +68,13 @@ def total_variation(logp_a: Float[Array, "*n a"], other_logp_a: Float[Array, "*n
     return jnp.sum(jnp.abs(jnp.exp(logp_a) - jnp.exp(other_logp_a)), axis=-1) / 2
 
 
-def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: Swept, choices: Choices) -> Run:
+def train(
+    ref_logp_a: Float[Array, " a"],
+    reward_a: Float[Array, " a"],
+    swept: Swept,
+    choices: Choices,
+    target_logp_a: Float[Array, " a"] | None = None,
+) -> Run:
     """Trains a free categorical policy from uniform with Adam; pure, and jittable with `choices` static.
 
     Args:
@@ -99,6 +82,8 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
         reward_a: reward of each outcome.
         swept: scalars of this run; batches of runs by `jax.vmap`.
         choices: method, direction, estimators, steps and batch.
+        target_logp_a: the objective's own optimum as `optimum` returns it, where it is not that of vanilla or of MARA
+            over strings, which are computed here.
 
     Returns:
         The final policy and the recorded metrics.
@@ -110,17 +95,20 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
     # jax's default precision, whatever that of the problem's arrays: float64 only where it is enabled.
     dtype = jnp.result_type(float)
     ref_logp_a, reward_a = jnp.asarray(ref_logp_a, dtype), jnp.asarray(reward_a, dtype)
-    target_logp_a = optimum(ref_logp_a, reward_a, swept.beta, swept.threshold, choices)
+    if target_logp_a is None and has_traced_optimum(choices):
+        target_logp_a = optimum(ref_logp_a, reward_a, swept.beta, swept.threshold, choices)
+    target_logp_a = jnp.full_like(ref_logp_a, jnp.nan) if target_logp_a is None else target_logp_a
     good_a = reward_a >= swept.threshold
     uniform_a = jnp.where(good_a, -jnp.log(jnp.maximum(jnp.sum(good_a), 1)), -jnp.inf)
     tx = optax.adam(swept.learning_rate)
     key = jax.random.key(swept.seed)
 
     def step(carry, index):
-        logits_a, opt_state = carry
-        gradient_a = _gradient(logits_a, ref_logp_a, reward_a, swept, choices, jax.random.fold_in(key, index))
+        logits_a, opt_state, log_z = carry
+        sample_key = jax.random.fold_in(key, index)
+        gradient_a, log_z = _gradient(logits_a, log_z, ref_logp_a, reward_a, swept, choices, sample_key)
         updates_a, opt_state = tx.update(gradient_a, opt_state)
-        return (logits_a + updates_a, opt_state), None
+        return (logits_a + updates_a, opt_state, log_z), None
 
     def recorded(carry, index_e):
         metrics = _metrics(categorical.log_probs(carry[0]), reward_a, target_logp_a, uniform_a)
@@ -128,7 +116,8 @@ def train(ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], swept: S
 
     logits_a = jnp.zeros_like(ref_logp_a)
     steps_se = jnp.arange(choices.steps).reshape(-1, choices.every)
-    (logits_a, _), metrics_s = jax.lax.scan(recorded, (logits_a, tx.init(logits_a)), steps_se)
+    start = logits_a, tx.init(logits_a), jnp.asarray(-jnp.inf, dtype)
+    (logits_a, *_), metrics_s = jax.lax.scan(recorded, start, steps_se)
     logp_a = categorical.log_probs(logits_a)
     return Run(
         logp_a,
@@ -150,11 +139,11 @@ def _metrics(logp_a, reward_a, target_logp_a, uniform_a):
     )
 
 
-def _grid(ref_logp_a, reward_a, beta_b, seed_n, threshold, learning_rate, choices):
-    def train_run(beta, seed):
-        return train(ref_logp_a, reward_a, Swept(beta, threshold, learning_rate, seed), choices)
+def _grid(ref_logp_a, reward_a, beta_b, seed_n, threshold, learning_rate, target_ba, choices):
+    def train_run(beta, target_a, seed):
+        return train(ref_logp_a, reward_a, Swept(beta, threshold, learning_rate, seed), choices, target_a)
 
-    return jax.vmap(jax.vmap(train_run, (None, 0)), (0, None))(beta_b, seed_n)
+    return jax.vmap(jax.vmap(train_run, (None, None, 0)), (0, 0, None))(beta_b, target_ba, seed_n)
 
 
 _grid_jit = jax.jit(_grid, static_argnames="choices")
@@ -185,10 +174,15 @@ def grid(
         A `Run` whose arrays have two leading axes, betas and seeds.
 
     Raises:
-        ValueError: for an unknown choice.
+        ValueError: for an unknown choice, or rewards that the method cannot take.
     """
     check(choices)
-    dtype = jnp.result_type(float)
+    method_rules.check_rewards(choices.algorithm, reward_a)
+    dtype, target_ba = jnp.result_type(float), None
+    if not has_traced_optimum(choices):
+        target_ba = jnp.stack(
+            [jnp.asarray(known_optimum(ref_logp_a, reward_a, beta, threshold, choices), dtype) for beta in betas]
+        )
     return _grid_jit(
         jnp.asarray(ref_logp_a, dtype),
         jnp.asarray(reward_a, dtype),
@@ -196,104 +190,66 @@ def grid(
         jnp.asarray(seeds),
         jnp.asarray(threshold, dtype),
         jnp.asarray(learning_rate, dtype),
+        target_ba,
         choices=choices,
     )
 
 
-_KNOWN = {
-    "method": ("vanilla", "mara"),
-    "direction": ("reverse", "forward"),
-    "gradients": ("sampled", "exact"),
-    "reverse_estimator": ("k1_in_reward", "k2_in_loss"),
-    "forward_estimator": ("samples", "ratio", "k3_in_loss", "exact"),
-    "anchor": ("batch", "all"),
-    "baseline": tuple(advantages.BY_NAME),
-    "augmentation": (None, "reverse", "forward"),
-}
+def _scored(logp_a, index_g, ref_logp_a, reward_a) -> Scored:
+    """Outcomes as one prompt's completions of one token, each an answer of its own."""
+    logp_1g1, ref_1g = logp_a[index_g][None, :, None], ref_logp_a[index_g][None]
+    scored = Scored(logp_1g1, jnp.ones_like(logp_1g1), ref_1g, reward_a[index_g][None], index_g[None])
+    return scored._replace(ref_token_logp=ref_1g[..., None])
 
 
-def check(choices: Choices) -> None:
-    """Refuses an unknown choice, and a recording interval that does not divide the steps.
-
-    Args:
-        choices: the run's choices.
-
-    Raises:
-        ValueError: naming the field, its value and the known ones.
-    """
-    for field, known in _KNOWN.items():
-        value = getattr(choices, field)
-        if value not in known:
-            raise ValueError(f"{field} {value!r} is not known: use one of {', '.join(map(str, known))}")
-    if choices.every < 1 or choices.steps % choices.every:
-        raise ValueError(f"every {choices.every} does not divide the {choices.steps} steps: use a divisor of them")
-
-
-def optimum(
-    ref_logp_a: Float[Array, " a"], reward_a: Float[Array, " a"], beta: Scalar, threshold: Scalar, choices: Choices
-) -> Float[Array, " a"]:
-    """The distribution that maximises the objective.
-
-    Args:
-        ref_logp_a: log-probabilities of the reference (nats).
-        reward_a: reward of each outcome.
-        beta: regularisation strength, above 0.
-        threshold: reward from which an outcome is good.
-        choices: method, direction and augmentation.
-
-    Returns:
-        Log-probabilities (nats).
-    """
-    direction = choices.direction
-    if choices.method == "mara" and choices.augmentation in (None, direction):
-        return targets.mara(ref_logp_a, reward_a, beta, threshold, direction)
-    if choices.method == "mara":
-        whole_set = {"beta": beta, "threshold": threshold, "direction": choices.augmentation}
-        (reward_a,), (ref_logp_a,) = augment.mara(reward_a[None], ref_logp_a[None], **whole_set)
-    return (targets.reverse_kl if direction == "reverse" else targets.forward_kl)(ref_logp_a, reward_a, beta)
-
-
-def _gradient(logits_a, ref_logp_a, reward_a, swept, choices, key):
-    """Gradient of the loss at the logits: minus that of the objective, or an estimate of it."""
-    # Over all outcomes at once the group is the whole set, so its anchor is the anchor over the good set.
-    direction = choices.augmentation or choices.direction
-    settings = {"beta": swept.beta, "threshold": swept.threshold, "direction": direction}
-    all_reward_1a, all_ref_1a = reward_a[None], ref_logp_a[None]
-    if choices.method == "mara":
-        all_reward_1a, all_ref_1a = augment.mara(all_reward_1a, all_ref_1a, **settings)
+def _gradient(logits_a, log_z, ref_logp_a, reward_a, swept, choices, key):
+    """Gradient of the loss at the logits: minus that of the objective, or an estimate of it; and what log Z becomes."""
+    algorithm, numbers = choices.algorithm, Numbers(swept.beta, swept.threshold, choices.eta)
+    transform, objective = method_rules.rows(algorithm)
+    made_for = dataclasses.replace(algorithm, kl=choices.augmentation or choices.direction)
+    logp_a, every_a = jax.lax.stop_gradient(categorical.log_probs(logits_a)), jnp.arange(reward_a.shape[-1])
+    whole = _scored(logp_a, every_a, ref_logp_a, reward_a)
+    if transform.anchor is not None:
+        # Over all outcomes at once the group is the whole set, so its anchor is the anchor over the good set.
+        reward_1a, ref_1a = transform.apply(made_for, whole, numbers)
+        whole = whole._replace(reward=reward_1a, ref_logp=ref_1a)
     if choices.gradients == "exact":
-        return -categorical.exact_gradient(logits_a, all_ref_1a[0], all_reward_1a[0], swept.beta, choices.direction)
+        exact_a = categorical.exact_gradient(
+            logits_a, whole.ref_logp[0], whole.reward[0], swept.beta, choices.direction
+        )
+        return -exact_a, log_z
 
     sample_key, ref_key = jax.random.split(key)
-    sample_g = categorical.sample(sample_key, categorical.log_probs(logits_a), choices.batch)
-    reward_1g, ref_logp_1g = reward_a[sample_g][None], ref_logp_a[sample_g][None]
-    if choices.method == "mara" and choices.anchor == "batch":
-        reward_1g, ref_logp_1g = augment.mara(reward_1g, ref_logp_1g, **settings)
-    elif choices.method == "mara":
-        reward_1g, ref_logp_1g = all_reward_1a[:, sample_g], all_ref_1a[:, sample_g]
-    mask_1g1 = jnp.ones((1, choices.batch, 1))
-    common = {"beta": swept.beta, "advantage": advantages.BY_NAME[choices.baseline]}
+    sample_g = categorical.sample(sample_key, logp_a, choices.batch)
+    scored = _scored(logp_a, sample_g, ref_logp_a, reward_a)
+    if transform.anchor is not None and choices.anchor == "all":
+        reward_1g, ref_logp_1g = whole.reward[:, sample_g], whole.ref_logp[:, sample_g]
+    else:
+        reward_1g, ref_logp_1g = transform.apply(made_for, scored, numbers)
+    scored = scored._replace(reward=reward_1g, ref_logp=ref_logp_1g)
+    reference, ref_sample_r = None, every_a
+    if method_rules.reads_reference_samples(algorithm):
+        if choices.forward_estimator == "samples":
+            ref_sample_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
+            weight_1r = jnp.exp(whole.ref_logp - ref_logp_a)[:, ref_sample_r]
+        else:  # every outcome once, weighted so that the mean over outcomes is the sum over the reference
+            weight_1r = jnp.exp(whole.ref_logp) * ref_logp_a.shape[-1]
+        reference = _scored(logp_a, ref_sample_r, ref_logp_a, reward_a)._replace(ref_weight=weight_1r)
+    if objective.learns_log_z:
+        scored, log_z = _with_log_z(scored, log_z, algorithm, numbers)
 
     def loss(logits_a):
         logp_a = categorical.log_probs(logits_a)
-        logp_1g1 = logp_a[sample_g][None, :, None]
-        estimator = choices.reverse_estimator if choices.direction == "reverse" else choices.forward_estimator
-        if estimator in ("k2_in_loss", "k3_in_loss"):
-            placed = {"estimator": estimator[:2], "placement": "loss", "level": "sequence"}
-            return objectives.placed(logp_1g1, mask_1g1, ref_logp_1g[..., None], reward_1g, **placed, **common)[0]
-        if choices.direction == "reverse":
-            return objectives.reverse_kl(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
-        if choices.forward_estimator == "ratio":
-            return objectives.forward_kl_ratio(logp_1g1, mask_1g1, ref_logp_1g, reward_1g, **common)[0]
-        if choices.forward_estimator == "samples":
-            ref_sample_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
-            weight_1r = jnp.exp(all_ref_1a - ref_logp_a)[:, ref_sample_r]
-        else:  # every outcome once, weighted so that the mean over outcomes is the sum over the reference
-            ref_sample_r = jnp.arange(ref_logp_a.shape[-1])
-            weight_1r = jnp.exp(all_ref_1a) * ref_logp_a.shape[-1]
-        ref_sample_logp_1r1 = logp_a[ref_sample_r][None, :, None]
-        return objectives.forward_kl_samples(
-            logp_1g1, mask_1g1, reward_1g, ref_sample_logp_1r1, jnp.ones_like(ref_sample_logp_1r1), weight_1r, **common
-        )[0]
+        live = scored._replace(logp=logp_a[sample_g][None, :, None])
+        other = reference and reference._replace(logp=logp_a[ref_sample_r][None, :, None])
+        return objective.loss(algorithm, live, other, numbers)[0]
 
-    return jax.grad(loss)(logits_a)
+    return jax.grad(loss)(logits_a), log_z
+
+
+def _with_log_z(scored: Scored, log_z, algorithm: config.Algorithm, numbers: Numbers):
+    """The prompt's log Z beside its samples, and as learned from them, as a language model's update learns it."""
+    untransformed = dataclasses.replace(algorithm, transform="none")  # rewards are transformed already
+    (estimate,) = method_rules.log_z_estimate(untransformed, scored, numbers)
+    log_z = jnp.where(log_z == -jnp.inf, estimate, log_z)
+    return scored._replace(prompt_log_z=log_z[None]), log_z + 2 * method_rules.LOG_Z_STEP * (estimate - log_z)

@@ -10,8 +10,8 @@ import small_policy
 
 from mara_jax.audit import enumeration, gradients, problems
 from mara_jax.config import Algorithm
-from mara_jax.core import advantages, importance, kl, objectives
-from mara_jax.train import objective
+from mara_jax.core import advantages, importance, kl, method_rules, objectives
+from mara_jax.core.scored import Numbers, Scored
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -56,8 +56,8 @@ def objective_loss(algorithm, sampler=None):
     def loss(logp, drawn_by, mask, index):
         row = [jnp.asarray(x)[index][None] for x in (PROBLEM.ref_logp, PROBLEM.reward, PROBLEM.answer)]
         old = {"old_logp": drawn_by} if sampler is None else {"old_logp": old_nt[index][None], "sampler_logp": drawn_by}
-        scored = objective.Scored(logp, mask, *row, mass, ref_nt[index][None], *anchor, **old)
-        return objective.objective(algorithm, scored, None, algorithm.beta, algorithm.threshold)[0]
+        scored = Scored(logp, mask, *row, mass, ref_nt[index][None], *anchor, **old)
+        return method_rules.loss(algorithm, scored, None, Numbers(algorithm.beta, algorithm.threshold))[0]
 
     return loss
 
@@ -289,12 +289,14 @@ def test_truncated_weights_by_hand():
         np.testing.assert_allclose(got, np.array(want)[None], rtol=1e-12)
     same = importance.truncated(importance.log_ratio(logp, logp, mask, "token"), 1.5)
     assert (np.asarray(same) == 1).all()
-    scored = objective.Scored(
+    scored = Scored(
         logp, mask, jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]), jnp.zeros((1, 2), int), jnp.zeros((1, 1)),
         sampler_logp=sampler,
     )  # fmt: skip
     algorithm = case(importance="none", truncate=1.5, truncate_level="token", baseline="none")
-    of = jax.grad(lambda x: objective.objective(algorithm, scored._replace(logp=x), None, 0.0, TAU), has_aux=True)
+    of = jax.grad(
+        lambda x: method_rules.loss(algorithm, scored._replace(logp=x), None, Numbers(0.0, TAU)), has_aux=True
+    )
     grads, metrics = jax.jit(of)(logp)
     # Reward 1 and 0, no penalty: -1/2 of the first string's weights.
     np.testing.assert_allclose(grads[0], [[-0.75, -0.45], [0, 0]], rtol=1e-12)
@@ -321,7 +323,7 @@ def test_a_sampler_that_differs_is_corrected_exactly_under_a_cap_never_reached()
 
 def test_metrics_of_ratios_by_hand():
     logp, old, mask = moved(LOGP, OLD_LOGP)
-    scored = objective.Scored(
+    scored = Scored(
         logp, mask, jnp.sum(logp * mask, -1), jnp.array([[3.0, -2.0]]), jnp.zeros((1, 2), int), jnp.zeros((1, 1)),
         old_logp=old,
     )  # fmt: skip
@@ -332,7 +334,7 @@ def test_metrics_of_ratios_by_hand():
     }
     for form, (mean, largest, clipped) in known.items():
         algorithm = case(importance=form, clip=0.2, baseline="none")
-        of = jax.jit(functools.partial(objective.objective, algorithm, reference=None, beta=BETA, threshold=TAU))
+        of = jax.jit(functools.partial(method_rules.loss, algorithm, reference=None, numbers=Numbers(BETA, TAU)))
         _, metrics = of(scored)
         assert float(metrics["ratio/mean"]) == pytest.approx(mean)
         assert float(metrics["ratio/max"]) == pytest.approx(largest)
@@ -355,11 +357,11 @@ def test_ratio_one_is_todays_gradient_bit_for_bit(form):
     logp = jnp.asarray(np.log(rng.uniform(0.1, 1, size=(3, 4, 5))), jnp.float32)
     mask = jnp.asarray(rng.integers(1, 6, size=(3, 4, 1)) > np.arange(5), jnp.int32)
     reward, ref = (jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for _ in range(2))
-    scored = objective.Scored(logp, mask, ref, reward, jnp.zeros((3, 4), int), jnp.zeros((3, 1)))
+    scored = Scored(logp, mask, ref, reward, jnp.zeros((3, 4), int), jnp.zeros((3, 1)))
 
     def gradient(algorithm, old):
         def loss(logp):
-            return objective.objective(algorithm, scored._replace(logp=logp, old_logp=old), None, 0.1, 0.5)[0]
+            return method_rules.loss(algorithm, scored._replace(logp=logp, old_logp=old), None, Numbers(0.1, 0.5))[0]
 
         return jax.grad(loss)(logp)  # not compiled as a whole, where constants may be multiplied in another order
 
@@ -371,7 +373,7 @@ def test_ratio_one_is_todays_gradient_bit_for_bit(form):
 def test_a_kl_in_the_loss_takes_whole_unclipped_ratios_only():
     logp, old, mask = moved(LOGP, OLD_LOGP)
     row = jnp.zeros((1, 2))
-    scored = objective.Scored(logp, mask, row, row, row, jnp.zeros((1, 1)), old_logp=old)
+    scored = Scored(logp, mask, row, row, row, jnp.zeros((1, 1)), old_logp=old)
     for fields in ({"importance": "token"}, {"clip": 0.2}):
         with pytest.raises(ValueError, match=r"algorithm.importance=sequence with algorithm.clip=0"):
-            objective.objective(case(estimator="k2_in_loss", **fields), scored, None, BETA, TAU)
+            method_rules.loss(case(estimator="k2_in_loss", **fields), scored, None, Numbers(BETA, TAU))

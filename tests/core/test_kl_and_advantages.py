@@ -65,3 +65,18 @@ def test_leave_one_out_is_the_sample_less_the_mean_of_the_others():
 def test_groups_of_one_are_refused_where_they_have_no_meaning(name):
     with pytest.raises(ValueError, match="not 1"):
         advantages.BY_NAME[name](jnp.ones((3, 1)))
+
+
+def test_advantages_of_maxrl_and_pass_at_k_by_hand():
+    reward = jnp.array([[1.0, 0, 0, 1], [0, 0, 0, 0], [0.2, 0.9, 0.5, 0.9], [0.2, 0.9, 0.5, 0.6]])
+    np.testing.assert_allclose(advantages.mean_normalised(reward)[:2], [[1, -1, -1, 1], [0, 0, 0, 0]])
+    np.testing.assert_allclose(advantages.mean_normalised(reward)[3, 0], (0.2 - 0.55) / 0.55)
+    want = [
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0.3, 0, 0],
+    ]  # in two groups the best is not unique
+    np.testing.assert_allclose(advantages.best_minus_second(reward), want, atol=1e-15)
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        advantages.best_minus_second(reward[:, :1])

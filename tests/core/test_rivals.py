@@ -197,6 +197,18 @@ def test_grpo_by_hand():
     np.testing.assert_allclose(loss, -(first + second) / 2, rtol=1e-12)
 
 
+def test_dapo_clips_higher_above_and_divides_by_the_tokens_of_the_batch():
+    # Ratios 1.25 (within .28), 1.5 (cut to 1.28) on a gain; .5 (cut to .8) on a loss; five tokens, two of a group of
+    # equal rewards.
+    old = jnp.log(jnp.array([[[0.4, 0.2], [0.8, 0.3]], [[0.5, 0.5], [0.5, 0.5]]]))
+    logp = jnp.log(jnp.array([[[0.5, 0.3], [0.4, 0.1]], [[0.1, 0.2], [0.3, 0.4]]]))
+    mask = jnp.array([[[1, 1], [1, 0]], [[1, 0], [1, 0]]])
+    a = 0.5 / (np.sqrt(0.5) + 1e-4)
+    loss, metrics = rivals.dapo(logp, mask, old, jnp.array([[1.0, 0.0], [1.0, 1.0]]))
+    np.testing.assert_allclose(loss, -(1.25 * a + 1.28 * a - 0.8 * a) / 5, rtol=1e-12)
+    np.testing.assert_allclose(metrics["clipped_fraction"], 2 / 5)
+
+
 def test_what_the_clip_binds_has_no_gradient_but_its_penalty():
     logp, old = jnp.log(jnp.array([[[0.5], [0.1]]])), jnp.log(jnp.array([[[0.25], [0.25]]]))
     mask, reward = jnp.ones_like(logp), jnp.array([[1.0, 0.0]])

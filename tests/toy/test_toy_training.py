@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from mara_jax.core import kl, targets
+from mara_jax.core import kl, method_rules, methods, targets
+from mara_jax.core.scored import Numbers, Scored
 from mara_jax.policies import categorical
 from mara_jax.toy import problems, training
 
@@ -129,5 +130,108 @@ def test_estimators_in_the_loss_reach_the_same_target(direction, estimator):
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="every 7 does not divide the 1000 steps"):
         run(problems.figure6(), training.Choices(every=7), betas=[1.0], learning_rate=1.0)
-    with pytest.raises(ValueError, match="'pull' is not known: use one of vanilla, mara"):
-        run(problems.figure6(), training.Choices(method="pull"), betas=[1.0], learning_rate=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'pull' is not known: use one of vanilla, reinforce, mara"):
+        run(problems.figure6(), training.Choices(method="pull"), betas=[1.0], learning_rate=1.0)
+
+
+# Every method of the table.
+
+FIVE = problems.Problem("five", np.log([0.60, 0.30, 0.05, 0.04, 0.01]), np.array([1.0, 1, 1, 0, 0]), 0.8)
+BETA = 0.1
+TOWARD_G = ("vanilla", "reinforce", "trajectory_balance", "vargrad", "reinvent")
+WITHOUT_KL = ("dapo", "raft", "maxrl", "pass_at_k")
+
+
+def ends(method, seeds=8, **changes):
+    """Mean policy of some seeds after training on the five outcomes, and the optimum that the run names."""
+    baseline = methods.METHODS[method].baseline
+    settings = {"method": method, "baseline": baseline, "batch": 64, "steps": 1500, "every": 1500} | changes
+    end = run(FIVE, training.Choices(**settings), betas=[BETA], learning_rate=1e-2, seeds=range(seeds))
+    return (
+        np.exp(np.asarray(end.logp_a[0], float)).mean(axis=0),
+        np.exp(np.asarray(end.target_logp_a[0, 0], float)),
+        end,
+    )
+
+
+@pytest.mark.parametrize("method", [*TOWARD_G, "grpo", "dr_grpo", "entropy_bonus", "darling", "ips"])
+def test_methods_end_at_the_optimum_of_their_row(method):
+    """With 64 samples a step. The closed forms themselves are held against enumeration in tests/audit."""
+    policy, optimum, end = ends(method)
+    assert np.abs(policy - optimum).sum() / 2 < 0.02, (policy, optimum)
+    np.testing.assert_allclose(end.distance_to_target, np.abs(np.exp(end.logp_a) - optimum).sum(-1) / 2, atol=1e-5)
+    if method in TOWARD_G:
+        np.testing.assert_allclose(optimum, np.exp(targets.reverse_kl(FIVE.ref_logp, FIVE.reward, BETA)), atol=1e-6)
+    elif method == "dr_grpo":
+        np.testing.assert_allclose(
+            optimum, np.exp(targets.forward_kl(FIVE.ref_logp, FIVE.reward, BETA * 64 / 63)), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("method", WITHOUT_KL)
+def test_methods_without_a_kl_end_on_the_good_outcomes_and_name_no_optimum(method):
+    # Of 64 samples two are nearly always good, and pass@64 then has nothing to learn.
+    policy, optimum, end = ends(method, seeds=2, **({"batch": 2} if method == "pass_at_k" else {}))
+    assert policy[:3].sum() > 0.95 and np.all(np.isnan(optimum)) and np.all(np.isnan(end.distance_to_target))
+    assert np.all(np.isfinite(end.distance_to_uniform)) and np.all(np.isfinite(end.reward_s))
+
+
+def test_unlikeliness_ends_between_vanilla_and_flat():
+    """benchmarks/RESULTS.md has .415 .415 .171 for groups of 4, which tie at a jump of the gradient."""
+    policy, _, _ = ends("unlikeliness", batch=4, steps=6000, every=6000, seeds=16)
+    np.testing.assert_allclose(policy[:3], [0.415, 0.415, 0.171], atol=0.06)
+
+
+@pytest.mark.parametrize("method", sorted(methods.METHODS))
+def test_a_toy_gradient_is_that_of_the_language_models_loss(x64, method):
+    """One draw: the outcomes as completions of one token under one prompt, each its own answer."""
+    choices = training.Choices(method=method, batch=6, baseline=methods.METHODS[method].baseline, eta=0.2)
+    logits, key = jnp.array([0.3, -1.0, 0.5, 1.2, -0.4]), jax.random.key(9)
+    swept = training.Swept(BETA, FIVE.threshold, 1.0, 0)
+    ref, reward = jnp.asarray(FIVE.ref_logp), jnp.array([0.9, 0.7, 1.0, 0.1, 0.3])
+    got, _ = training._gradient(logits, jnp.asarray(-jnp.inf), ref, reward, swept, choices, key)
+    drawn = categorical.sample(jax.random.split(key)[0], jax.nn.log_softmax(logits), 6)
+
+    def loss(logits):
+        logp = jax.nn.log_softmax(logits)[drawn][None, :, None]
+        scored = Scored(logp, jnp.ones((1, 6, 1)), ref[drawn][None], reward[drawn][None], drawn[None])
+        scored = scored._replace(ref_token_logp=ref[drawn][None, :, None])
+        estimate = method_rules.log_z_estimate(choices.algorithm, scored, Numbers(BETA, FIVE.threshold, 0.2))
+        scored = scored._replace(prompt_log_z=estimate)  # a first visit's
+        return method_rules.loss(choices.algorithm, scored, None, Numbers(BETA, FIVE.threshold, 0.2))[0]
+
+    assert sorted(np.asarray(drawn).tolist()) == [0, 0, 2, 3, 3, 4]  # some twice, and a best one that is alone
+    np.testing.assert_allclose(got, jax.grad(loss)(logits), atol=1e-12)
+    assert np.abs(got).max() > 1e-3
+
+
+def test_trajectory_balance_learns_log_z():
+    """At the optimum of the five outcomes it is log of .95 e^10 + .05."""
+    choices = training.Choices(method="trajectory_balance", batch=64)
+    swept = training.Swept(BETA, FIVE.threshold, 1.0, 0)
+    ref, reward = jnp.asarray(FIVE.ref_logp, jnp.float32), jnp.asarray(FIVE.reward, jnp.float32)
+    logits, log_z = targets.reverse_kl(ref, reward, BETA), jnp.asarray(0.0)
+    for step in range(30):
+        _, log_z = training._gradient(logits, log_z, ref, reward, swept, choices, jax.random.key(step))
+    np.testing.assert_allclose(log_z, np.log(0.95 * np.exp(10) + 0.05), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "grpo", "gradients": "exact"}, "gradients 'exact' are known for vanilla and MARA, not for method"),
+        ({"method": "grpo", "transform": "mara_strings"}, "MARA with objective 'grpo': its KL is k3 in the loss"),
+        ({"transform": "mara_answers"}, "'mara_answers' means nothing where each outcome is its own answer"),
+        ({"augmentation": "reverse"}, "augmentation 'reverse' with method 'vanilla'"),
+        ({"objective": "best"}, "objective 'best' is not known: use one of auto, policy_gradient"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(FIVE, training.Choices(**changes), betas=[1.0], learning_rate=1.0)
+
+
+def test_negative_rewards_are_refused_where_a_method_multiplies_them():
+    problem = FIVE._replace(reward=FIVE.reward - 0.5)
+    with pytest.raises(ValueError, match=r"a completion has the reward -0\.5"):
+        run(problem, training.Choices(method="ips"), betas=[1.0], learning_rate=1.0)

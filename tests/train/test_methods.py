@@ -11,12 +11,14 @@ import itertools
 import math
 from typing import NamedTuple
 
+import documented
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from mara_jax import config
 from mara_jax.config import Algorithm
 from mara_jax.core import method_rules, methods
 from mara_jax.policies import transformer
@@ -369,22 +371,23 @@ def test_log_z_starts_at_the_groups_own_estimate_and_moves_half_of_the_way():
     np.testing.assert_allclose(learned([1.0, 5.0], [0, 0]), [both, 5.0])
 
 
-def test_a_row_makes_a_method_trainable(monkeypatch):
-    """A transform that halves rewards, then an objective without a baseline; each with one row."""
-
-    def halved(algorithm, scored, numbers):
-        return scored.reward / 2, scored.ref_logp
-
-    monkeypatch.setitem(methods.TRANSFORMS, "halved", methods.Transform(halved, "halved"))
-    monkeypatch.setitem(methods.METHODS, "half", methods.Method("halved", "policy_gradient", "nowhere else"))
-    got = expected_gradient(SEQUENCES, Algorithm(method="half"), 2)
-    assert_same(got, exact(SEQUENCES, reverse_objective(SEQUENCES, factor=0.5)))
-
-    def likelihood(algorithm, scored, reference, numbers):
-        loss = -jnp.mean(scored.reward * jnp.sum(scored.logp * scored.mask, -1))
-        return loss, {"loss": loss}
-
-    row = methods.Objective(likelihood, "maximises E[R]", "none", baseline="none")
-    monkeypatch.setitem(methods.OBJECTIVES, "likelihood", row)
-    got = expected_gradient(SEQUENCES, Algorithm(method="half", objective="likelihood"), 1)
-    assert_same(got, exact(SEQUENCES, reverse_objective(SEQUENCES, beta=0.0, factor=0.5)))
+def test_the_rows_of_the_documentation_make_methods_trainable(monkeypatch):
+    """The Python of docs/extending.md: rewards clipped to -1 and 1, and reward-weighted regression."""
+    tables = {name: dict(getattr(methods, name)) for name in ("TRANSFORMS", "OBJECTIVES", "METHODS")}
+    for name, table in tables.items():
+        monkeypatch.setattr(methods, name, table)
+    exec(compile("\n".join(documented.python_blocks("docs/extending.md")), "documented", "exec"), {})
+    wide = SEQUENCES._replace(reward=4 * SEQUENCES.reward - 2)
+    got = expected_gradient(wide, Algorithm(method="clipped"), 2)
+    assert_same(got, exact(wide, reverse_objective(wide._replace(reward=np.clip(wide.reward, -1, 1)))))
+    weight = np.exp(SEQUENCES.reward[INDEX[:1]] / BETA)
+    want = (weight / weight.sum()) @ known(SEQUENCES).slopes[INDEX[0]]
+    assert_same(gradient_of(SEQUENCES, "reward_weighted", INDEX[:1]), want[0])
+    for method in ("clipped", "reward_weighted"):
+        config.algorithm_checks.check(Algorithm(method=method))
+    with pytest.raises(ValueError, match=r"is not balanced beside algorithm.objective=reward_weighted: it has no KL"):
+        config.algorithm_checks.check(Algorithm(objective="reward_weighted"))
+    assert "with rewards clipped to -1 and 1" in method_rules.describe(Algorithm(method="clipped"))
+    assert "clipped" in next(
+        one.allowed for one in config.settings(config.LanguageRun()) if one.name == "algorithm.method"
+    )

@@ -129,6 +129,32 @@ def test_three_updates_are_those_of_a_loop_by_hand(algorithm, parts):
     assert float(metrics["logp/mean"]) == pytest.approx((old * mask).sum(-1).mean(), abs=1e-4)
 
 
+def test_dapo_clips_ratios_of_its_own_over_three_updates():
+    """The update's loss as it is published, differentiated by hand with plain Adam."""
+    mask, tx = np.asarray(logprobs.mask(LENGTHS, 3)[0]), optax.adam(LARGE.learning_rate)
+    reward = np.asarray(batch().reward[0])
+    advantage = ((reward - reward.mean()) / (reward.std(ddof=1) + 1e-4))[:, None]
+
+    def surrogate(params, old):
+        ratio = jnp.exp((token_logp(params)[0] - old) * mask)
+        least = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.28) * advantage)
+        return -jnp.sum(least * mask) / mask.sum(), jnp.sum((least < ratio * advantage) * mask) / mask.sum()
+
+    @jax.jit
+    def one(params, moments, old):
+        gradient, clipped = jax.grad(surrogate, has_aux=True)(params, old)
+        changes, moments = tx.update(gradient, moments, params)
+        return optax.apply_updates(params, changes), moments, clipped
+
+    params = params_of(1)
+    old, moments, clipped = token_logp(params)[0], jax.jit(tx.init)(params), 0
+    for _ in range(3):
+        params, moments, clipped = one(params, moments, old)
+    state, metrics = updated(Algorithm(method="dapo"), updates=3)
+    chex.assert_trees_all_close(state.params, params, atol=2e-5, rtol=0)
+    assert float(metrics["objective/clipped_fraction"]) == pytest.approx(float(clipped)) and clipped > 0
+
+
 def test_the_first_update_of_a_rollout_is_todays():
     """Its gradient's norm and every metric, though ratios come with it."""
     _, known = updated(TODAY)
