@@ -8,10 +8,11 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.markup import escape
 
-from mara_jax import cli, config
+from mara_jax import cli, config, tasks
 from mara_jax.audit import computation, published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.cli import Flag
+from mara_jax.core import methods
 from mara_jax.train import preflight
 from mara_jax.train.tables import NumberTable
 
@@ -26,13 +27,14 @@ COMMAND = cli.Command(
         "python -m mara_jax.audit --as=k3_in_loss --level=sequence --json",
     ),
     flags=(
-        Flag("as", "NAME", "a setting by name; --config, if given, gives method, beta, threshold and baseline",
+        Flag("as", "NAME", "a method, an estimator or what frameworks ship, by name; --config, if given, gives beta, "
+             "threshold, direction and, where the name leaves them open, MARA and baseline",
              choices=published.NAMES),
         Flag("level", "LEVEL", "log-ratios of whole strings or of tokens, for the estimators among the names",
              choices=config.LEVELS),
         Flag("group", "N", "strings a group", default=2, kind=int, least=1, most=4),
         Flag("json", "", "print one JSON object and nothing else", default=False, kind=bool),
-        Flag("rivals", "", "print where other methods end (docs/rivals.md), each alone and with MARA; it "
+        Flag("rivals", "", "print where other methods end (docs/methods.md), each alone and with MARA; it "
              "takes half a minute", default=False, kind=bool),
     ),
     configs=(config.LanguageRun, config.ToyRun),
@@ -50,6 +52,7 @@ _FORMS = {
     "forward_mara_string": "forward KL, MARA over strings",
     "reverse_mara_answer": "reverse KL, MARA over answers",
     "forward_mara_answer": "forward KL, MARA over answers",
+    "own": "this method's, in closed form",
     "crossed": "the other KL beside this reward",
 }
 
@@ -122,7 +125,7 @@ def refusal(run: config.Run) -> str:
     try:
         config.check(run)
         if isinstance(run, config.LanguageRun):
-            preflight.check_threshold(run)
+            preflight.check_task(run, tasks.make(run))
     except ValueError as error:
         return str(error)
     return ""
@@ -131,7 +134,10 @@ def refusal(run: config.Run) -> str:
 def show(record: dict[str, Any], console: Console) -> None:
     """Prints a record for people: the sentence, short tables, and how it was computed."""
     algorithm, counted = record["algorithm"], record["enumerated"]
-    method = "vanilla" if algorithm["method"] == "vanilla" else f"MARA over {algorithm['anchor']}s ({algorithm['kl']})"
+    anchor = methods.TRANSFORMS[algorithm["transform"]].anchor
+    plain = "vanilla" if algorithm["objective"] == "policy_gradient" else "rewards as they are"
+    other = plain if algorithm["transform"] == "none" else algorithm["transform"].replace("_", " ")
+    method = f"MARA over {anchor}s ({algorithm['kl']})" if anchor else other
     console.print(f"[bold]{escape(record['name'])}[/bold]: {record['form']}")
     console.print(f"{method}, beta {algorithm['beta']:g}, threshold {algorithm['threshold']:g}")
     console.print(f"\n[bold]Verdict: {escape(record['verdict'])}.[/bold]\n")
@@ -185,6 +191,8 @@ def _outcomes(five: dict[str, Any]) -> NumberTable:
     )
     table.add_row(" reward", *(f"{r:g}" for r in five["reward"]))
     for name, words in (("reference", "reference"), ("vanilla", "without MARA"), ("mara", "with MARA over strings")):
+        if name not in five:
+            continue
         kind = five.get(f"{name}_kind", "settled")
         note = "" if kind == "settled" else f" ({kind.replace('_', ' ')})"
         table.add_row(f" {words}{note}", *(f"{p:.4f}" for p in five[name]))

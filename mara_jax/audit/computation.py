@@ -9,7 +9,9 @@ import numpy as np
 from mara_jax import config
 from mara_jax.audit import fixed_point, gradients, off_policy, problems, verdict
 from mara_jax.audit.published import Setting
-from mara_jax.core import diversity, kl
+from mara_jax.core import diversity, kl, methods
+
+_MARA = tuple(name for name, row in methods.TRANSFORMS.items() if row.anchor)
 
 
 def audit(
@@ -59,7 +61,7 @@ def audit(
                 }
                 for part in ("kl", "objective")
             },
-            "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm)),
+            "stationary": _ended(end, problems.closed_forms(problem, setting.algorithm, group)),
             "stale": off_policy.rows(setting, problem, group),
             "anchor_in_group": _anchor_bias(setting, problem, group, end),
             "five_outcomes": _five(setting, group, end if one_token else None),
@@ -147,11 +149,16 @@ def _anchor_bias(
 
 
 def _five(setting: Setting, group: int, end: fixed_point.Point | None) -> dict[str, Any]:
-    """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own."""
+    """Where the setting ends on five outcomes, without and with MARA over strings; `end` is known for its own.
+
+    A setting whose rewards pass another transform is there once, with that: it has no place for MARA's.
+    """
     problem = problems.five()
+    other = setting.algorithm.transform not in ("none", *_MARA)
+    transforms = {"vanilla": setting.algorithm.transform} if other else {"vanilla": "none", "mara": "mara_strings"}
     ends = {}
-    for method in ("vanilla", "mara"):
-        algorithm = dataclasses.replace(setting.algorithm, method=method, anchor="string")
+    for method, transform in transforms.items():
+        algorithm = dataclasses.replace(setting.algorithm, transform=transform, anchor="string")
         variant = setting._replace(algorithm=algorithm)
         known = end if variant == setting else None
         ends[method] = known or gradients.fixed_point_of(variant, problem, group, problems.anchors(problem, algorithm))

@@ -83,13 +83,16 @@ def expected_gradient(setting: Setting, over: Case, params, drawn: Drawn | None 
     )
     old_nt, sampler_nt = (enumeration.token_logp(jax.lax.stop_gradient(p), strings) for p in drawn)
     ref_nt, log_mass = enumeration.token_logp(problem.ref_params, strings), jnp.asarray(over.log_mass)
+    # On the policy's own strings the expected gradient of trajectory balance is the same for every constant.
+    log_z = jax.nn.logsumexp(ref_n + reward_n / max(algorithm.beta, problems.TINY_BETA), keepdims=True)
 
     def scored(logp_nt, index_g) -> objective.Scored:
         logp, mask, ref_token_logp = (x[index_g][None] for x in (logp_nt, mask_nt, ref_nt))
         ref_logp, reward, answer = (x[index_g][None] for x in (ref_n, reward_n, answer_n))
         anchor = over.anchor.reward, over.anchor.ref_logp
         older = (x[index_g][None] for x in (old_nt, sampler_nt))
-        return objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *older)
+        group = objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *older)
+        return group._replace(prompt_log_z=log_z)
 
     def loss(logp_nt, index_g):
         def beside(reference: objective.Scored | None):
@@ -144,12 +147,12 @@ def gradients(setting: Setting, problem: problems.Problem, group: int = GROUP) -
         group: strings a group.
 
     Returns:
-        "expected": "kl" (every reward 0, no augmentation) and "objective" (MARA's anchor over the whole set);
+        "expected": "kl" (every reward 0, no transform) and "objective" (MARA's anchor over the whole set);
         "kl": the gradients of -beta KL for each of KLS, "unit" those of -KL; "objective": those of
         E[R] - beta KL with rewards and reference augmented; "reward": that of E[R].
     """
     beta, n = setting.algorithm.beta, len(problem.reward)
-    bare = setting._replace(algorithm=dataclasses.replace(setting.algorithm, method="vanilla"))
+    bare = setting._replace(algorithm=dataclasses.replace(setting.algorithm, transform="none"))
     alone = case(bare, problem._replace(reward=np.zeros(n)), group, problems.FROM_GROUP)
     alone = alone._replace(ref_groups=enumeration.groups(n, 1))
     whole = case(setting, problem, group, problems.anchors(problem, setting.algorithm))

@@ -9,7 +9,9 @@ import numpy as np
 
 from mara_jax import config
 from mara_jax.audit import enumeration
-from mara_jax.core import augment, targets
+from mara_jax.core import augment, method_rules, targets
+from mara_jax.core.method_rows import Outcomes
+from mara_jax.core.scored import Numbers
 
 TINY_BETA = 1e-6  # stands for 0 in closed forms, whose limit it is
 
@@ -87,43 +89,48 @@ def anchors(problem: Problem, algorithm: config.Algorithm) -> Anchors:
         Its reward and log ref(z), or nothing where the method needs none.
     """
     good_n = problem.reward >= algorithm.threshold
-    by_mass = algorithm.anchor == "answer" and algorithm.kl == "reverse"  # needs no anchor beside the classes' masses
-    if algorithm.method == "vanilla" or by_mass or not good_n.any():
+    anchor = method_rules.rows(algorithm)[0].anchor
+    by_mass = anchor == "answer" and algorithm.kl == "reverse"  # needs no anchor beside the classes' masses
+    if anchor is None or by_mass or not good_n.any():
         return FROM_GROUP
-    if algorithm.anchor == "answer":
+    if anchor == "answer":
         good_n = good_n & (problem.answer == np.argmax(log_mass(problem, algorithm)))
     z = int(np.argmax(np.where(good_n, problem.ref_logp, -np.inf)))
-    return Anchors(problem.reward[z : z + 1], problem.ref_logp[z : z + 1] if algorithm.anchor == "string" else None)
+    return Anchors(problem.reward[z : z + 1], problem.ref_logp[z : z + 1] if anchor == "string" else None)
 
 
 def augmented(problem: Problem, algorithm: config.Algorithm) -> tuple[np.ndarray, np.ndarray]:
-    """(reward, ref_logp) of all strings, augmented as one group: the anchor is that of the whole set."""
-    if algorithm.method == "vanilla":
+    """(reward, ref_logp) of all strings, augmented by MARA as one group: the anchor is that of the whole set."""
+    anchor = method_rules.rows(algorithm)[0].anchor
+    if anchor is None:
         return problem.reward, problem.ref_logp
     settings = {"beta": algorithm.beta, "threshold": algorithm.threshold, "direction": algorithm.kl}
     reward, ref_logp, answer = (jnp.asarray(x)[None] for x in (problem.reward, problem.ref_logp, problem.answer))
-    if algorithm.anchor == "string":
+    if anchor == "string":
         pair = augment.mara(reward, ref_logp, **settings)
     else:
         pair = augment.mara_answers(reward, ref_logp, answer, jnp.asarray(log_mass(problem, algorithm)), **settings)
     return np.asarray(pair[0][0]), np.asarray(pair[1][0])
 
 
-def closed_forms(problem: Problem, algorithm: config.Algorithm) -> dict[str, np.ndarray]:
+def closed_forms(problem: Problem, algorithm: config.Algorithm, group: int = 2) -> dict[str, np.ndarray]:
     """Probabilities of all strings at every optimum that has a closed form.
 
     Args:
         problem: reference and rewards.
         algorithm: beta and threshold, and the augmentation of the form "crossed".
+        group: strings a group, for methods whose optimum depends on it.
 
     Returns:
-        "reverse", "forward"; with MARA also both with "_mara_string" and "_mara_answer", and "crossed": the KL
-        that was not asked for, beside rewards augmented for the one that was.
+        "reverse", "forward"; "own", what the method's row in `core.methods` states, where that is neither; with MARA
+        also both with "_mara_string" and "_mara_answer", and "crossed": the KL that was not asked for, beside
+        rewards augmented for the one that was.
     """
     beta, threshold = max(algorithm.beta, TINY_BETA), algorithm.threshold
     ref, reward, answer = map(jnp.asarray, (problem.ref_logp, problem.reward, problem.answer))
     forms = {"reverse": targets.reverse_kl(ref, reward, beta), "forward": targets.forward_kl(ref, reward, beta)}
-    if algorithm.method == "vanilla":
+    if method_rules.rows(algorithm)[0].anchor is None:
+        forms |= _own(problem, algorithm, group)
         return {name: np.exp(np.asarray(logp)) for name, logp in forms.items()}
     for direction in ("reverse", "forward"):
         forms[f"{direction}_mara_string"] = targets.mara(ref, reward, beta, threshold, direction)
@@ -131,3 +138,18 @@ def closed_forms(problem: Problem, algorithm: config.Algorithm) -> dict[str, np.
     other = targets.forward_kl if algorithm.kl == "reverse" else targets.reverse_kl
     forms["crossed"] = other(ref, jnp.asarray(augmented(problem, algorithm)[0]), beta)
     return {name: np.exp(np.asarray(logp)) for name, logp in forms.items()}
+
+
+def _own(problem: Problem, algorithm: config.Algorithm, group: int) -> dict[str, Any]:
+    """The optimum of a method that ends at no E[R] - beta KL's, {} where none is known.
+
+    The closed forms of losses that are token by token hold for strings of one token.
+    """
+    algorithm = method_rules.resolved(algorithm)
+    plain = algorithm.transform == "none" and algorithm.objective == "policy_gradient"
+    if plain or (problem.strings.tokens.shape[1] > 1 and algorithm.objective != "policy_gradient"):
+        return {}
+    outcomes = Outcomes(problem.ref_logp, problem.reward, problem.answer)
+    numbers = Numbers(max(algorithm.beta, TINY_BETA), algorithm.threshold, algorithm.eta)
+    logp = method_rules.optimum(algorithm, outcomes, numbers, group)
+    return {} if logp is None else {"own": logp}

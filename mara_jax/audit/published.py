@@ -1,9 +1,9 @@
-"""What other methods and frameworks ship, from their published formulas, as objectives that can be audited.
+"""What can be audited by name: methods and objectives of `core.methods`, estimators, and what other frameworks ship.
 
-Every function has the form of `train.objective.objective`: (algorithm, scored, reference, beta, threshold) ->
-(loss, metrics). Formulas are taken on-policy, before any clipping acts: the ratio of new to old policy is 1
-and its gradient that of log pi; `rloo_updates` alone has ratios. Rewards pass the configured augmentation
-first, so that MARA can be tried beside each.
+Every objective has the form of `train.objective.objective`: (algorithm, scored, reference, beta, threshold) ->
+(loss, metrics). Those that are no row of the table are here, from their published formulas, on-policy and before any
+clipping acts: the ratio of new to old policy is 1 and its gradient that of log pi; `rloo_updates` alone has ratios.
+Rewards pass the configured transform first, so that MARA can be tried beside each.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax import config
-from mara_jax.core import advantages, kl
+from mara_jax.core import advantages, kl, method_rules, methods
 from mara_jax.core.objectives import sequence_logp
 from mara_jax.train import objective
 
@@ -24,8 +24,8 @@ Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 class Setting(NamedTuple):
     """One thing to audit.
 
-    `name` as asked for; `algorithm` its method, direction, estimator, level and baseline; `objective` the code
-    that turns a scored group into a loss; `form` what that code does, in one line.
+    `name` as asked for; `algorithm` its transform, objective, direction, estimator, level and baseline, no "auto" left;
+    `objective` the code that turns a scored group into a loss; `form` what that code does, in one line.
     """
 
     name: str
@@ -41,36 +41,13 @@ def _tokens(scored: objective.Scored):
     return logp_pgt, ref_pgt, jnp.sum(scored.mask, axis=-1)
 
 
-def _loss(loss_pg, weight_pg=None):
-    value = jnp.mean(loss_pg) if weight_pg is None else jnp.sum(loss_pg) / jnp.sum(weight_pg)
+def _loss(loss_pg):
+    value = jnp.mean(loss_pg)
     return value, {"loss": value}
 
 
 def _frozen(advantage_pg):
     return jax.lax.stop_gradient(advantage_pg)
-
-
-def grpo(algorithm, scored, reference, beta, threshold):
-    """Token-level k3 in the loss, rewards over their group's standard deviation, 1/|o| (arXiv 2402.03300, Eq. 3-4)."""
-    logp_pgt, ref_pgt, length_pg = _tokens(scored)
-    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
-    advantage_pg1 = _frozen(advantages.group_normalised(reward_pg))[..., None]
-    return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1) / length_pg)
-
-
-def dr_grpo(algorithm, scored, reference, beta, threshold):
-    """GRPO without the standard deviation and without 1/|o| (arXiv 2503.20783); its k3 term kept."""
-    logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
-    advantage_pg1 = _frozen(advantages.mean(reward_pg))[..., None]
-    return _loss(jnp.sum(beta * kl.k3(logp_pgt, ref_pgt) - advantage_pg1 * logp_pgt, axis=-1))
-
-
-def dapo(algorithm, scored, reference, beta, threshold):
-    """No KL, rewards over their group's standard deviation, one mean over all tokens (arXiv 2503.14476)."""
-    logp_pgt, _, length_pg = _tokens(scored)
-    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
-    return _loss(-_frozen(advantages.group_normalised(reward_pg)) * jnp.sum(logp_pgt, axis=-1), length_pg)
 
 
 def ppo(algorithm, scored, reference, beta, threshold):
@@ -98,12 +75,6 @@ def length_normalised(algorithm, scored, reference, beta, threshold):
     return _loss(-_frozen(advantages.leave_one_out(return_pg)) * logp_pg / jnp.sum(scored.mask, axis=-1))
 
 
-def reinvent(algorithm, scored, reference, beta, threshold):
-    """(log ref + sigma R - log pi)^2 with sigma = 1/beta, on the policy's own strings (REINVENT, arXiv 1704.07555)."""
-    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
-    return _loss(jnp.square(ref_logp_pg + reward_pg / beta - sequence_logp(scored.logp, scored.mask)))
-
-
 def rloo_updates(algorithm, scored, reference, beta, threshold):
     """Leave-one-out over reward and the sampler's own k1, times pi/pi_sampler (TRL's RLOOTrainer, num_iterations)."""
     reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
@@ -118,13 +89,9 @@ def rloo_updates(algorithm, scored, reference, beta, threshold):
 
 # name -> (level of the KL, baseline, formula); level and baseline as this package would call them.
 _FORMULAS: dict[str, tuple[str, str, Objective]] = {
-    "grpo": ("token", "group_normalised", grpo),
-    "dr_grpo": ("token", "mean", dr_grpo),
-    "dapo": ("token", "group_normalised", dapo),
     "ppo": ("sequence", "none", ppo),
     "k3_sum_in_reward": ("token", "leave_one_out", k3_sum_in_reward),
     "length_normalised": ("sequence", "leave_one_out", length_normalised),
-    "reinvent": ("sequence", "none", reinvent),
     "rloo_updates": ("sequence", "leave_one_out", rloo_updates),
 }
 
@@ -149,7 +116,7 @@ _CHANGED: dict[str, tuple[dict[str, str], str]] = {
     ),
 }
 
-NAMES = (*_LEVELS, *_CHANGED, *_FORMULAS)
+NAMES = tuple(dict.fromkeys((*_LEVELS, *_CHANGED, *methods.METHODS, *methods.OBJECTIVES, *_FORMULAS)))
 
 
 def configured(name: str, algorithm: config.Algorithm) -> Setting:
@@ -157,15 +124,24 @@ def configured(name: str, algorithm: config.Algorithm) -> Setting:
 
     Args:
         name: what to call it.
-        algorithm: of the configuration; its estimator "auto" is resolved.
+        algorithm: of the configuration; what is "auto" is resolved.
 
     Returns:
         The setting.
     """
-    estimator = config.estimator_of(algorithm)
-    algorithm = dataclasses.replace(algorithm, estimator=estimator)
-    level = "" if estimator in ("reference_samples", "ratio") else f" at {algorithm.level} level"
-    return Setting(name, algorithm, objective.objective, f"{estimator}{level}, baseline {algorithm.baseline}")
+    algorithm = method_rules.resolved(algorithm)
+    return Setting(name, algorithm, objective.objective, _form(algorithm))
+
+
+def _form(algorithm: config.Algorithm) -> str:
+    """Estimator and baseline, or the KL of an objective that has its own, and what is done to rewards first."""
+    transform, row = method_rules.rows(algorithm)
+    if row.placements:
+        level = "" if algorithm.estimator in ("reference_samples", "ratio") else f" at {algorithm.level} level"
+        form = f"{algorithm.estimator}{level}, baseline {algorithm.baseline}"
+    else:
+        form = f"KL: {row.kl}; baseline {algorithm.baseline}" + f" ({row.paper})" * bool(row.paper)
+    return form if algorithm.transform == "none" or transform.anchor else f"{form}; rewards {transform.rewards}"
 
 
 def setting(name: str, base: config.Algorithm, level: str | None = None) -> Setting:
@@ -173,32 +149,41 @@ def setting(name: str, base: config.Algorithm, level: str | None = None) -> Sett
 
     Args:
         name: one of NAMES.
-        base: gives method, anchor, direction, beta, threshold and, for the estimators, the baseline.
+        base: gives anchor, direction, beta, threshold and eta; the transform, where the name is not that of a method
+            with one; for the estimators, the baseline.
         level: "sequence" or "token" log-ratios, for the estimators alone; by default what is common.
 
     Returns:
         The setting.
 
     Raises:
-        ValueError: an unknown name, or a level where the formula fixes it.
+        ValueError: an unknown name, a level where the formula fixes it, or a beta of 0 that the objective divides by.
     """
     if name not in NAMES:
         raise ValueError(f"--as={name} is not known: choose one of {', '.join(NAMES)}")
     if level not in (None, "sequence", "token"):
         raise ValueError(f"--level={level} is not known: choose sequence or token")
-    if name == "reinvent" and base.beta == 0:
-        raise ValueError("algorithm.beta=0.0 with --as=reinvent, whose sigma is 1/beta: use a positive beta (0.1)")
+    base = method_rules.resolved(base)
     if name in _LEVELS:
-        changed = dataclasses.replace(base, estimator=name, level=level or _LEVELS[name])
-        return configured(name, changed)
+        changed = {"objective": "policy_gradient", "estimator": name, "level": level or _LEVELS[name]}
+        return configured(name, dataclasses.replace(base, **changed))
     if level is not None:
         raise ValueError(f"--level={level} has no meaning for --as={name}, whose formula fixes it: leave it out")
     if name in _CHANGED:
         fields, form = _CHANGED[name]
-        return Setting(name, dataclasses.replace(base, **fields), objective.objective, form)
-    fixed, baseline, formula = _FORMULAS[name]
-    # Every formula but one is a rollout's only update, drawn by the policy itself.
+        algorithm = dataclasses.replace(base, objective="policy_gradient", **fields)
+        return Setting(name, algorithm, objective.objective, form)
+    # Every other formula is a rollout's only update, drawn by the policy itself.
     ratio = ("sequence", base.clip) if name == "rloo_updates" else ("none", 0.0)
     unweighted = dataclasses.replace(base, importance=ratio[0], clip=ratio[1], truncate=0.0, truncate_level="sequence")
-    algorithm = dataclasses.replace(unweighted, estimator=name, level=fixed, baseline=baseline)
-    return Setting(name, algorithm, formula, (formula.__doc__ or "").strip().rstrip("."))
+    if name in _FORMULAS:
+        fixed, baseline, formula = _FORMULAS[name]
+        algorithm = dataclasses.replace(unweighted, estimator=name, level=fixed, baseline=baseline)
+        return Setting(name, algorithm, formula, (formula.__doc__ or "").strip().rstrip("."))
+    preset = {"method": name, "transform": "auto", "objective": "auto"}
+    by_objective = {"objective": name}
+    fields = by_objective if name in methods.OBJECTIVES else preset
+    algorithm = dataclasses.replace(unweighted, estimator="auto", level="sequence", baseline="auto", **fields)
+    if "positive_beta" in method_rules.needs(algorithm) and base.beta == 0:
+        raise ValueError(f"algorithm.beta=0.0 with --as={name}, which divides by beta: use a positive beta (0.1)")
+    return configured(name, algorithm)

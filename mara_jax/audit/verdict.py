@@ -3,6 +3,7 @@
 from typing import Any
 
 from mara_jax.audit import gradients
+from mara_jax.core import methods
 
 REACHED = 1e-3  # total variation below which a stationary point is a closed form
 BALANCED = 1e-2  # and below which good strings or answers count as equal
@@ -24,6 +25,7 @@ OPTIMUM_WORDS = {
     "forward_mara_string": "every good string equally likely",
     "reverse_mara_answer": "every answer equally likely, the strings of one in proportion to ref(y) exp(R(y)/beta)",
     "forward_mara_answer": "every answer equally likely, the strings of one in the reference's proportions",
+    "own": "that of the method itself, in closed form",
     "crossed": "good strings unequal, as their rewards are augmented for the other KL",
 }
 
@@ -72,6 +74,8 @@ def _regulariser(record: dict[str, Any]) -> str:
     effective, beta = record["kl"], record["algorithm"]["beta"]
     if effective["name"] == "none":
         why = "beta is 0" if beta == 0 else "the KL has no gradient in expectation"
+        if methods.OBJECTIVES[record["algorithm"]["objective"]].kl == "none":
+            why = "it has no KL"
         return f"nothing is regularised: {why}"
     if effective["name"] == "neither":
         # Where groups are rescaled, the KL without any reward is rescaled as it never is beside one.
@@ -104,7 +108,10 @@ def _strength(record: dict[str, Any]) -> float | None:
 def _reward(record: dict[str, Any]) -> str:
     if record["objective"] or record["reward_factor"] is not None:
         return ""
-    return "groups or strings are rescaled one by one, so the gradient is that of no E[R] - beta KL"
+    transform = record["algorithm"]["transform"]
+    own = transform != "none" and methods.TRANSFORMS[transform].anchor is None
+    what = "rewards are not the task's own" if own else "groups or strings are rescaled one by one"
+    return f"{what}, so the gradient is that of no E[R] - beta KL"
 
 
 def optimum(record: dict[str, Any]) -> str | None:
@@ -166,11 +173,12 @@ def _own_first(record: dict[str, Any]) -> str:
     """The closed form that is reached; where several coincide, the one that the configuration asks for."""
     distances, algorithm = record["stationary"]["total_variation"], record["algorithm"]
     own = f"{algorithm['kl']}_mara_{algorithm['anchor']}" if _is_lifted(record) else algorithm["kl"]
-    return own if distances[own] < REACHED else record["stationary"]["nearest"]
+    named = ("own", own) if "own" in distances else (own,)
+    return next((name for name in named if distances[name] < REACHED), record["stationary"]["nearest"])
 
 
 def _is_mara(record: dict[str, Any]) -> bool:
-    return record["algorithm"]["method"] == "mara"
+    return methods.TRANSFORMS[record["algorithm"]["transform"]].anchor is not None
 
 
 def _is_lifted(record: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from mara_jax.audit import computation, enumeration, fixed_point, gradients, problems, published, verdict
 from mara_jax.config import Algorithm
-from mara_jax.core import diversity, objectives
+from mara_jax.core import diversity, methods, objectives
 from mara_jax.train import objective
 
 BETA = 0.1
@@ -48,6 +48,16 @@ KNOWN = {
     ("ppo", None): ("reverse", "sequence", BETA, 1.0),
     ("dr_grpo", None): ("forward", "token", BETA, 0.5),
     ("reinvent", None): ("reverse", "sequence", 2.0, 2 / BETA),
+    ("trajectory_balance", None): ("reverse", "sequence", 2.0, 2 / BETA),
+    ("vargrad", None): ("reverse", "sequence", 2.0, 2 / BETA),
+    ("vanilla", None): ("reverse", "sequence", BETA, 1.0),
+    ("reinforce", None): ("reverse", "sequence", BETA, 1.0),
+    ("mara", None): ("reverse", "sequence", BETA, 1.0),
+    ("entropy_bonus", None): ("reverse", "sequence", BETA, None),
+    ("dapo", None): ("none", None, 0.0, None),
+    ("raft", None): ("none", None, 0.0, None),
+    ("maxrl", None): ("none", None, 0.0, None),
+    ("pass_at_k", None): ("none", None, 0.0, None),
     ("grpo", None): ("neither", None, None, None),
     ("length_normalised", None): ("neither", None, None, None),
 }
@@ -186,7 +196,8 @@ def test_grpo_by_hand():
     advantage = 0.5 / (np.sqrt(0.5) + 1e-4)
     first = BETA * k3[0, 0] - advantage * logp[0, 0]
     second = (BETA * k3[1].sum() + advantage * logp[1].sum()) / 2
-    loss, _ = published.grpo(VANILLA, scored, None, BETA, 0.8)
+    setting = published.setting("grpo", VANILLA)
+    loss, _ = setting.objective(setting.algorithm, scored, None, BETA, 0.8)
     np.testing.assert_allclose(loss, (first + second) / 2, rtol=1e-12)
 
 
@@ -202,7 +213,7 @@ def test_unknown_settings_are_refused_with_the_known_ones():
         published.setting("k4", VANILLA)
     with pytest.raises(ValueError, match="--level=token has no meaning for --as=grpo"):
         published.setting("grpo", VANILLA, "token")
-    with pytest.raises(ValueError, match="sigma is 1/beta"):
+    with pytest.raises(ValueError, match="--as=reinvent, which divides by beta"):
         published.setting("reinvent", dataclasses.replace(VANILLA, beta=0.0))
 
 
@@ -268,12 +279,50 @@ def test_an_optimum_known_from_the_gradient_needs_no_search(monkeypatch, kl, wor
 
 def test_an_optimum_is_known_only_where_the_gradient_says_so():
     def asked(name="reverse", level="sequence", beta=0.1, factor=1.0, **algorithm):
-        given = {"method": "mara", "anchor": "answer", "kl": "reverse", "beta": 0.1, **algorithm}
+        given = {"transform": "mara_answers", "anchor": "answer", "kl": "reverse", "beta": 0.1, **algorithm}
         kl = {"name": name, "level": level, "beta": beta}
         whole = {"name": "reverse_sequence", "factor": factor} if factor else None
         return verdict.optimum({"algorithm": given, "enumerated": {"good": 2}, "kl": kl, "objective": whole})
 
-    assert asked() == "reverse_mara_answer" and asked(method="vanilla") == "reverse"
+    assert asked() == "reverse_mara_answer" and asked(transform="none") == "reverse"
     assert asked(beta=2.0, factor=20.0) == "reverse_mara_answer"  # REINVENT's
     wrong = [{"name": "forward"}, {"level": "token"}, {"beta": 0.05}, {"factor": None}, {"beta": -0.1, "factor": -1.0}]
     assert [asked(**change) for change in wrong] == [None] * 5
+
+
+def test_every_method_and_objective_of_the_table_is_a_name():
+    assert {*methods.METHODS, *methods.OBJECTIVES} <= set(published.NAMES)
+    assert {"k1_in_loss", "k2_in_loss", "k3_in_loss", "k1_in_reward", "k3_in_reward"} <= set(published.NAMES)
+    base = Algorithm(beta=0.3, threshold=0.7, kl="forward", eta=0.2)
+    for name in published.NAMES:
+        setting = published.setting(name, base)
+        kept = [getattr(setting.algorithm, field) for field in ("beta", "threshold", "kl", "eta")]
+        assert kept == [0.3, 0.7, "forward", 0.2] and "auto" not in (setting.algorithm.transform, setting.form)
+
+
+def test_a_name_keeps_maras_rewards_unless_it_has_its_own():
+    base = Algorithm(anchor="string")
+    transforms = {name: published.setting(name, base).algorithm.transform for name in published.NAMES}
+    own = {"vanilla": "none", "reinforce": "none"} | {n: n for n in ("entropy_bonus", "unlikeliness", "darling", "ips")}
+    assert transforms == dict.fromkeys(published.NAMES, "mara_strings") | own
+
+
+@pytest.mark.parametrize("name, group", [("entropy_bonus", 2), ("ips", 4), ("darling", 4), ("grpo", 4), ("dr_grpo", 4)])
+def test_methods_with_a_closed_form_of_their_own_end_there_on_five_outcomes(name, group):
+    setting, problem = published.setting(name, VANILLA), problems.five()
+    algorithm = setting.algorithm
+    form = problems.closed_forms(problem._replace(answer=np.arange(5)), algorithm, group)["own"]
+    assert (
+        diversity.total_variation(end(setting, problem._replace(answer=np.arange(5)), group).probability, form) < 1e-8
+    )
+    assert "own" not in problems.closed_forms(problems.strings(), published.setting("grpo", VANILLA).algorithm, group)
+
+
+def test_a_verdict_on_a_method_with_an_optimum_of_its_own():
+    record = computation.audit(published.setting("entropy_bonus", VANILLA))
+    assert record["verdict"] == (
+        "reverse KL at sequence level; groups or strings are rescaled one by one, so the gradient is that of no "
+        "E[R] - beta KL; yet it ends at: that of the method itself, in closed form"
+    )
+    record = computation.audit(published.setting("maxrl", VANILLA))
+    assert record["verdict"].startswith("nothing is regularised: it has no KL") and "mara" in record["five_outcomes"]
