@@ -115,6 +115,27 @@ def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devic
     assert any("step 4/4" in line for line in spoken[0]) and not any(spoken[1:])
 
 
+OPEN = """--config=configs/digits.py --config.task.prompts=20 --config.policy.layers=1 --config.policy.embed=64
+    --config.warmup.batch=16 --config.warmup.steps=60 --config.warmup.learning_rate=1e-2 --config.reference.samples=6
+    --config.rollout.prompts_per_step=4 --config.rollout.group_size=4 --config.rollout.length_buckets=1
+    --config.steps=4 --config.checkpoint.every=2""".split()
+
+
+@pytest.mark.slow
+def test_processes_agree_on_open_answers(tmp_path):
+    """Each of two processes scores its own rows; both know all answers, and samples are drawn on first use."""
+    for number in (1, 2):
+        ended = finish(start(number, 1, *OPEN, f"--workdir={tmp_path / str(number)}"))
+        assert [status for status, _, _ in ended] == [0] * number, ended
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert_same(rows(two), rows(one))
+    samples = [(w / "reference_samples.jsonl").read_text().splitlines() for w in (one, two)]
+    assert len(samples[0]) == 16 * 6 and any(json.loads(row)["answer"] for row in samples[0])
+    for row, other in zip(*samples, strict=True):
+        row, other = json.loads(row), json.loads(other)
+        assert row.pop("ref_logp") == pytest.approx(other.pop("ref_logp"), rel=1e-3) and row == other
+
+
 def kill_at(processes: list[subprocess.Popen], workdir: pathlib.Path, step: int, victim: int) -> None:
     deadline = time.time() + 3000
     while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < step:
