@@ -1,7 +1,8 @@
 """Losses seen as functions of one group of outcomes: a string is one token, its answer the outcome itself.
 
 Each function returns (live log-probs [a], indices [g], reference [a], reward [a]) -> loss, as
-`stationary.expected_field` takes it.
+`audit.rivals_table.gradient_of` takes it. Methods of `core.methods` pass the rows that training uses; the others are
+what no row has.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mara_jax.core import advantages, objectives, rival_rewards
+from mara_jax import config
+from mara_jax.core import advantages, method_rules, objectives
+from mara_jax.core.scored import Numbers, Scored
 
 Loss = Callable[..., jax.Array]
 
@@ -20,6 +23,43 @@ def _tokens(x_g):
 
 def _ones(index_g):
     return jnp.ones((1, len(index_g), 1))
+
+
+def _scored(logp_a, index_g, ref_logp_a, reward_a) -> Scored:
+    ref_1g = ref_logp_a[index_g][None]
+    scored = Scored(_tokens(logp_a[index_g]), _ones(index_g), ref_1g, reward_a[index_g][None], index_g[None])
+    return scored._replace(ref_token_logp=ref_1g[..., None])
+
+
+def method_loss(algorithm: config.Algorithm, numbers: Numbers, log_z: float | Callable | None = None) -> Loss:
+    """The loss of a transform and an objective of `core.methods`.
+
+    Args:
+        algorithm: which; "auto" is resolved. Of samples of the reference every outcome counts once, weighted so that
+            the mean over outcomes is the sum over the reference.
+        numbers: beta, threshold and eta.
+        log_z: of the prompt, for objectives that learn it: a constant (nats), or a function of (reference, reward).
+
+    Returns:
+        The loss of one group.
+    """
+    algorithm = method_rules.resolved(algorithm)
+    transform, objective = method_rules.rows(algorithm)
+
+    def loss(logp_a, index_g, ref_logp_a, reward_a):
+        scored, reference = _scored(logp_a, index_g, ref_logp_a, reward_a), None
+        reward_1g, ref_1g = transform.apply(algorithm, scored, numbers)
+        scored = scored._replace(reward=reward_1g, ref_logp=ref_1g)
+        if log_z is not None:
+            value = log_z(ref_logp_a, reward_a) if callable(log_z) else log_z
+            scored = scored._replace(prompt_log_z=jnp.reshape(value, 1))
+        if method_rules.reads_reference_samples(algorithm):
+            every_a = jnp.arange(reward_a.shape[0])
+            weight_1a = jnp.exp(ref_logp_a)[None] * len(every_a)
+            reference = _scored(logp_a, every_a, ref_logp_a, reward_a)._replace(ref_weight=weight_1a)
+        return objective.loss(algorithm, scored, reference, numbers)[0]
+
+    return loss
 
 
 def policy_loss(objective: Callable, **settings) -> Loss:
@@ -40,29 +80,8 @@ def policy_loss(objective: Callable, **settings) -> Loss:
     return loss
 
 
-def transformed_loss(transform: Callable, advantage: advantages.Advantage, beta: float) -> Loss:
-    """`objectives.reverse_kl` on a transformed reward.
-
-    Args:
-        transform: (reward_pg, logp_pg, answer_pg) -> reward_pg; every outcome is its own answer.
-        advantage: baseline over reward and penalty.
-        beta: regularisation strength.
-
-    Returns:
-        The loss of one group.
-    """
-
-    def loss(logp_a, index_g, ref_logp_a, reward_a):
-        reward = transform(reward_a[index_g][None], jax.lax.stop_gradient(logp_a[index_g][None]), index_g[None])
-        settings = {"beta": beta, "advantage": advantage}
-        shared = _tokens(logp_a[index_g]), _ones(index_g), ref_logp_a[index_g][None], reward
-        return objectives.reverse_kl(*shared, **settings)[0]
-
-    return loss
-
-
 def placed_loss(estimator: str, placement: str, level: str, beta: float, advantage=advantages.none) -> Loss:
-    """`objectives.placed` of one group.
+    """`objectives.placed` of one group, for placements that no configuration has, too.
 
     Args:
         estimator: one of `kl.Estimator`.
@@ -84,56 +103,11 @@ def placed_loss(estimator: str, placement: str, level: str, beta: float, advanta
     return loss
 
 
-def forward_samples_loss(beta: float, advantage: advantages.Advantage, outcomes: int = 5) -> Loss:
-    """`objectives.forward_kl_samples` of one group, its reference samples summed exactly.
-
-    Args:
-        beta: regularisation strength.
-        advantage: baseline over rewards.
-        outcomes: number of outcomes.
-
-    Returns:
-        The loss of one group.
-    """
-
-    def loss(logp_a, index_g, ref_logp_a, reward_a):
-        # Every outcome once, weighted so that the mean over outcomes is the sum over the reference.
-        weight = jnp.exp(ref_logp_a) * outcomes
-        return objectives.forward_kl_samples(
-            _tokens(logp_a[index_g]), _ones(index_g), reward_a[index_g][None],
-            _tokens(logp_a), jnp.ones((1, outcomes, 1)), weight[None], beta=beta, advantage=advantage,
-        )[0]  # fmt: skip
-
-    return loss
-
-
-def grpo_loss(objective: Callable, beta: float, transform: Callable | None = None) -> Loss:
-    """`rivals.grpo` or `rivals.dr_grpo` of one group, on the policy's own samples.
-
-    Args:
-        objective: one of the two.
-        beta: weight of the k3 penalty.
-        transform: a reward transform as in `transformed_loss`.
-
-    Returns:
-        The loss of one group.
-    """
-
-    def loss(logp_a, index_g, ref_logp_a, reward_a):
-        logp, reward = _tokens(logp_a[index_g]), reward_a[index_g][None]
-        frozen = jax.lax.stop_gradient(logp)
-        if transform is not None:
-            reward = transform(reward, frozen[..., 0], index_g[None])
-        return objective(logp, _ones(index_g), frozen, _tokens(ref_logp_a[index_g]), reward, beta=beta)[0]
-
-    return loss
-
-
 def likelihood_loss(objective: Callable, **settings) -> Loss:
-    """`rivals.raft` or `rivals.best_of_n` of one group.
+    """A loss of (logp, mask, reward) without a reference, as `rivals.best_of_n`.
 
     Args:
-        objective: one of the two.
+        objective: such a loss.
         settings: its keywords.
 
     Returns:
@@ -144,30 +118,3 @@ def likelihood_loss(objective: Callable, **settings) -> Loss:
         return objective(_tokens(logp_a[index_g]), _ones(index_g), reward_a[index_g][None], **settings)[0]
 
     return loss
-
-
-def unlikeliness(reward, logp, answer):
-    """`rival_rewards.unlikeliness` in the form that `transformed_loss` takes."""
-    return rival_rewards.unlikeliness(reward, logp)
-
-
-def darling(reward, logp, answer):
-    """`rival_rewards.darling` in the form that `transformed_loss` takes."""
-    return rival_rewards.darling(reward, answer)
-
-
-def inverse_probability(reward, logp, answer):
-    """`rival_rewards.inverse_probability` in the form that `transformed_loss` takes."""
-    return rival_rewards.inverse_probability(reward, answer)
-
-
-def entropy(eta: float) -> Callable:
-    """`rival_rewards.entropy_bonus` in the form that `transformed_loss` takes.
-
-    Args:
-        eta: weight of the entropy.
-
-    Returns:
-        The transform.
-    """
-    return lambda reward, logp, answer: rival_rewards.entropy_bonus(reward, logp, eta=eta)

@@ -5,14 +5,17 @@ the forward KL, references) are those of `augment.mara` anchored over the whole 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mara_jax import config
 from mara_jax.audit import enumeration, fixed_point, rival_losses
-from mara_jax.core import advantages, augment, kl, objectives, rival_optima, rival_rewards, rivals, targets
+from mara_jax.core import augment, kl, method_rules, rival_optima, rivals, targets
+from mara_jax.core.method_rows import Outcomes
+from mara_jax.core.scored import Numbers
 
 REF_LOGP = np.log([0.60, 0.30, 0.05, 0.04, 0.01])
 REWARD = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
@@ -30,7 +33,7 @@ class Row(NamedTuple):
 
     `optimum` is the closed form, if there is one; `direction` the augmentation that belongs to it, None where
     MARA has no place (no reference, or no penalty to balance it); `sampler_logp` what draws the samples, the
-    policy itself if None.
+    policy itself if None; `algorithm` its choices where the loss is of `core.methods`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Row(NamedTuple):
     optimum: Optimum | None = None
     direction: targets.Direction | None = "reverse"
     sampler_logp: np.ndarray | None = None
+    algorithm: config.Algorithm | None = None
 
 
 class Ending(NamedTuple):
@@ -58,7 +62,7 @@ class Ending(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Every objective of `core.objectives` and every rival, in the order of the table.
+    """Every method of `core.methods`, every objective of `core.objectives` and every other rival, in order.
 
     Returns:
         The rows; on one token the levels "sequence" and "token" of `objectives.placed` are the same.
@@ -66,39 +70,61 @@ def rows() -> list[Row]:
     return _our_rows() + _placed_rows() + _group_rows() + _reward_rows() + _likelihood_rows() + _squared_rows()
 
 
+def _method_row(name: str, group: int, *, beta: float = BETA, log_z=None, **more) -> Row:
+    """A row of what `core.methods` has; its closed form is that of the tables, unless one is given.
+
+    `more`: fields of the algorithm, or of the row.
+    """
+    own = {field: more.pop(field) for field in ("optimum", "direction", "sampler_logp") if field in more}
+    algorithm = config.Algorithm(anchor="string", **{"method": "reinforce"} | more)
+    numbers = Numbers(beta, THRESHOLD, ETA)
+
+    def optimum(ref_logp, reward):
+        outcomes = Outcomes(ref_logp, reward, np.arange(OUTCOMES))
+        logp = method_rules.optimum(algorithm, outcomes, numbers, group)
+        return None if logp is None else np.asarray(logp)
+
+    loss = rival_losses.method_loss(algorithm, numbers, log_z)
+    return Row(name, loss, group, **{"optimum": optimum, "algorithm": algorithm} | own)
+
+
 def _reverse(ref_logp, reward):
     return np.asarray(targets.reverse_kl(ref_logp, reward, BETA))
-
-
-def _forward(beta):
-    return lambda ref_logp, reward: np.asarray(targets.forward_kl(ref_logp, reward, beta))
 
 
 def _best(ref_logp, reward):
     return rival_optima.restricted(REF_LOGP, reward == reward.max())
 
 
-def _our_rows():
-    def reverse(beta, advantage):
-        return rival_losses.policy_loss(objectives.reverse_kl, beta=beta, advantage=advantage)
+# Every policy on the best outcomes is stationary; natural gradients from the reference keep its ratios.
+WITHOUT_KL: dict[str, Any] = {"optimum": _best, "direction": None}
 
-    none, mean, loo = advantages.none, advantages.mean, advantages.leave_one_out
-    ratio = rival_losses.policy_loss(objectives.forward_kl_ratio, beta=BETA, advantage=loo)
-    samples = rival_losses.forward_samples_loss
+
+def _our_rows():
+    row = _method_row
+    forward = {"kl": "forward", "direction": "forward"}
+
+    def forward_of_group_mean(ref_logp, reward):
+        return np.asarray(targets.forward_kl(ref_logp, reward, BETA * 4 / 3))
+
     return [
-        Row("reverse_kl, no baseline, N=1", reverse(BETA, none), 1, _reverse),
-        Row("reverse_kl, group mean, N=3", reverse(BETA, mean), 3, _reverse),
-        Row("reverse_kl, leave-one-out (RLOO), N=2", reverse(BETA, loo), 2, _reverse),
-        Row("reverse_kl, group std, N=4", reverse(BETA, advantages.group_normalised), 4, _reverse),
-        Row("RLOO without a penalty (beta 0), N=2", reverse(0.0, loo), 2, _best, None),
-        Row("forward_kl_samples, no baseline, N=1", samples(BETA, none), 1, _forward(BETA), "forward"),
-        Row("forward_kl_samples, group mean, N=4", samples(BETA, mean), 4, _forward(BETA * 4 / 3), "forward"),
-        Row("forward_kl_ratio, leave-one-out, N=2", ratio, 2, _forward(BETA), "forward"),
+        row("reverse_kl, no baseline, N=1", 1),
+        row("reverse_kl, group mean, N=3", 3, baseline="mean"),
+        row("reverse_kl, leave-one-out (RLOO), N=2", 2, baseline="leave_one_out"),
+        row("reverse_kl, group std, N=4", 4, baseline="group_normalised"),
+        row("RLOO without a penalty (beta 0), N=2", 2, beta=0.0, baseline="leave_one_out", **WITHOUT_KL),
+        row("forward_kl_samples, no baseline, N=1", 1, **forward),
+        row("forward_kl_samples, group mean, N=4", 4, baseline="mean", optimum=forward_of_group_mean, **forward),
+        row("forward_kl_ratio, leave-one-out, N=2", 2, baseline="leave_one_out", estimator="ratio", **forward),
     ]
 
 
 def _placed_rows():
-    known = {"reverse": _reverse, "forward": _forward(BETA), "none": _best}
+    known = {
+        "reverse": _reverse,
+        "forward": lambda ref_logp, reward: np.asarray(targets.forward_kl(ref_logp, reward, BETA)),
+        "none": _best,
+    }
     uses: tuple[tuple[kl.Estimator, kl.Placement], ...] = (
         ("k1", "reward"), ("k2", "reward"), ("k3", "reward"),
         ("k1", "loss"), ("k2", "loss"), ("k3", "loss"), ("k1_ratio", "loss"),
@@ -111,60 +137,39 @@ def _placed_rows():
     return placed
 
 
-def _grpo_end(group):
-    def optimum(ref_logp, reward):
-        binary = set(np.unique(reward)) <= {0.0, 1.0}
-        return rival_optima.grpo_optimum(ref_logp, reward == 1, BETA, group) if binary else None
-
-    return optimum
-
-
 def _group_rows():
-    loss = rival_losses.grpo_loss
+    row, free = _method_row, WITHOUT_KL
     return [
-        Row("GRPO, N=2", loss(rivals.grpo, BETA), 2, _grpo_end(2)),
-        Row("GRPO, N=4", loss(rivals.grpo, BETA), 4, _grpo_end(4)),
-        Row("Dr. GRPO with k3, N=2", loss(rivals.dr_grpo, BETA), 2, _forward(BETA * 2)),
-        Row("Dr. GRPO with k3, N=4", loss(rivals.dr_grpo, BETA), 4, _forward(BETA * 4 / 3)),
-        Row("Dr. GRPO as published (beta 0), N=4", loss(rivals.dr_grpo, 0.0), 4, _best, None),
+        row("GRPO, N=2", 2, method="grpo"),
+        row("GRPO, N=4", 4, method="grpo"),
+        row("Dr. GRPO with k3, N=2", 2, method="dr_grpo"),
+        row("Dr. GRPO with k3, N=4", 4, method="dr_grpo"),
+        row("Dr. GRPO as published (beta 0), N=4", 4, method="dr_grpo", beta=0.0, **free),
+        row("DAPO, N=4", 4, method="dapo", **free),
+        row("MaxRL, N=4", 4, method="maxrl", **free),
+        row("pass@k, k=N=2", 2, method="pass_at_k", **free),
     ]
 
 
-def _copies(beta, worth, paired):
-    return lambda ref_logp, reward: rival_optima.copies_optimum(ref_logp, reward, beta, 4, worth, paired)
-
-
-def _entropy(beta):
-    return lambda ref_logp, reward: np.asarray(rival_rewards.entropy_bonus_optimum(ref_logp, reward, beta, ETA))
-
-
 def _reward_rows():
-    def diversity(copies):
-        return max((3 - copies) / 3, 0.1)
-
-    def scaling(copies):
-        return 4 / (copies + 1)
-
-    none, loo = advantages.none, advantages.leave_one_out
-    unlikely, darling, ips = rival_losses.unlikeliness, rival_losses.darling, rival_losses.inverse_probability
-    bonus, rloo, grpo = rival_losses.entropy(ETA), rival_losses.transformed_loss, rival_losses.grpo_loss
+    row, loo, grpo = _method_row, {"baseline": "leave_one_out"}, {"objective": "grpo"}
     return [
-        Row("unlikeliness in RLOO, N=4", rloo(unlikely, loo, BETA), 4),
-        Row("unlikeliness in GRPO, N=4", grpo(rivals.grpo, BETA, unlikely), 4),
-        Row("DARLING, no baseline, N=4", rloo(darling, none, BETA), 4, _copies(BETA, diversity, False)),
-        Row("DARLING in RLOO, N=4", rloo(darling, loo, BETA), 4, _copies(BETA, diversity, True)),
-        Row("DARLING in GRPO, N=4", grpo(rivals.grpo, BETA, darling), 4),
-        Row("IPS, no baseline, beta 0, N=4", rloo(ips, none, 0.0), 4, _copies(0.0, scaling, False), None),
-        Row("IPS in RLOO, beta 0, N=4", rloo(ips, loo, 0.0), 4, _copies(0.0, scaling, True), None),
-        Row("IPS in RLOO, N=4", rloo(ips, loo, BETA), 4, _copies(BETA, scaling, True)),
-        Row("IPS in GRPO, N=4", grpo(rivals.grpo, BETA, ips), 4),
-        Row("entropy bonus .1 in RLOO, N=2", rloo(bonus, loo, BETA), 2, _entropy(BETA)),
-        Row("entropy bonus .1, beta 0, N=2", rloo(bonus, loo, 0.0), 2, _entropy(0.0), None),
+        row("unlikeliness in RLOO, N=4", 4, transform="unlikeliness", **loo),
+        row("unlikeliness in GRPO, N=4", 4, transform="unlikeliness", **grpo),
+        row("DARLING, no baseline, N=4", 4, transform="darling"),
+        row("DARLING in RLOO, N=4", 4, transform="darling", **loo),
+        row("DARLING in GRPO, N=4", 4, transform="darling", **grpo),
+        row("IPS, no baseline, beta 0, N=4", 4, transform="ips", beta=0.0, direction=None),
+        row("IPS in RLOO, beta 0, N=4", 4, transform="ips", beta=0.0, direction=None, **loo),
+        row("IPS in RLOO, N=4", 4, transform="ips", **loo),
+        row("IPS in GRPO, N=4", 4, transform="ips", **grpo),
+        row("entropy bonus .1 in RLOO, N=2", 2, transform="entropy_bonus", **loo),
+        row("entropy bonus .1, beta 0, N=2", 2, transform="entropy_bonus", beta=0.0, direction=None, **loo),
     ]
 
 
 def _likelihood_rows():
-    raft = rival_losses.likelihood_loss(rivals.raft, threshold=THRESHOLD)
+    raft = {"method": "raft", **WITHOUT_KL}
     best = rival_losses.likelihood_loss(rivals.best_of_n)
     toward = rival_losses.policy_loss(rivals.forward_kl_to_target, beta=BETA)
 
@@ -172,33 +177,30 @@ def _likelihood_rows():
         return rival_optima.best_of_n(ref_logp, reward == 1, 4)
 
     return [
-        Row("RAFT, one round from the reference, N=2", raft, 2, _best, None, REF_LOGP),
+        _method_row("RAFT, one round from the reference, N=2", 2, sampler_logp=REF_LOGP, **raft),
         Row("best of N, one round from the reference, N=4", best, 4, best_of_four, None, REF_LOGP),
-        Row("RAFT on its own samples, N=2", raft, 2, _best, None),
+        _method_row("RAFT on its own samples, N=2", 2, **raft),
         Row("forward KL toward G (Eq. 7), N=2", toward, 2, _reverse),
         Row("forward KL toward G (Eq. 7), N=4", toward, 4, _reverse),
     ]
 
 
 def _squared_rows():
-    def true_log_z(logp_a, index_g, ref_logp_a, reward_a):
-        log_z = jax.nn.logsumexp(ref_logp_a + reward_a / BETA)
-        balance = rival_losses.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=log_z)
-        return balance(logp_a, index_g, ref_logp_a, reward_a)
+    def true_log_z(ref_logp_a, reward_a):
+        return jax.nn.logsumexp(ref_logp_a + reward_a / BETA)
 
     def reinvent_end(ref_logp, reward):
         return rival_optima.reinvent_elsewhere(ref_logp, reward, BETA, UNIFORM_LOGP)
 
-    any_log_z = rival_losses.policy_loss(rivals.trajectory_balance, beta=BETA, log_z=3.0)
-    variance = rival_losses.policy_loss(rivals.vargrad, beta=BETA)
-    reinvent = rival_losses.policy_loss(rivals.reinvent, sigma=1 / BETA)
+    row, elsewhere = _method_row, {"sampler_logp": UNIFORM_LOGP}
+    balance = {"method": "trajectory_balance"}
     return [
-        Row("trajectory balance, log Z = 3, N=1", any_log_z, 1, _reverse),
-        Row("VarGrad, N=2", variance, 2, _reverse),
-        Row("REINVENT, N=1", reinvent, 1, _reverse),
-        Row("trajectory balance, true log Z, uniform samples", true_log_z, 1, _reverse, sampler_logp=UNIFORM_LOGP),
-        Row("VarGrad, uniform samples, N=2", variance, 2, _reverse, sampler_logp=UNIFORM_LOGP),
-        Row("REINVENT, uniform samples", reinvent, 1, reinvent_end, sampler_logp=UNIFORM_LOGP),
+        row("trajectory balance, log Z = 3, N=1", 1, log_z=3.0, **balance),
+        row("VarGrad, N=2", 2, method="vargrad"),
+        row("REINVENT, N=1", 1, method="reinvent"),
+        row("trajectory balance, true log Z, uniform samples", 1, log_z=true_log_z, **balance, **elsewhere),
+        row("VarGrad, uniform samples, N=2", 2, method="vargrad", **elsewhere),
+        row("REINVENT, uniform samples", 1, method="reinvent", optimum=reinvent_end, **elsewhere),
     ]
 
 

@@ -251,6 +251,6 @@ def check_prompts(algorithm: Algorithm, prompts: int, visits: int) -> None:
     if learns_log_z(algorithm) and visits < LEAST_VISITS * prompts:
         raise ValueError(
             f"algorithm.objective={resolved(algorithm).objective} learns log Z for each of {prompts} prompts, and "
-            f"{visits} visits in all are under {LEAST_VISITS} of each: use algorithm.method=vargrad, which needs no "
-            "log Z, or raise steps"
+            f"{visits} visits in all are fewer than {LEAST_VISITS} a prompt: use algorithm.method=vargrad, which needs "
+            "no log Z, or raise steps"
         )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from mara_jax.audit import enumeration, fixed_point, rival_losses, rivals_table
-from mara_jax.core import advantages, kl, objectives, rival_optima, rivals, targets
+from mara_jax.config import Algorithm
+from mara_jax.core import advantages, kl, method_rules, methods, objectives, rival_optima, rivals, targets
+from mara_jax.core.scored import Numbers
 from mara_jax.policies import categorical
 
 REF, REWARD, BETA = rivals_table.REF_LOGP, rivals_table.REWARD, rivals_table.BETA
@@ -43,6 +45,11 @@ def row_of(loss, group):
     return rivals_table.Row("a loss of this file", loss, group)
 
 
+def loss_of(beta=BETA, **fields):
+    """Of a method, by the fields of its algorithm."""
+    return rival_losses.method_loss(Algorithm(**{"method": "reinforce"} | fields), Numbers(beta, 0.8, 0.1))
+
+
 def gradient(loss, group, reward=REWARD, logits=LOGITS):
     return np.asarray(jax.jit(rivals_table.gradient_of(row_of(loss, group)))(logits[None], REF, reward))[0]
 
@@ -65,16 +72,28 @@ def test_every_objective_ends_where_its_closed_form_says(name, method):
 
 def test_the_table_covers_both_papers_objectives_and_every_rival():
     with_closed_form = [name for name, method in CASES if end(name, method).to_closed_form is not None]
-    assert (len(ROWS), len(set(with_closed_form))) == (42, 36)
+    assert (len(ROWS), len(set(with_closed_form))) == (45, 39)
+
+
+def test_every_method_of_the_table_has_a_row():
+    """MARA's is each row with MARA."""
+    there = [method_rules.resolved(row.algorithm) for row in ROWS.values() if row.algorithm is not None]
+    pairs = {(algorithm.transform, algorithm.objective) for algorithm in there}
+    presets = [row for name, row in methods.METHODS.items() if name != "mara"]
+    assert {(row.transform, row.objective) for row in presets} <= pairs
 
 
 def test_known_ends_with_mara():
+    balanced = []
     np.testing.assert_allclose(shares("k1 in the reward, N=1", "mara")[:3], 1 / 3, atol=1e-4)
     np.testing.assert_allclose(shares("k3 in the loss, N=1", "mara")[:3], [0.23, 0.16, 0.60], atol=5e-3)
     assert shares("k1 in the loss, N=1", "mara")[2] > 0.9999
     for name, row in ROWS.items():
-        if row.optimum is rivals_table._reverse:
+        own = row.optimum(REF, REWARD) if row.optimum is not None and row.direction else None
+        if own is not None and np.allclose(own, rivals_table._reverse(REF, REWARD), atol=1e-12):
             assert end(name, "mara").to_mara < 1e-9 and end(name, "vanilla").to_vanilla < 1e-9
+            balanced.append(name)
+    assert len(balanced) == 14, balanced
 
 
 @pytest.mark.parametrize("use", sorted(kl._EFFECTIVE), ids="-".join)
@@ -99,7 +118,7 @@ def test_every_placement_on_one_token_has_the_field_of_its_row(use):
 
 @pytest.mark.parametrize("group", [2, 3, 4])
 def test_leave_one_out_over_all_groups_is_the_gradient_of_the_objective(group):
-    loss = rival_losses.policy_loss(objectives.reverse_kl, beta=BETA, advantage=advantages.leave_one_out)
+    loss = loss_of(baseline="leave_one_out")
     want = categorical.exact_gradient(jnp.asarray(LOGITS), jnp.asarray(REF), jnp.asarray(REWARD), BETA)
     np.testing.assert_allclose(gradient(loss, group), want, atol=1e-14)
 
@@ -141,7 +160,7 @@ def test_dividing_by_the_length_does_not_move_an_end_that_balances_outcome_by_ou
     assert point.is_attractor
     np.testing.assert_allclose(point.probability, np.exp(rival_optima.grpo_optimum(REF, GOOD, BETA, 3)), atol=1e-9)
     # On the way there it does matter.
-    assert np.abs(gradient(loss, 3) - gradient(rival_losses.grpo_loss(rivals.grpo, BETA), 3)).max() > 0.02
+    assert np.abs(gradient(loss, 3) - gradient(loss_of(method="grpo"), 3)).max() > 0.02
 
 
 # Rewards that look at the group.
@@ -166,8 +185,7 @@ def test_inverse_probability_with_the_frequencies_of_a_small_group_collapses():
     """Two samples: the signal is R (2 - p), so that the worse of 1 and .5 is lost; with four, .7 and .3 stand."""
     reward = np.array([1.0, 0.5, 0.0, 0.0, 0.0])
     for group, want in ((2, [1, 0]), (4, None)):
-        loss = rival_losses.transformed_loss(rival_losses.inverse_probability, advantages.none, 0.0)
-        point = fixed_point_of(loss, group, reward)
+        point = fixed_point_of(loss_of(0.0, transform="ips"), group, reward)
         p = point.probability
         if want is not None:
             np.testing.assert_allclose(p[:2], want, atol=2e-2)
@@ -177,14 +195,12 @@ def test_inverse_probability_with_the_frequencies_of_a_small_group_collapses():
             assert p[0] > 2.2 * p[1]
 
 
-@pytest.mark.parametrize("transform, scale", [(rival_losses.darling, 1), (rival_losses.inverse_probability, 2)])
+@pytest.mark.parametrize("transform, scale", [("darling", 1), ("ips", 2)])
 def test_in_groups_of_two_a_centred_diversity_reward_says_nothing_of_diversity(transform, scale):
     """Twins share one reward, which the baseline takes off; other pairs are paid as without it."""
     reward = np.array([1.0, 0.7, 0.3, 0.2, 0.0])
-    loo = advantages.leave_one_out
-    plain = rival_losses.policy_loss(objectives.reverse_kl, beta=0.0, advantage=loo)
-    got = gradient(rival_losses.transformed_loss(transform, loo, 0.0), 2, reward)
-    np.testing.assert_allclose(got, scale * gradient(plain, 2, reward), atol=1e-14)
+    plain, paid = (loss_of(0.0, transform=name, baseline="leave_one_out") for name in ("none", transform))
+    np.testing.assert_allclose(gradient(paid, 2, reward), scale * gradient(plain, 2, reward), atol=1e-14)
 
 
 def test_the_deviation_of_the_group_makes_darling_and_inverse_probability_alike():
@@ -220,7 +236,7 @@ def test_away_from_its_own_samples_only_reinvent_leaves_its_optimum():
 
 
 def test_without_a_penalty_every_policy_on_the_best_outcomes_rests():
-    loss = rival_losses.policy_loss(objectives.reverse_kl, beta=0.0, advantage=advantages.leave_one_out)
+    loss = loss_of(0.0, baseline="leave_one_out")
     for good in ([0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.01, 0.01, 0.98]):
         logits = np.log(np.array([*good, 1e-300, 1e-300]))
         np.testing.assert_allclose(gradient(loss, 2, logits=logits), 0, atol=1e-14)
