@@ -1,7 +1,7 @@
 """Many prompts with open answers: name a digit of a range. Does training keep all digits of each range?
 
-Claim: the demonstrations favour the lowest digit, and vanilla KL-regularised RL keeps that preference; MARA over answers
-makes the digits that the reference policy gives under a prompt equally likely.
+Claim: the demonstrations favour the lowest digit, and vanilla KL-regularised RL keeps that preference; MARA over
+answers makes the digits that the reference policy gives under a prompt equally likely.
 
   ""     a two-layer model trained from scratch by the run itself; two CPU cores, under three minutes.
 

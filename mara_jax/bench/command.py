@@ -17,7 +17,7 @@ from mara_jax.hf import shapes
 from mara_jax.policies import transformer
 from mara_jax.train import preflight, reference
 from mara_jax.train.prompts import EncodedPrompts, ids_of_step
-from mara_jax.train.startup import Setup
+from mara_jax.train.setup import Setup
 from mara_jax.train.tables import NumberTable
 
 SMOL = "smollm2-135m-instruct"

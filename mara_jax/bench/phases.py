@@ -19,7 +19,7 @@ from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
 from mara_jax.train import loop, optim, placement, programs, reference_samples
-from mara_jax.train.startup import Setup
+from mara_jax.train.setup import Setup
 from mara_jax.train.state import BySampler, State
 
 NAMES = ("rollout", "reference", "update")
@@ -81,8 +81,8 @@ def setup_of(run: config.LanguageRun, policy: Policy, params: Any, prompts: list
     store = reference_samples.ReferenceSamples(None, count, len(prompts))
     for number in range(len(prompts)):
         scores = task.score([number] * count, [""] * count, [True] * count)
-        logp, text = np.zeros(count), [""] * count
-        store.add({number: reference_samples.PromptSamples(np.float32(scores.reward), scores.answer, logp, text)})
+        reward, answers = np.asarray(scores.reward, np.float32), list(scores.answer)
+        store.add({number: reference_samples.PromptSamples(reward, answers, np.zeros(count), [""] * count)})
     return Setup(run, task, policy, params, prompts, optim.make(run.optimiser), store)
 
 

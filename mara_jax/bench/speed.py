@@ -18,7 +18,7 @@ from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import rollout
 from mara_jax.train import loop, memory
-from mara_jax.train.startup import Setup
+from mara_jax.train.setup import Setup
 from mara_jax.train.state import BySampler, State
 
 COPY_BYTES = 256 * 2**20

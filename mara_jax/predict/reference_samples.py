@@ -12,10 +12,11 @@ from mara_jax.core import forecast, method_rules
 from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.toy import problems
-from mara_jax.train import reference
+from mara_jax.train import optim, reference
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts
 from mara_jax.train.reference_samples import BEFORE_TRAINING, FILE
+from mara_jax.train.setup import Setup
 
 
 def read_file(path: pathlib.Path, answers: tuple[str, ...] = (), prompt: int | None = None) -> ReferenceSamples:
@@ -143,12 +144,12 @@ def from_config(run: config.LanguageRun, count: int | None = None, prompt: int =
     """
     task = tasks.make(run)
     policy, params = reference.load_base(run, task)
-    prompts = _prompts(run, policy, task, prompt)
+    _prompts(run, policy, task, prompt)  # before the warm-up
     if run.warmup.steps:
         reference.check_demonstrations(run, policy, task)
         with Display(run.steps) as display:
             params = reference.warm_up(run, policy, params, task, display)
-    return _sample(run, policy, params, task, prompts, count, prompt)
+    return _sample(run, policy, params, task, count, prompt)
 
 
 def from_run(
@@ -189,7 +190,19 @@ def from_run(
     if run.warmup.steps and not (workdir / "reference").is_dir():
         raise FileNotFoundError(f"{weights} does not exist: the run has not finished its warm-up")
     policy, params = reference.load(weights, run.policy)
-    return _sample(run, policy, params, task, _prompts(run, policy, task, prompt), count, prompt), run
+    return _sample(run, policy, params, task, count, prompt), run
+
+
+def _sample(
+    run: config.LanguageRun, policy: Policy, params: Any, task: tasks.Task, count: int | None, prompt: int
+) -> ReferenceSamples:
+    prompts = _prompts(run, policy, task, prompt)
+    setup = Setup(run, task, policy, params, prompts, optim.make(run.optimiser))
+    count = count or run.reference.samples or BEFORE_TRAINING
+    (samples,) = reference.draw_samples(setup, [prompt], "measure", count)
+    answers = reference.answers_of(task, prompt, samples)
+    known, equal_strings = samples.indexed(answers), task.answers_have_equally_many_strings
+    return ReferenceSamples(known.reward, known.answer, samples.logp, answers, equal_strings=equal_strings)
 
 
 def _prompts(run: config.LanguageRun, policy: Policy, task: tasks.Task, prompt: int) -> EncodedPrompts:
@@ -198,14 +211,3 @@ def _prompts(run: config.LanguageRun, policy: Policy, task: tasks.Task, prompt: 
     prompts = EncodedPrompts(run, policy, task)
     prompts[prompt]  # refuses one that does not fit
     return prompts
-
-
-def _sample(
-    run: config.LanguageRun, policy: Policy, params, task: tasks.Task, prompts: EncodedPrompts, count: int | None,
-    prompt: int,
-) -> ReferenceSamples:  # fmt: skip
-    count = count or run.reference.samples or BEFORE_TRAINING
-    (samples,) = reference.draw_samples(run, policy, params, task, prompts, [prompt], "measure", count)
-    answers = reference.answers_of(task, prompt, samples)
-    known, equal_strings = samples.indexed(answers), task.answers_have_equally_many_strings
-    return ReferenceSamples(known.reward, known.answer, samples.logp, answers, equal_strings=equal_strings)

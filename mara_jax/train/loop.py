@@ -20,7 +20,7 @@ from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import ids_of_step
 from mara_jax.train.reference_samples import reads_masses
 from mara_jax.train.scoring import AnswerIndices, GroupScores
-from mara_jax.train.startup import Setup
+from mara_jax.train.setup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
 

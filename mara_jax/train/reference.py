@@ -22,6 +22,7 @@ from mara_jax.train import optim, placement, scoring, shape, warmup
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples
+from mara_jax.train.setup import Setup
 
 CHECK_SAMPLES = 64  # drawn after a step of the warm-up, to see whether the task accepts them
 NANO_TEXTS = 2000  # demonstrations, or prompts, from which its tokenizer is made
@@ -68,18 +69,20 @@ def nano_tokenizer(run: LanguageRun, task: Task) -> Any:
     return tokenizers.nano(texts, shape.NANO_VOCABULARY)
 
 
-def draw_samples(
-    run: LanguageRun, policy: Policy, params: Any, task: Task, prompts: EncodedPrompts, ids: Sequence[int] | np.ndarray,
-    name: str, count: int,
-) -> list[PromptSamples]:  # fmt: skip
-    """`count` scored completions of each of these prompts from one random stream, in calls of the run's group size."""
+def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count: int) -> list[PromptSamples]:
+    """`count` scored completions of the reference policy to each of these prompts, in calls of the run's group size.
+
+    Args:
+      name: of the random stream, in STREAMS.
+    """
+    run, task, policy = setup.cfg, setup.task, setup.policy
     size = min(run.rollout.group_size, count)
-    tokens = [prompts[number] for number in ids]
+    tokens = [setup.prompts[number] for number in ids]
     parts: list[list[PromptSamples]] = []
     for first in range(0, count, size):
         completions = rollout.sample(
             policy,
-            params,
+            setup.ref_params,
             tokens,
             key=stream(run.seed, name),
             group_size=size,
@@ -159,7 +162,8 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
         display.warm_up(step + 1, most, float(loss))
         if step + 1 < cfg.steps or not cfg.max_steps:
             continue
-        samples = draw_samples(run, policy, state.params, task, prompts, checked, "check", CHECK_SAMPLES)
+        drawn_by = Setup(run, task, policy, state.params, prompts, tx)
+        samples = draw_samples(drawn_by, checked, "check", CHECK_SAMPLES)
         accepted, words = task.accepts_warm_up([answer for one in samples for answer in one.answer])
         display.note(f"warm-up step {step + 1}: {words}")
         if accepted:

@@ -38,7 +38,8 @@ def score(task: Task, prompt_ids: np.ndarray, completions: rollout.Rollout) -> G
         return [mine.tolist(), *_checked(task, verdict, numbers)]
 
     parts = hosts.gather_json(hosts.raise_on_all_processes(score_mine))
-    reward_b, answer_b = np.zeros(p * g, np.float32), [None] * (p * g)
+    reward_b = np.zeros(p * g, np.float32)
+    answer_b: list[str | None] = [None] * (p * g)
     columns = {name: np.zeros((p, g), np.float32) for name in parts[0][3]}
     for rows, reward, answer, values in reversed(parts):  # of a row that several processes hold the first one's counts
         reward_b[rows] = reward

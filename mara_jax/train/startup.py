@@ -2,10 +2,9 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import optax
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun
@@ -19,23 +18,8 @@ from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
+from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
-
-
-class Setup(NamedTuple):
-    """What does not change between the steps of a run.
-
-    prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
-    they are first asked for, None where the method reads none.
-    """
-
-    cfg: LanguageRun
-    task: Task
-    policy: Policy
-    ref_params: Any
-    prompts: Sequence[list[int]]
-    tx: optax.GradientTransformation
-    ref_samples: ReferenceSamples | None = None
 
 
 def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Setup, State, Checkpoints]:
@@ -104,8 +88,7 @@ def samples_under(setup: Setup, ids: Sequence[int] | np.ndarray) -> list[PromptS
     assert store is not None, "a run whose method reads samples of the reference has a store of them"
 
     def draw(ids: np.ndarray) -> list[PromptSamples]:
-        policy, params = setup.policy, setup.ref_params
-        return reference.draw_samples(setup.cfg, policy, params, setup.task, setup.prompts, ids, "measure", store.count)
+        return reference.draw_samples(setup, ids, "measure", store.count)
 
     return store.of(ids, draw)
 

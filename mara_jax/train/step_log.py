@@ -13,7 +13,7 @@ from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
 from mara_jax.train import group_metrics, metrics, reference
 from mara_jax.train.scoring import GroupScores
-from mara_jax.train.startup import Setup
+from mara_jax.train.setup import Setup
 
 
 class Step(NamedTuple):

@@ -64,6 +64,7 @@ def test_the_gap_to_the_optimum_follows_from_counts(whole):
     measured = json.loads((whole / "reference.json").read_text())
     kept = reference_samples.ReferenceSamples(whole / "reference_samples.jsonl", 16, 1).known[0]
     log_optimum = reference.log_optimum(config.Algorithm(), kept, onetwo.ANSWERS, onetwo.OneTwo())
+    assert log_optimum is not None
     line = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     counts = np.sum([row["answers/counts"] for row in rows(whole)], axis=0)
     share = np.append(counts, 48 - counts.sum()) / 48
