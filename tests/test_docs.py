@@ -239,7 +239,7 @@ def check_python(block: str, capsys) -> None:
         ), line
 
 
-@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/rivals.md"])
+@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/methods.md"])
 def test_python_of_pages_gives_the_numbers_beside_it(page, capsys):
     (block,) = documented.python_blocks(page)
     check_python(block, capsys)

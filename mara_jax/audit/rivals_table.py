@@ -13,7 +13,7 @@ import numpy as np
 
 from mara_jax import config
 from mara_jax.audit import enumeration, fixed_point, rival_losses
-from mara_jax.core import augment, kl, method_rules, rival_optima, rivals, targets
+from mara_jax.core import augment, kl, method_rules, methods, rival_optima, rivals, targets
 from mara_jax.core.method_rows import Outcomes
 from mara_jax.core.scored import Numbers
 
@@ -67,7 +67,22 @@ def rows() -> list[Row]:
     Returns:
         The rows; on one token the levels "sequence" and "token" of `objectives.placed` are the same.
     """
-    return _our_rows() + _placed_rows() + _group_rows() + _reward_rows() + _likelihood_rows() + _squared_rows()
+    named = _our_rows() + _placed_rows() + _group_rows() + _reward_rows() + _likelihood_rows() + _squared_rows()
+    return named + _added_rows(named)
+
+
+def _added_rows(named: list[Row]) -> list[Row]:
+    """A row, with MARA where it is balanced beside it, for each method of `core.methods` that no row names."""
+    there = [method_rules.resolved(row.algorithm) for row in named if row.algorithm is not None]
+    pairs, added = {(algorithm.transform, algorithm.objective) for algorithm in there}, []
+    for name in methods.METHODS:
+        algorithm = method_rules.resolved(config.Algorithm(method=name, anchor="string"))
+        transform, objective = method_rules.rows(algorithm)
+        if transform.anchor is None and (algorithm.transform, algorithm.objective) not in pairs:
+            refused = {"direction": None} if objective.refuses_mara else {}
+            log_z = 0.0 if objective.learns_log_z else None
+            added.append(_method_row(f"{name}, N=4", 4, method=name, log_z=log_z, **refused))
+    return added
 
 
 def _method_row(name: str, group: int, *, beta: float = BETA, log_z=None, **more) -> Row:

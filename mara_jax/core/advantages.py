@@ -60,7 +60,7 @@ def group_normalised(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     The deviation is the sample's (divisor g - 1), as in the public implementations. Its scale differs from
     group to group, so the expected gradient is not that of any E[R] - beta KL. A free policy whose penalty is part of
     this reward still ends at the stated optimum, where all returns are equal; with the KL as a term of its own, or
-    on a policy that cannot reach the optimum, it ends elsewhere (docs/rivals.md).
+    on a policy that cannot reach the optimum, it ends elsewhere (docs/methods.md).
 
     Args:
         reward_pg: reward of each sample; at least two samples a group.

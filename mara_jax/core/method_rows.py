@@ -31,6 +31,7 @@ class Transform(NamedTuple):
     `apply`: (algorithm, scored, numbers) -> (reward [p, g], ref_logp [p, g]) for the objective.
     `rewards`: what it does, to complete "with rewards ...".
     `needs`: what a run must have.
+    `exactly`: what follows where the objective ends at the optimum of its KL whatever the rewards.
     `anchor`: what a MARA makes equally likely; None for other transforms.
     `optimum`: beside an objective that ends at the optimum of its KL whatever the rewards.
     `forecast`: the name that `core.forecast` has for that optimum.
@@ -43,6 +44,7 @@ class Transform(NamedTuple):
     anchor: Literal["string", "answer"] | None = None
     optimum: Optimum | None = None
     forecast: Literal["vanilla", "answers", "strings"] | None = None
+    exactly: str = ""
     paper: str = ""
 
 

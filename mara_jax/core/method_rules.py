@@ -181,8 +181,10 @@ def describe(algorithm: Algorithm) -> str:
     algorithm = resolved(algorithm)
     transform, objective = rows(algorithm)
     sentence = objective.optimises if isinstance(objective.optimises, str) else objective.optimises(algorithm)
-    rewards = "" if algorithm.transform == "none" else f"; with rewards {transform.rewards}"
-    return f"{sentence}{rewards}"
+    if algorithm.transform == "none":
+        return sentence
+    exactly = "" if objective.refuses_mara else transform.exactly
+    return f"{sentence}; with rewards {transform.rewards}{exactly}"
 
 
 def optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, group: int) -> Any:

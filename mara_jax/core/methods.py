@@ -177,15 +177,16 @@ TRANSFORMS: dict[str, Transform] = {
     "none": Transform(_unchanged, "as they are", optimum=_kl_optimum, forecast="vanilla"),
     "mara_strings": Transform(
         _mara_strings, "that MARA augments, so that the optimum gives every good completion the same mass",
-        ("positive_beta",), "string", _mara_optimum, "strings", "the MARA papers: arXiv 2510.20817",
+        ("positive_beta",), anchor="string", optimum=_mara_optimum, forecast="strings", paper="arXiv 2510.20817",
     ),
     "mara_answers": Transform(
         _mara_answers, "that MARA augments, so that the optimum gives every good answer the same mass",
-        ("positive_beta", "answers", "masses"), "answer", _mara_optimum, "answers", "docs/objectives.md",
+        ("positive_beta", "answers", "masses"), anchor="answer", optimum=_mara_optimum, forecast="answers",
+        paper="docs/objectives.md",
     ),
     "entropy_bonus": Transform(
-        _entropy_bonus, "plus eta times each completion's own -log pi: in expectation eta H(pi)",
-        ("positive_eta",), optimum=_entropy_optimum,
+        _entropy_bonus, "plus eta times each completion's own -log pi", ("positive_eta",),
+        exactly=", which adds eta H(pi)", optimum=_entropy_optimum,
     ),
     "unlikeliness": Transform(
         _unlikeliness, f"times 1 - .25 rank / N, the likeliest of the group ranking highest, {_COPIES}",
@@ -203,16 +204,35 @@ TRANSFORMS: dict[str, Transform] = {
 }  # fmt: skip
 
 
+def _anywhere(algorithm: Algorithm, outcomes: str = "the best outcomes") -> str:
+    """What rewards that no transform flattens leave free, where there is no KL."""
+    return f": every policy on {outcomes} is stationary" if algorithm.transform == "none" else ""
+
+
+def _without_kl(maximised: str, outcomes: str = "the best outcomes") -> Callable[[Algorithm], str]:
+    return lambda algorithm: f"maximises {maximised}, without a KL (beta is not read){_anywhere(algorithm, outcomes)}"
+
+
 def _our_objective(algorithm: Algorithm) -> str:
     if algorithm.beta == 0:
-        return "maximises E[R], without a KL: every policy on the best outcomes is stationary"
+        return f"maximises E[R], without a KL{_anywhere(algorithm)}"
     pair = "KL(pi || ref)" if algorithm.kl == "reverse" else "KL(ref || pi)"
     return f"maximises E[R] - beta {pair} of whole completions, exactly ({algorithm.estimator.replace('_', ' ')})"
 
 
+def _grpo_sentence(algorithm: Algorithm) -> str:
+    sentence = "maximises E[R] with rewards over their group's deviation, each completion over its length"
+    if algorithm.beta == 0:
+        return f"{sentence}, without a KL{_anywhere(algorithm)}"
+    return (
+        f"{sentence}, - beta times token-level k3 in the loss: the deviation gives beta another weight at every "
+        "success rate, and the KL is on one categorical KL(ref || pi), on sequences neither"
+    )
+
+
 def _dr_grpo_sentence(algorithm: Algorithm) -> str:
     if algorithm.beta == 0:
-        return "maximises E[R], without a KL (as published): every policy on the best outcomes is stationary"
+        return f"maximises E[R], without a KL (as published){_anywhere(algorithm)}"
     return (
         "maximises E[R] - beta times token-level k3 in the loss: on one categorical forward KL(ref || pi) at "
         "beta N / (N - 1), on sequences neither KL"
@@ -230,9 +250,7 @@ OBJECTIVES: dict[str, Objective] = {
         ratios="configured", optimum=_kl_optimum, paper="arXiv 2402.14740",
     ),
     "grpo": Objective(
-        _grpo,
-        "maximises E[R] with rewards over their group's deviation, which gives beta another weight at every success "
-        "rate, - beta times token-level k3 in the loss: on one categorical KL(ref || pi), on sequences neither KL",
+        _grpo, _grpo_sentence,
         "k3 in the loss, token by token", baseline="group_normalised", ratios="own", needs=("groups",),
         refuses_mara=f"its KL is k3 in the loss: {_K3}", optimum=_grpo_optimum, paper="arXiv 2402.03300",
     ),
@@ -243,29 +261,25 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "dapo": Objective(
         _dapo,
-        "maximises E[R] with rewards over their group's deviation, longer completions weighing more, without a KL "
-        "(beta is not read): every policy on the best outcomes is stationary",
+        _without_kl("E[R] with rewards over their group's deviation, in one mean over all tokens"),
         "none", baseline="group_normalised", ratios="own", needs=("groups",), refuses_mara=_NO_KL,
         redraws_equal_groups=True, paper="arXiv 2503.14476",
     ),
     "raft": Objective(
         _raft,
-        "maximises the likelihood of its own samples whose reward reaches tau, without a KL (beta is not read): every "
-        "policy on these is stationary",
+        _without_kl("the likelihood of its own samples whose reward reaches tau", "these"),
         "none", baseline="none", refuses_mara="it keeps or drops samples by their reward and has no KL",
         paper="arXiv 2304.06767",
     ),
     "maxrl": Objective(
         _maxrl,
-        "maximises the log of the success probability, to order N - 1 in that of failure, without a KL (beta is not "
-        "read): every policy on the good outcomes is stationary",
+        _without_kl("the log of the success probability, to order N - 1 in that of failure", "the good outcomes"),
         "none", baseline="none", needs=("non_negative_rewards", "groups"), refuses_mara=_NO_KL,
         paper="arXiv 2602.02710",
     ),
     "pass_at_k": Objective(
         _pass_at_k,
-        "maximises E[max reward of a group], without a KL (beta is not read): every policy on the best outcomes is "
-        "stationary",
+        _without_kl("E[largest reward of a group]"),
         "none", baseline="none", needs=("groups",), refuses_mara=_NO_KL, paper="arXiv 2503.19595",
     ),
     "trajectory_balance": Objective(

@@ -1,6 +1,6 @@
 """The reward transforms of other methods, from their published formulas: (reward_pg, ...) -> reward_pg.
 
-Each is used in the place of `core.augment`. docs/rivals.md gives the optimum of each.
+Each is used in the place of `core.augment`. docs/methods.md gives the optimum of each.
 """
 
 import jax
@@ -55,7 +55,7 @@ def inverse_probability(reward_pg: Float[Array, "p g"], answer_pg: Int[Array, "p
     """IPS-GRPO's reward: divided by the frequency of its outcome in the group.
 
     Source: arXiv 2601.21669. With true probabilities instead of frequencies and no baseline the optimum is
-    proportional to R; with g samples see docs/rivals.md.
+    proportional to R; with g samples see docs/methods.md.
 
     Args:
         reward_pg: reward of each completion.

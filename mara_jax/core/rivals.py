@@ -1,7 +1,7 @@
 """The losses of other methods, from their published formulas: (logp, mask, ...) -> (loss, metrics).
 
 The conventions are those of `core.objectives`: samples come from the policy itself unless a docstring says otherwise,
-only `logp` carries a gradient, an array of another shape raises a ValueError. docs/rivals.md gives the optimum of each
+only `logp` carries a gradient, an array of another shape raises a ValueError. docs/methods.md gives the optimum of each
 loss.
 """
 

@@ -61,18 +61,20 @@ class Choices:
         return method_rules.resolved(algorithm)
 
 
-_KNOWN = {
-    "method": tuple(methods.METHODS),
-    "direction": ("reverse", "forward"),
-    "gradients": ("sampled", "exact"),
-    "reverse_estimator": ("k1_in_reward", "k2_in_loss"),
-    "forward_estimator": ("samples", "ratio", "k3_in_loss", "exact"),
-    "anchor": ("batch", "all"),
-    "baseline": tuple(advantages.BY_NAME),
-    "augmentation": (None, "reverse", "forward"),
-    "transform": ("auto", *methods.TRANSFORMS),
-    "objective": ("auto", *methods.OBJECTIVES),
-}
+def _known() -> dict[str, tuple[str | None, ...]]:
+    """The values of each field; read when a run is checked, as a config file may add rows to the tables."""
+    return {
+        "method": tuple(methods.METHODS),
+        "direction": ("reverse", "forward"),
+        "gradients": ("sampled", "exact"),
+        "reverse_estimator": ("k1_in_reward", "k2_in_loss"),
+        "forward_estimator": ("samples", "ratio", "k3_in_loss", "exact"),
+        "anchor": ("batch", "all"),
+        "baseline": tuple(advantages.BY_NAME),
+        "augmentation": (None, "reverse", "forward"),
+        "transform": ("auto", *methods.TRANSFORMS),
+        "objective": ("auto", *methods.OBJECTIVES),
+    }
 
 
 def check(choices: Choices) -> None:
@@ -84,7 +86,7 @@ def check(choices: Choices) -> None:
     Raises:
         ValueError: naming the field, its value and the known ones.
     """
-    for field, known in _KNOWN.items():
+    for field, known in _known().items():
         value = getattr(choices, field)
         if value not in known:
             raise ValueError(f"{field} {value!r} is not known: use one of {', '.join(map(str, known))}")

@@ -84,14 +84,21 @@ def test_every_combination_is_refused_with_a_cure_or_described():
         ours = fields["objective"] == "policy_gradient"
         if ours:
             assert ("KL(ref || pi)" if fields["kl"] == "forward" else "KL(pi || ref)") in sentence
-        assert ("with rewards" in sentence) == (fields["transform"] != "none" or "deviation" in sentence)
+        assert ("; with rewards" in sentence) == (fields["transform"] != "none")
+        # Neither holds of rewards that a transform changes beside an objective that does not end where its KL says.
+        plain, balanced = fields["transform"] == "none", not methods.OBJECTIVES[fields["objective"]].refuses_mara
+        assert plain or "stationary" not in sentence
+        assert ("eta H(pi)" in sentence) == (fields["transform"] == "entropy_bonus" and balanced)
     assert count == 7 * 24 + 9 * 5 * 2 + 3 * 2 * 2 == 270
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"method": "grpo"}, "on sequences neither KL"),
+        ({"method": "grpo"}, "on one categorical KL(ref || pi), on sequences neither"),
+        ({"method": "grpo", "beta": 0.0}, "without a KL: every policy on the best outcomes is stationary"),
+        ({"method": "entropy_bonus"}, "-log pi, which adds eta H(pi)"),
+        ({"method": "entropy_bonus", "beta": 0.0}, "E[R], without a KL; with rewards plus eta"),
         ({"method": "dr_grpo", "beta": 0.0}, "without a KL (as published)"),
         ({"method": "dr_grpo"}, "forward KL(ref || pi) at beta N / (N - 1)"),
         ({"method": "vanilla", "beta": 0.0}, "maximises E[R], without a KL"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from mara_jax.config import Algorithm, Optimiser
+from mara_jax.config import Algorithm, LanguageRun, Optimiser
+from mara_jax.core import methods
 from mara_jax.policies import transformer
 from mara_jax.sampling import logprobs
-from mara_jax.train import optim, step
+from mara_jax.train import optim, programs, step
 from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 ARCH = transformer.Architecture(
@@ -153,6 +155,20 @@ def test_dapo_clips_ratios_of_its_own_over_three_updates():
     state, metrics = updated(Algorithm(method="dapo"), updates=3)
     chex.assert_trees_all_close(state.params, params, atol=2e-5, rtol=0)
     assert float(metrics["objective/clipped_fraction"]) == pytest.approx(float(clipped)) and clipped > 0
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_beta_threshold_and_eta_are_arguments_of_one_program(method):
+    """Its static choices are the same at other numbers, and the numbers are those of the configuration."""
+
+    def arguments(**numbers):
+        run = LanguageRun(algorithm=Algorithm(method=method, **numbers))
+        nothing: Any = None
+        return programs.update_program(run, ARCH, _adam(), nothing, nothing, nothing).args[-2:]
+
+    (hyper, choices), (others, same) = arguments(), arguments(beta=0.25, threshold=0.5, eta=0.125)
+    assert choices == same and hash(choices) == hash(same)
+    assert tuple(map(float, others)) == (0.25, 0.5, 0.125) != tuple(map(float, hyper))
 
 
 def test_the_first_update_of_a_rollout_is_todays():
