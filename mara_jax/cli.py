@@ -187,7 +187,7 @@ def _read(parser: Callable[[Any], Any], text: Any) -> Any:
         # For an error inside a config file the message holds a whole traceback, of which the last line says it.
         message = str(error).strip()
         if "no attribute 'get_config'" in message:
-            message = "the config file has no function get_config(variant) that returns the run: see configs/onetwo.py"
+            message = "the config file has no function get_config(variant) that returns the run: see configs/digits.py"
         if "Traceback" in message:
             message = message.splitlines()[-1].split("Error: ", 1)[-1]
         raise ValueError(message) from error
@@ -206,9 +206,7 @@ def _config_file(argv: list[str]) -> str:
         file = value.split(":")[0]
         if file and not pathlib.Path(file).is_file():
             what = "is not a file" if pathlib.Path(file).exists() else "does not exist"
-            raise ValueError(
-                f"config file {file!r} {what}: give --config=FILE.py, as in --config=configs/onetwo.py:nano"
-            )
+            raise ValueError(f"config file {file!r} {what}: give --config=FILE.py, as in --config=configs/digits.py")
     return value
 
 

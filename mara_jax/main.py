@@ -17,9 +17,9 @@ COMMAND = cli.Command(
     checkpoints and figures to the workdir. A run that is there already is resumed from its last checkpoint. Several
     processes of TPU pods, SLURM and Open MPI find each other; elsewhere the last three flags say it.""",
     examples=(
-        "python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano",
+        "python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits",
         "python -m mara_jax.main --config=configs/toy.py --workdir=runs/toy",
-        "python -m mara_jax.main --config=configs/onetwo.py:smol --help",
+        "python -m mara_jax.main --config=configs/digits.py --help",
     ),
     flags=(
         Flag("workdir", "DIR", "where the run writes, or is resumed"),

@@ -22,7 +22,7 @@ COMMAND = cli.Command(
     exact gradients of E[R] - beta KL on a policy small enough to enumerate, follows it to where it ends, and says in
     one sentence what it optimises. Nothing is trained.""",
     examples=(
-        "python -m mara_jax.audit --config=configs/onetwo.py:nano",
+        "python -m mara_jax.audit --config=configs/digits.py",
         "python -m mara_jax.audit --as=grpo",
         "python -m mara_jax.audit --as=k3_in_loss --level=sequence --json",
     ),

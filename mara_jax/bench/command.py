@@ -39,7 +39,7 @@ COMMAND = cli.Command(
     they end.""",
     examples=(
         "python -m mara_jax.bench --model=tiny",
-        "python -m mara_jax.bench --config=configs/onetwo.py:smol",
+        "python -m mara_jax.bench --config=configs/digits.py",
     ),
     flags=(
         Flag("model", "NAME", "tiny (4 layers, 256 wide, 2,048 words) or small (12, 512, 8,192): Qwen2-shaped with "
@@ -157,9 +157,7 @@ def case_of(values: flags.FlagValues) -> tuple[str, Setup]:
 def _configured(fields: Any) -> tuple[str, Setup]:
     run = config.resolve(fields)
     if not isinstance(run, config.LanguageRun):
-        raise ValueError(
-            "the toy has no language model to measure: give a configuration such as configs/onetwo.py:smol"
-        )
+        raise ValueError("the toy has no language model to measure: give a configuration such as configs/digits.py")
     task = tasks.make(run)
     preflight.check_task(run, task)
     if run.lora.rank:

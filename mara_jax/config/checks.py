@@ -31,7 +31,7 @@ def check(run: Run) -> None:
     algorithm_checks.check_updates(run)
     if not run.task.module:
         raise ValueError(
-            "task.module is empty: give the run a task, as configs/onetwo.py does with task=onetwo.Config()"
+            "task.module is empty: give the run a task, as configs/digits.py does with task=digits.Config()"
         )
     if 0 < run.warmup.max_steps < run.warmup.steps:
         raise ValueError(

@@ -120,7 +120,7 @@ class Lora:
 class Task:
     """What is trained for. Each task's module defines its own section, a subclass called `Config`."""
 
-    module: str = setting("", "the Python module that makes the task, as in mara_jax.tasks.onetwo")
+    module: str = setting("", "the Python module that makes the task, as in mara_jax.tasks.digits")
 
 
 def task_module(name: str) -> Any:

@@ -17,8 +17,8 @@ COMMAND = cli.Command(
     much memory a device needs, whether the run fits, what each device computes, moves and sends, and which mesh would
     do better. Nothing is run.""",
     examples=(
-        "python -m mara_jax.plan --config=configs/onetwo.py:nano --topology=cpu:8",
-        "python -m mara_jax.plan --config=configs/onetwo.py --topology=v5e:4x4",
+        "python -m mara_jax.plan --config=configs/digits.py --topology=cpu:8",
+        "python -m mara_jax.plan --config=configs/digits.py --topology=v5e:4x4",
     ),
     flags=(
         Flag("topology", "KIND:SIZE", "v5e:4x4, v5p:4x4x4, v6e:4x4 (TPU chips), h100:8 (GPUs of one node) or cpu:8 "
@@ -74,7 +74,7 @@ def arguments(values: flags.FlagValues) -> tuple[Any, ...]:
     topology = chips.parse(values.topology)
     run = config.resolve(values.config)
     if not isinstance(run, config.LanguageRun):
-        raise ValueError("the toy needs no plan: give a language model's configuration, as in configs/onetwo.py:smol")
+        raise ValueError("the toy needs no plan: give a language model's configuration, as in configs/digits.py")
     if values.shape is not None:
         if values.shape not in shapes.PUBLISHED:
             raise ValueError(f"--shape={values.shape!r} is not known: choose one of {', '.join(shapes.PUBLISHED)}")

@@ -24,7 +24,7 @@ COMMAND = cli.Command(
     --run (the samples that a run has saved) and --rows (a file with columns ref_logp in nats, which may be empty;
     reward; answer, empty for none; and prompt, an index, where there are several).""",
     examples=(
-        "python -m mara_jax.predict --config=configs/onetwo.py:nano",
+        "python -m mara_jax.predict --config=configs/digits.py",
         "python -m mara_jax.predict --run=runs/nano --beta=0.01 --method=vanilla",
         "python -m mara_jax.predict --rows=samples.csv --json",
     ),
