@@ -1,5 +1,6 @@
 """The table and the figure of a run whose answers are not known beforehand: its first steps against its last."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from mara_jax.train.tables import NumberTable
 SERIES = {
     "reward/mean": ("reward", "reward"),
     "valid/fraction": ("valid", "share of completions with an answer"),
-    "answers/entropy_bits": ("bits", f"answer entropy of a prompt (bits, {diversity.WINDOW} batches pooled)"),
-    "answers/effective": ("effective", "effective number of answers of a prompt"),
+    "answers/entropy_bits": ("bits", "entropy of a prompt's answers (bits)"),
+    "answers/effective": ("effective", "effective number of a prompt's answers"),
     "answers/distinct": ("distinct", "different answers of a group"),
     "kl/reverse": ("KL", "KL to the reference (nats a completion)"),
 }
@@ -60,5 +61,6 @@ def final_figure(record: report.Record) -> Path:
             ax.set_xlabel("step")
         name = f"{record.method}, $\\beta$ = {record.config['algorithm']['beta']:g}"
         figure.text(0.012, 0.965, name, fontsize=16, fontweight="bold", va="top")
-        figure.text(0.012, 0.915, record.reference["objective"], fontsize=10, color=QUIET, va="top")
+        objective = textwrap.fill(record.reference["objective"], 150)
+        figure.text(0.012, 0.915, objective, fontsize=10, color=QUIET, va="top")
         return save(figure, record.workdir / "figure.png")
