@@ -145,13 +145,23 @@ def _ending(record: dict[str, Any]) -> str:
     if end["kind"] == "runs_away":
         return "it has no optimum: some strings are driven out ever faster"
     if record["kl"]["name"] == "none":
-        return "the policy collapses onto the best reward" + (" as augmented" if _is_lifted(record) else "")
+        return _without_kl(record)
     if distance < REACHED:
         words = "optimum" if record["objective"] else "yet it ends at"
         return f"{words}: {OPTIMUM_WORDS[_own_first(record)]}"
     name = end["nearest"].replace("_", " ")
     settled = "ends" if end["kind"] == "settled" else "did not settle within the search, and stands"
     return f"it {settled} a total variation of {distance:.2g} from the nearest closed form ({name})"
+
+
+def _without_kl(record: dict[str, Any]) -> str:
+    """On what a policy ends that nothing regularises."""
+    if _is_lifted(record):
+        return "the policy collapses onto the best reward as augmented"
+    reward, probability = record["problem"]["reward"], record["stationary"]["probability"]
+    best = sum(p for p, r in zip(probability, reward, strict=True) if r == max(reward))
+    on = "the best reward" if best > 1 - BALANCED else "strings that it keeps, in the proportions that it finds"
+    return f"the policy collapses onto {on}"
 
 
 def _search(end: dict[str, Any], known: str) -> str:

@@ -326,3 +326,9 @@ def test_a_verdict_on_a_method_with_an_optimum_of_its_own():
     )
     record = computation.audit(published.setting("maxrl", VANILLA))
     assert record["verdict"].startswith("nothing is regularised: it has no KL") and "mara" in record["five_outcomes"]
+    assert record["verdict"].endswith("the policy collapses onto the best reward")
+    # RAFT keeps strings of reward .9 as it keeps those of reward 1.
+    record = computation.audit(published.setting("raft", VANILLA))
+    assert record["verdict"].endswith(
+        "the policy collapses onto strings that it keeps, in the proportions that it finds"
+    )
