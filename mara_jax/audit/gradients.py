@@ -1,7 +1,7 @@
 """Expected gradients of a setting's objective, by enumeration in float64, against those of E[R] - beta KL.
 
 The expectation runs over every group of strings of a small problem, through the objective that the setting names (for
-a configuration: `train.objective.objective`, as the update calls it).
+a configuration: `core.method_rules.loss`, as the update calls it).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from mara_jax.audit import enumeration, fixed_point, problems
 from mara_jax.audit.published import Setting
 from mara_jax.core import kl
-from mara_jax.train import objective
+from mara_jax.core.scored import Numbers, Scored
 
 GROUP = 2  # strings a group in the comparison of gradients: the fewest with which every baseline is defined
 # Group sizes at which an anchor taken from the group is compared with the whole set's.
@@ -78,6 +78,7 @@ def expected_gradient(setting: Setting, over: Case, params, drawn: Drawn | None 
     """
     drawn = drawn or Drawn(params, params)
     algorithm, problem, strings = setting.algorithm, over.problem, over.problem.strings
+    numbers = Numbers(algorithm.beta, algorithm.threshold, algorithm.eta)
     mask_nt, reward_n, answer_n, ref_n = map(
         jnp.asarray, (strings.mask, problem.reward, problem.answer, problem.ref_logp)
     )
@@ -86,18 +87,18 @@ def expected_gradient(setting: Setting, over: Case, params, drawn: Drawn | None 
     # On the policy's own strings the expected gradient of trajectory balance is the same for every constant.
     log_z = jax.nn.logsumexp(ref_n + reward_n / max(algorithm.beta, problems.TINY_BETA), keepdims=True)
 
-    def scored(logp_nt, index_g) -> objective.Scored:
+    def scored(logp_nt, index_g) -> Scored:
         logp, mask, ref_token_logp = (x[index_g][None] for x in (logp_nt, mask_nt, ref_nt))
         ref_logp, reward, answer = (x[index_g][None] for x in (ref_n, reward_n, answer_n))
         anchor = over.anchor.reward, over.anchor.ref_logp
         older = (x[index_g][None] for x in (old_nt, sampler_nt))
-        group = objective.Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *older)
+        group = Scored(logp, mask, ref_logp, reward, answer, log_mass, ref_token_logp, *anchor, *older)
         return group._replace(prompt_log_z=log_z)
 
     def loss(logp_nt, index_g):
-        def beside(reference: objective.Scored | None):
+        def beside(reference: Scored | None):
             group = scored(logp_nt, index_g)
-            return setting.objective(algorithm, group, reference, algorithm.beta, algorithm.threshold)[0]
+            return setting.objective(algorithm, group, reference, numbers)[0]
 
         if algorithm.estimator != "reference_samples":
             return beside(None)

@@ -1,8 +1,8 @@
 """What can be audited by name: methods and objectives of `core.methods`, estimators, and what other frameworks ship.
 
-Every objective has the form of `train.objective.objective`: (algorithm, scored, reference, beta, threshold) ->
-(loss, metrics). Those that are no row of the table are here, from their published formulas, on-policy and before any
-clipping acts: the ratio of new to old policy is 1 and its gradient that of log pi; `rloo_updates` alone has ratios.
+Every objective has the form of `core.method_rules.loss`: (algorithm, scored, reference, numbers) -> (loss, metrics).
+Those that are no row of the table are here, from their published formulas, on-policy and before any clipping acts: the
+ratio of new to old policy is 1 and its gradient that of log pi; `rloo_updates` alone has ratios.
 Rewards pass the configured transform first, so that MARA can be tried beside each.
 """
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from mara_jax import config
 from mara_jax.core import advantages, kl, method_rules, methods
 from mara_jax.core.objectives import sequence_logp
-from mara_jax.train import objective
+from mara_jax.core.scored import Numbers, Scored
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -34,11 +34,17 @@ class Setting(NamedTuple):
     form: str
 
 
-def _tokens(scored: objective.Scored):
+def _tokens(scored: Scored):
     """Log-probabilities of policy and reference [p, g, t], zero where masked, and the strings' lengths [p, g]."""
     assert scored.ref_token_logp is not None, "published formulas at token level need the reference's tokens"
     logp_pgt, ref_pgt = (jnp.where(scored.mask > 0, x, 0.0) for x in (scored.logp, scored.ref_token_logp))
     return logp_pgt, ref_pgt, jnp.sum(scored.mask, axis=-1)
+
+
+def _transformed(algorithm: config.Algorithm, scored: Scored, numbers: Numbers):
+    """Rewards and reference log-probabilities [p, g] as the configured transform returns them."""
+    after, _ = method_rules.transformed(method_rules.resolved(algorithm), scored, None, numbers)
+    return after.reward, after.ref_logp
 
 
 def _loss(loss_pg):
@@ -50,36 +56,36 @@ def _frozen(advantage_pg):
     return jax.lax.stop_gradient(advantage_pg)
 
 
-def ppo(algorithm, scored, reference, beta, threshold):
+def ppo(algorithm, scored, reference, numbers):
     """k1 of every token in its reward, summed from there to the end: PPO with gamma = lambda = 1 (arXiv 1909.08593)."""
     logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
+    reward_pg, _ = _transformed(algorithm, scored, numbers)
     k1_pgt = jax.lax.stop_gradient(logp_pgt - ref_pgt)
     to_go_pgt = jnp.flip(jnp.cumsum(jnp.flip(k1_pgt, -1), -1), -1)
-    return _loss(-jnp.sum(_frozen(reward_pg[..., None] - beta * to_go_pgt) * logp_pgt, axis=-1))
+    return _loss(-jnp.sum(_frozen(reward_pg[..., None] - numbers.beta * to_go_pgt) * logp_pgt, axis=-1))
 
 
-def k3_sum_in_reward(algorithm, scored, reference, beta, threshold):
+def k3_sum_in_reward(algorithm, scored, reference, numbers):
     """The tokens' k3 summed and taken off the string's reward, leave-one-out over both."""
     logp_pgt, ref_pgt, _ = _tokens(scored)
-    reward_pg, _ = objective.augmented(algorithm, scored, beta, threshold)
-    return_pg = reward_pg - beta * jnp.sum(kl.k3(logp_pgt, ref_pgt), axis=-1)
+    reward_pg, _ = _transformed(algorithm, scored, numbers)
+    return_pg = reward_pg - numbers.beta * jnp.sum(kl.k3(logp_pgt, ref_pgt), axis=-1)
     return _loss(-_frozen(advantages.leave_one_out(return_pg)) * jnp.sum(logp_pgt, axis=-1))
 
 
-def length_normalised(algorithm, scored, reference, beta, threshold):
+def length_normalised(algorithm, scored, reference, numbers):
     """k1 of the whole string in the reward and leave-one-out, as shipped here, but each string's term over |o|."""
-    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
+    reward_pg, ref_logp_pg = _transformed(algorithm, scored, numbers)
     logp_pg = sequence_logp(scored.logp, scored.mask)
-    return_pg = reward_pg - beta * kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
+    return_pg = reward_pg - numbers.beta * kl.k1(jax.lax.stop_gradient(logp_pg), ref_logp_pg)
     return _loss(-_frozen(advantages.leave_one_out(return_pg)) * logp_pg / jnp.sum(scored.mask, axis=-1))
 
 
-def rloo_updates(algorithm, scored, reference, beta, threshold):
+def rloo_updates(algorithm, scored, reference, numbers):
     """Leave-one-out over reward and the sampler's own k1, times pi/pi_sampler (TRL's RLOOTrainer, num_iterations)."""
-    reward_pg, ref_logp_pg = objective.augmented(algorithm, scored, beta, threshold)
+    reward_pg, ref_logp_pg = _transformed(algorithm, scored, numbers)
     logp_pg, old_pg = (sequence_logp(x, scored.mask) for x in (scored.logp, scored.old_logp))
-    advantage_pg = _frozen(advantages.leave_one_out(reward_pg - beta * kl.k1(old_pg, ref_logp_pg)))
+    advantage_pg = _frozen(advantages.leave_one_out(reward_pg - numbers.beta * kl.k1(old_pg, ref_logp_pg)))
     ratio_pg = jnp.exp(logp_pg - _frozen(old_pg))
     if not algorithm.clip:
         return _loss(-ratio_pg * advantage_pg)
@@ -130,7 +136,7 @@ def configured(name: str, algorithm: config.Algorithm) -> Setting:
         The setting.
     """
     algorithm = method_rules.resolved(algorithm)
-    return Setting(name, algorithm, objective.objective, _form(algorithm))
+    return Setting(name, algorithm, method_rules.loss, _form(algorithm))
 
 
 def _form(algorithm: config.Algorithm) -> str:
@@ -172,7 +178,7 @@ def setting(name: str, base: config.Algorithm, level: str | None = None) -> Sett
     if name in _CHANGED:
         fields, form = _CHANGED[name]
         algorithm = dataclasses.replace(base, objective="policy_gradient", **fields)
-        return Setting(name, algorithm, objective.objective, form)
+        return Setting(name, algorithm, method_rules.loss, form)
     # Every other formula is a rollout's only update, drawn by the policy itself.
     ratio = ("sequence", base.clip) if name == "rloo_updates" else ("none", 0.0)
     unweighted = dataclasses.replace(base, importance=ratio[0], clip=ratio[1], truncate=0.0, truncate_level="sequence")

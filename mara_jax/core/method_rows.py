@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mara_jax.core.objectives import LossAndMetrics
@@ -15,9 +16,9 @@ Need = Literal["answers", "masses", "non_negative_rewards", "groups", "positive_
 class Outcomes(NamedTuple):
     """Every outcome there is, or samples that stand for them: `ref_logp` [a] (nats), `reward` [a], `answer` [a]."""
 
-    ref_logp: Float[Array, " a"]
-    reward: Float[Array, " a"]
-    answer: Int[Array, " a"]
+    ref_logp: Float[Array, " a"] | Float[np.ndarray, " a"]
+    reward: Float[Array, " a"] | Float[np.ndarray, " a"]
+    answer: Int[Array, " a"] | Int[np.ndarray, " a"]
 
 
 # (algorithm without "auto", outcomes, numbers, group size) -> log-probs [a] (nats), or None where no closed form is

@@ -327,7 +327,9 @@ METHODS: dict[str, Method] = {
     "dapo": Method("none", "dapo", _ANYWHERE, paper="arXiv 2503.14476"),
     "raft": Method("none", "raft", _ANYWHERE, paper="arXiv 2304.06767"),
     "maxrl": Method("none", "maxrl", _ANYWHERE, paper="arXiv 2602.02710"),
-    "pass_at_k": Method("none", "pass_at_k", _ANYWHERE, paper="arXiv 2503.19595"),
+    "pass_at_k": Method(
+        "none", "pass_at_k", f"{_ANYWHERE}; a group without a unique best moves nothing", paper="arXiv 2503.19595"
+    ),
     "trajectory_balance": Method("none", "trajectory_balance", _RATIO, paper="arXiv 2201.13259"),
     "vargrad": Method("none", "vargrad", _RATIO, paper="arXiv 2010.10436"),
     "reinvent": Method("none", "reinvent", _RATIO, paper="arXiv 1704.07555"),

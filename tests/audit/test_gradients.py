@@ -11,8 +11,8 @@ import pytest
 
 from mara_jax.audit import computation, enumeration, fixed_point, gradients, problems, published, verdict
 from mara_jax.config import Algorithm
-from mara_jax.core import diversity, methods, objectives
-from mara_jax.train import objective
+from mara_jax.core import diversity, method_rules, methods, objectives
+from mara_jax.core.scored import Numbers, Scored
 
 BETA = 0.1
 VANILLA = Algorithm(method="vanilla", anchor="string", beta=BETA)
@@ -191,11 +191,11 @@ def test_grpo_by_hand():
     setting = published.setting("grpo", VANILLA)
 
     def loss(logp):
-        scored = objective.Scored(
+        scored = Scored(
             *(jnp.asarray(x)[None] for x in (logp, mask, (ref * mask).sum(-1), [1.0, 0.0], [0, -1])),
             log_mass=jnp.zeros((1, 1)), ref_token_logp=jnp.asarray(ref)[None],
         )  # fmt: skip
-        return setting.objective(setting.algorithm, scored, None, BETA, 0.8)[0]
+        return setting.objective(setting.algorithm, scored, None, Numbers(BETA, 0.8))[0]
 
     # d k3 = 1 - ref/pi; the second string has two tokens, the mean is over two strings.
     k3 = BETA * (1 - np.exp(ref - logp))
@@ -205,9 +205,9 @@ def test_grpo_by_hand():
 
 def test_a_level_token_needs_the_references_tokens():
     one = jnp.zeros((1, 2))
-    scored = objective.Scored(one[..., None], one[..., None] + 1, one, one, one, one)
+    scored = Scored(one[..., None], one[..., None] + 1, one, one, one, one)
     with pytest.raises(ValueError, match="level='token' needs"):
-        objective.objective(Algorithm(method="vanilla", level="token"), scored, None, BETA, 0.8)
+        method_rules.loss(Algorithm(method="vanilla", level="token"), scored, None, Numbers(BETA, 0.8))
 
 
 def test_unknown_settings_are_refused_with_the_known_ones():
