@@ -1,6 +1,7 @@
 """What follows from the tables of `core.methods`: what "auto" stands for, the loss, and what it optimises."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -13,6 +14,7 @@ from mara_jax.core.objectives import LossAndMetrics
 from mara_jax.core.scored import Algorithm, Numbers, Scored
 
 A = TypeVar("A", bound=Algorithm)
+Row = TypeVar("Row")
 
 # A gradient step of this size on the squared gap moves log Z half of the way to its group's estimate.
 LOG_Z_STEP = 0.25
@@ -28,19 +30,28 @@ def resolved(algorithm: A) -> A:
     Returns:
         With the preset's transform, objective and baseline where they are "auto" (an objective with a baseline of its
         own has that), the first estimator of the chosen KL, and the anchor that the transform has.
+
+    Raises:
+        ValueError: a name that is in none of the tables.
     """
-    method = methods.METHODS[algorithm.method]
+    method = _row("method", methods.METHODS, algorithm.method)
     name = method.transform if isinstance(method.transform, str) else method.transform[algorithm.anchor]
     name = name if algorithm.transform == "auto" else algorithm.transform
     objective = method.objective if algorithm.objective == "auto" else algorithm.objective
-    row = methods.OBJECTIVES[objective]
+    row, transform = _row("objective", methods.OBJECTIVES, objective), _row("transform", methods.TRANSFORMS, name)
     changed: dict[str, Any] = {"transform": name, "objective": objective}
     if algorithm.baseline == "auto":
         changed["baseline"] = row.baseline or method.baseline
     if algorithm.estimator == "auto" and row.placements:
         changed["estimator"] = row.placements[algorithm.kl][0]
-    changed["anchor"] = methods.TRANSFORMS[name].anchor or algorithm.anchor
+    changed["anchor"] = transform.anchor or algorithm.anchor
     return dataclasses.replace(algorithm, **changed)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def _row(field: str, table: Mapping[str, Row], name: str) -> Row:
+    if name not in table:
+        raise ValueError(f"algorithm.{field}={name!r} is no row of core/methods.py: choose one of {', '.join(table)}")
+    return table[name]
 
 
 def rows(algorithm: Algorithm) -> tuple[Transform, Objective]:

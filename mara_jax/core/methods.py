@@ -132,7 +132,8 @@ def _mara_optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, gr
 def _entropy_optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, group: int):
     if algorithm.kl != "reverse":
         return None
-    return rival_rewards.entropy_bonus_optimum(outcomes.ref_logp, outcomes.reward, numbers.beta, numbers.eta)
+    ref_logp, reward = jnp.asarray(outcomes.ref_logp), jnp.asarray(outcomes.reward)
+    return rival_rewards.entropy_bonus_optimum(ref_logp, reward, numbers.beta, numbers.eta)
 
 
 def _copies_optimum(worth: Callable[[int, int], float]) -> Optimum:

@@ -41,6 +41,13 @@ def test_auto_stands_for_the_presets_choice(fields, want):
     checks.check(algorithm)
 
 
+@pytest.mark.parametrize("field", ["method", "transform", "objective"])
+def test_a_name_that_is_in_no_table_is_refused_in_one_line(field):
+    """As it may stand in the config.json of another version."""
+    with pytest.raises(ValueError, match=rf"^algorithm.{field}='other' is no row of core/methods.py: choose one of "):
+        method_rules.rows(Algorithm(**{field: "other"}))
+
+
 def test_a_transform_that_is_named_sets_the_anchor():
     assert method_rules.resolved(Algorithm(method="mara", anchor="string")).transform == "mara_strings"
     assert method_rules.resolved(Algorithm(transform="mara_strings")).anchor == "string"
