@@ -149,7 +149,7 @@ def _own(problem: Problem, algorithm: config.Algorithm, group: int) -> dict[str,
     plain = algorithm.transform == "none" and algorithm.objective == "policy_gradient"
     if plain or (problem.strings.tokens.shape[1] > 1 and algorithm.objective != "policy_gradient"):
         return {}
-    outcomes = Outcomes(problem.ref_logp, problem.reward, problem.answer)
+    outcomes = Outcomes(*map(jnp.asarray, (problem.ref_logp, problem.reward, problem.answer)))
     numbers = Numbers(max(algorithm.beta, TINY_BETA), algorithm.threshold, algorithm.eta)
     logp = method_rules.optimum(algorithm, outcomes, numbers, group)
     return {} if logp is None else {"own": logp}

@@ -79,23 +79,24 @@ def _added_rows(named: list[Row]) -> list[Row]:
         algorithm = method_rules.resolved(config.Algorithm(method=name, anchor="string"))
         transform, objective = method_rules.rows(algorithm)
         if transform.anchor is None and (algorithm.transform, algorithm.objective) not in pairs:
-            refused = {"direction": None} if objective.refuses_mara else {}
+            refused: dict[str, Any] = {"direction": None} if objective.refuses_mara else {}
             log_z = 0.0 if objective.learns_log_z else None
             added.append(_method_row(f"{name}, N=4", 4, method=name, log_z=log_z, **refused))
     return added
 
 
-def _method_row(name: str, group: int, *, beta: float = BETA, log_z=None, **more) -> Row:
+def _method_row(name: str, group: int, *, beta: float = BETA, log_z: Any = None, **more: Any) -> Row:
     """A row of what `core.methods` has; its closed form is that of the tables, unless one is given.
 
     `more`: fields of the algorithm, or of the row.
     """
     own = {field: more.pop(field) for field in ("optimum", "direction", "sampler_logp") if field in more}
-    algorithm = config.Algorithm(anchor="string", **{"method": "reinforce"} | more)
+    fields: dict[str, Any] = {"method": "reinforce", "anchor": "string"} | more
+    algorithm = config.Algorithm(**fields)
     numbers = Numbers(beta, THRESHOLD, ETA)
 
     def optimum(ref_logp, reward):
-        outcomes = Outcomes(ref_logp, reward, np.arange(OUTCOMES))
+        outcomes = Outcomes(ref_logp, reward, jnp.arange(OUTCOMES))
         logp = method_rules.optimum(algorithm, outcomes, numbers, group)
         return None if logp is None else np.asarray(logp)
 
@@ -117,7 +118,7 @@ WITHOUT_KL: dict[str, Any] = {"optimum": _best, "direction": None}
 
 def _our_rows():
     row = _method_row
-    forward = {"kl": "forward", "direction": "forward"}
+    forward: dict[str, Any] = {"kl": "forward", "direction": "forward"}
 
     def forward_of_group_mean(ref_logp, reward):
         return np.asarray(targets.forward_kl(ref_logp, reward, BETA * 4 / 3))
@@ -167,7 +168,9 @@ def _group_rows():
 
 
 def _reward_rows():
-    row, loo, grpo = _method_row, {"baseline": "leave_one_out"}, {"objective": "grpo"}
+    row = _method_row
+    loo: dict[str, Any] = {"baseline": "leave_one_out"}
+    grpo: dict[str, Any] = {"objective": "grpo"}
     return [
         row("unlikeliness in RLOO, N=4", 4, transform="unlikeliness", **loo),
         row("unlikeliness in GRPO, N=4", 4, transform="unlikeliness", **grpo),
@@ -184,7 +187,7 @@ def _reward_rows():
 
 
 def _likelihood_rows():
-    raft = {"method": "raft", **WITHOUT_KL}
+    raft: dict[str, Any] = {"method": "raft", **WITHOUT_KL}
     best = rival_losses.likelihood_loss(rivals.best_of_n)
     toward = rival_losses.policy_loss(rivals.forward_kl_to_target, beta=BETA)
 
@@ -207,8 +210,9 @@ def _squared_rows():
     def reinvent_end(ref_logp, reward):
         return rival_optima.reinvent_elsewhere(ref_logp, reward, BETA, UNIFORM_LOGP)
 
-    row, elsewhere = _method_row, {"sampler_logp": UNIFORM_LOGP}
-    balance = {"method": "trajectory_balance"}
+    row = _method_row
+    elsewhere: dict[str, Any] = {"sampler_logp": UNIFORM_LOGP}
+    balance: dict[str, Any] = {"method": "trajectory_balance"}
     return [
         row("trajectory balance, log Z = 3, N=1", 1, log_z=3.0, **balance),
         row("VarGrad, N=2", 2, method="vargrad"),

@@ -155,6 +155,6 @@ def known_optimum(ref_logp_a, reward_a, beta: Scalar, threshold: Scalar, choices
         Log-probabilities (nats), [a]; nan where no closed form is known.
     """
     with jax.enable_x64(True):
-        arrays = (jnp.asarray(np.asarray(x, np.float64)) for x in (ref_logp_a, reward_a))
-        logp_a = optimum(*arrays, float(beta), float(threshold), choices)
+        ref_logp_a, reward_a = (jnp.asarray(np.asarray(x, np.float64)) for x in (ref_logp_a, reward_a))
+        logp_a = optimum(ref_logp_a, reward_a, float(beta), float(threshold), choices)
     return np.full(len(reward_a), np.nan) if logp_a is None else np.asarray(logp_a)
