@@ -64,11 +64,23 @@ def _task_section(module: str) -> Task:
     """The defaults of the section that a task's module defines."""
     try:
         section = getattr(importlib.import_module(module), "Config", None)
-    except ImportError as error:
-        raise ValueError(f"task.module={module!r} cannot be imported ({error}): name the module of a task") from error
+    except Exception as error:  # a task's module is somebody's Python: importing it can fail in any way
+        raise ValueError(
+            f"task.module={module!r} cannot be imported ({type(error).__name__}: {error}): name the module of a task"
+        ) from error
     if not (isinstance(section, type) and issubclass(section, Task)):
         raise ValueError(f"task.module={module!r} has no class Config(mara_jax.config.Task): name the module of a task")
-    return section()
+    try:
+        defaults = section()
+    except TypeError as error:
+        raise ValueError(f"{module}.Config: {error}: give every field a default") from error
+    for one in dataclasses.fields(defaults):
+        if not isinstance(getattr(defaults, one.name), bool | int | float | str | tuple):
+            raise ValueError(
+                f"{module}.Config: the default of {one.name} is {getattr(defaults, one.name)!r}: a field is a bool, "
+                "int, float or str, or a tuple of numbers or words typed as tuple[float, ...]"
+            )
+    return defaults
 
 
 def _build(run: Run, defaults: Any, values: dict[str, Any], where: str) -> Any:
@@ -98,6 +110,8 @@ def _typed(value: Any, default: Any, where: str) -> Any:
 
 def _typed_tuple(value: tuple, default: tuple, types: tuple, where: str) -> tuple:
     """`value` as its field has it; `types` are the arguments of the field's tuple type: (T, ...), or (T, T)."""
+    if not types:
+        raise ValueError(f"{where} is typed as a bare tuple: say of what, as in tuple[float, ...] or tuple[str, ...]")
     element = types[0]
     if types[-1] is not ... and len(value) != len(types):
         raise ValueError(f"{where}={value!r} must have {len(types)} entries, as {default!r} has")

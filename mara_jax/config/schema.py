@@ -238,7 +238,9 @@ class LanguageRun:
 
     steps: int = setting(40, "rollouts of the run, each with its update", limits.COUNT)
     seed: int = setting(0, "of all randomness of the run", limits.FROM_ZERO)
-    show_samples: int = setting(2, "completions printed after each step", limits.FROM_ZERO)
+    show_samples: int = setting(
+        2, "completions printed after each step: + where the reward reaches algorithm.threshold", limits.FROM_ZERO
+    )
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)
@@ -312,6 +314,11 @@ def settings(run: Any, prefix: str = "") -> Iterator[Setting]:
         if dataclasses.is_dataclass(value):
             yield from settings(value, f"{prefix}{one.name}.")
         else:
+            if "meaning" not in one.metadata:
+                raise ValueError(
+                    f"{prefix}{one.name} says neither its meaning nor what it may be: write the field as {one.name} = "
+                    "config.setting(default, meaning, allowed)"
+                )
             allowed = one.metadata["allowed"]
             words: Any = allowed() if callable(allowed) else allowed
             yield Setting(prefix + one.name, value, one.metadata["meaning"], words)

@@ -194,8 +194,8 @@ def collapse_at_optimum(
 ) -> dict[str, Any] | None:
     """Describes the mode collapse of an objective whose own optimum is one; None for any other objective.
 
-    The rule: under some prompt at least two answers are possible, and the optimum on the samples gives one of them
-    COLLAPSED (95 %) of the mass of all completions with an answer.
+    The rule: under some prompt at least two answers may be good (they have a good sample, or none at all), and the
+    optimum on the samples gives one of them COLLAPSED (95 %) of the mass of all completions with an answer.
 
     Args:
         objective: whose optimum.
@@ -214,9 +214,11 @@ def collapse_at_optimum(
         return None
     beta, leaders = max(objective.beta, LEAST_BETA), []
     for samples in samples_p:
-        seen = len(np.unique(samples.answer[samples.answer >= 0]))
-        if not seen:
-            continue
+        given = np.unique(samples.answer[samples.answer >= 0])
+        good = np.unique(samples.answer[(samples.answer >= 0) & (samples.reward >= objective.threshold)])
+        seen = len(given)
+        if not seen or answers - (seen - len(good)) < 2:
+            continue  # one right answer alone is what training is for
         beta_b = forecast_curves.beta_grid(samples.reward, beta)
         mass_brc = class_mass(objective, samples, answers, beta_b, key=key, resamples=resamples)
         leader = forecast_curves.leader(forecast_curves.summarise(mass_brc, resamples), beta_b, beta)

@@ -197,6 +197,8 @@ def _sample(
     run: config.LanguageRun, policy: Policy, params: Any, task: tasks.Task, count: int | None, prompt: int
 ) -> ReferenceSamples:
     prompts = _prompts(run, policy, task, prompt)
+    if len(task) > 1:
+        print(f"prompt {prompt} of {len(task)}: {task.prompt(prompt)!r:.200}")
     setup = Setup(run, task, policy, params, prompts, optim.make(run.optimiser))
     count = count or run.reference.samples or BEFORE_TRAINING
     (samples,) = reference.draw_samples(setup, [prompt], "measure", count)

@@ -14,4 +14,15 @@ def make(run: LanguageRun) -> Task:
     Raises:
       ValueError, OSError: one line; settings or files that the task cannot use.
     """
-    return importlib.import_module(run.task.module).make(run.task)
+    module = importlib.import_module(run.task.module)
+    if not callable(getattr(module, "make", None)):
+        raise ValueError(f"task.module={run.task.module!r} has no function make(config) that returns the task")
+    try:
+        task = module.make(run.task)
+    except TypeError as error:  # of a class that lacks one of a task's methods, most likely
+        raise ValueError(f"task.module={run.task.module!r}: make fails: {error}") from error
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task.module={run.task.module!r}: make returned {task!r:.80}, which is no mara_jax.tasks.Task"
+        )
+    return task

@@ -23,17 +23,24 @@ SERIES = {
 
 
 def final_table(record: report.Record) -> NumberTable:
-    """Each metric over the first and over the last steps of a run, with its sample deviation between steps."""
+    """Each metric over the first and over the last steps of a run, with its sample deviation between steps.
+
+    Above them the reference policy, where it was measured before training.
+    """
     headers = ["", *(heading for heading, _ in SERIES.values())]
     title = f"{record.method}, beta {record.config['algorithm']['beta']:g}: how the run changed its completions"
     table = NumberTable.with_headers(*headers, lines=True, title=title)
     table.caption = (
         "bits, effective: entropy and effective number of a prompt's answers; distinct: in a group; KL: nats"
     )
-    steps = min(diversity.WINDOW, len(record.rows))
-    if not steps:
-        return table
-    for name, part in ((f"first {steps} steps", slice(steps)), (f"last {steps} steps", slice(-steps, None))):
+    measured = record.reference.get("measured")
+    if measured:
+        table.add_row("reference", *("-" if measured[key] is None else f"{measured[key]:.3f}" for key in SERIES))
+    steps = min(diversity.WINDOW, max(len(record.rows) // 2, 1))
+    parts = {f"first {steps} steps": slice(steps), f"last {steps} steps": slice(-steps, None)}
+    if len(record.rows) < 2:
+        parts = {"the only step": slice(None)} if record.rows else {}
+    for name, part in parts.items():
         values = [record.series(key)[part] for key in SERIES]
         table.add_row(name, *(_with_deviation(value) for value in values))
     return table

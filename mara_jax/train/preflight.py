@@ -64,6 +64,8 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
     if not len(task):
         raise ValueError(f"the task {task.name!r} has no prompts: it needs at least one")
     method_rules.check_prompts(run.algorithm, len(task), run.steps * run.rollout.prompts_per_step)
+    if invalid is not None:
+        method_rules.check_rewards(run.algorithm, [invalid])
     if most is not None and threshold > most:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "

@@ -1,5 +1,6 @@
 """The reference of a run: base weights, the warm-up that teaches them the format, and what is measured of it."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task
-from mara_jax.train import optim, placement, scoring, shape, warmup
+from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples
@@ -194,6 +195,7 @@ def measure(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) ->
         "optimum": {},
         "collapse": _collapse(run, samples_p, task),
         "text": [samples.text[:8] for samples in samples_p],
+        "measured": _metrics(samples_p),
     }
     answers = common_answers(task)
     if answers is None:
@@ -252,6 +254,16 @@ def log_optimum(
     known = forecast.Task(answers, task.answers_have_equally_many_strings)
     log_mass_c = forecast.class_log_mass(objective_of(algorithm), [samples.indexed(answers)], known)
     return None if log_mass_c is None else log_mass_c.tolist()
+
+
+def _metrics(samples_p: Sequence[PromptSamples]) -> dict[str, float | None]:
+    """The metrics of a run that samples of the reference policy have, under the same names."""
+    counts = {p: collections.Counter(samples.answer) for p, samples in enumerate(samples_p)}
+    of_answers = group_metrics.of_window({p: dict(counted) for p, counted in counts.items()})
+    answered = [answer is not None for samples in samples_p for answer in samples.answer]
+    reward = float(np.mean([samples.reward for samples in samples_p]))
+    known = {"reward/mean": reward, "valid/fraction": float(np.mean(answered)), "kl/reverse": 0.0}
+    return known | of_answers | {"answers/distinct": None}  # of a group, whose size is another
 
 
 def describe(algorithm: Algorithm) -> str:

@@ -1,5 +1,7 @@
 """The task's verdict on a rollout, and answers as the indices that arrays hold."""
 
+import math
+import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,8 +36,10 @@ def score(task: Task, prompt_ids: np.ndarray, completions: rollout.Rollout) -> G
 
     def score_mine() -> list[Any]:
         numbers = prompt_b[mine].tolist()
-        verdict = task.score(numbers, [texts[i] for i in mine], ended[mine].tolist())
-        return [mine.tolist(), *_checked(task, verdict, numbers)]
+        return [
+            mine.tolist(),
+            *_checked(task, _verdict(task, numbers, [texts[i] for i in mine], ended[mine].tolist()), numbers),
+        ]
 
     parts = hosts.gather_json(hosts.raise_on_all_processes(score_mine))
     reward_b = np.zeros(p * g, np.float32)
@@ -50,18 +54,45 @@ def score(task: Task, prompt_ids: np.ndarray, completions: rollout.Rollout) -> G
     return GroupScores(reward_b.reshape(p, g), [answer_b[i * g : (i + 1) * g] for i in range(p)], columns)
 
 
+def _verdict(task: Task, numbers: list[int], texts: list[str], ended: list[bool]) -> Score:
+    """What the task returns; what it raises becomes one line that names the place."""
+    try:
+        verdict = task.score(numbers, texts, ended)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a task is somebody's Python: it can fail in any way
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"the task {task.name!r} failed to score: {type(error).__name__}: {error} ({place.filename}, line "
+            f"{place.lineno})"
+        ) from error
+    if not isinstance(verdict, Score):
+        raise ValueError(f"the task {task.name!r} returned {verdict!r:.80} instead of a mara_jax.tasks.Score")
+    return verdict
+
+
+def _numbers(task: Task, column: str, values: Any, numbers: list[int]) -> np.ndarray:
+    """One number for each completion, none of them NaN or infinite."""
+    name = f"the task {task.name!r} returned {column!r}"
+    try:
+        array = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} that are no numbers ({error})") from error
+    if array.shape != (len(numbers),):
+        raise ValueError(f"{name} of shape {array.shape} for {len(numbers)} completions")
+    for number, value in zip(numbers, array.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} {value} for a completion of prompt {number}: return finite numbers")
+    return array
+
+
 def _checked(
     task: Task, verdict: Score, numbers: list[int]
 ) -> tuple[list[float], list[str | None], dict[str, list[float]]]:
     """A verdict on completions of these prompts as plain lists; answers belong to the declared set, if there is one."""
     count, name = len(numbers), f"the task {task.name!r}"
     columns = {"reward": verdict.reward, **verdict.columns}
-    columns = {column: np.asarray(values, np.float32) for column, values in columns.items()}
-    for column, values in columns.items():
-        if values.shape != (count,):
-            raise ValueError(
-                f"{name} returned {column!r} of shape {values.shape} for {count} completions: one for each"
-            )
+    columns = {column: _numbers(task, column, values, numbers) for column, values in columns.items()}
     answers = list(verdict.answer)
     if len(answers) != count:
         raise ValueError(

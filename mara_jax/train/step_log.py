@@ -103,8 +103,12 @@ def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
 
 
 def _shown(cfg: LanguageRun, step: Step) -> list[tuple[str, bool]]:
-    """Some of a step's completions, each with its success."""
-    texts = [text for group in step.rollout.text for text in group][: cfg.show_samples]
+    """Some of a step's completions, behind the number of the prompt where there are several, each with its success."""
+    texts = [
+        f"[{number}] {text}" if len(step.ids) > 1 else text
+        for number, group in zip(step.ids, step.rollout.text, strict=True)
+        for text in group
+    ][: cfg.show_samples]
     good = (step.scores.reward >= cfg.algorithm.threshold).ravel()[: cfg.show_samples]
     return list(zip(texts, good.tolist(), strict=True))
 

@@ -100,6 +100,13 @@ def test_open_answers_collapse_under_the_worst_prompt():
     assert collapse["share"] == pytest.approx(0.98, abs=1e-4)
 
 
+def test_one_right_answer_among_wrong_ones_is_no_collapse():
+    """A "1" earns .2, below the threshold of .5: the optimum gives the "2" nearly everything, as it should."""
+    assert collapse(run(0.02), samples(160, 40, 56, reward=0.2)) is None
+    assert collapse(run(0.02, method="mara"), samples(160, 40, 56, reward=0.2)) is None
+    assert collapse(run(0.02, threshold=0.1), samples(160, 40, 56, reward=0.2)) is not None
+
+
 def test_log_optimum_has_every_class():
     vanilla = log_optimum(run(1e-3), samples(30, 10, 20))
     assert vanilla == pytest.approx([np.log(0.75), np.log(0.25), np.log(0.5) - 1000], rel=1e-5)

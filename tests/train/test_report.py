@@ -177,7 +177,7 @@ def test_a_folder_that_is_no_run_gives_one_line(tmp_path: Path, name, content, w
 
 
 def test_a_run_with_open_answers_shows_its_first_and_last_steps(tmp_path):
-    """Ten steps: the first eight and the last eight share six, so that every mean is known."""
+    """Ten steps: means of the first five and of the last five, which share none."""
     lines = [
         row(t, 0, 0, kl=0.1 * t) | {"reward/mean": float(t), "answers/effective": 2.0, "answers/distinct": 3.0}
         for t in range(1, 11)
@@ -188,10 +188,10 @@ def test_a_run_with_open_answers_shows_its_first_and_last_steps(tmp_path):
     assert report.start_summary(known) == ["reference: not measured before training, since there are many prompts"]
     text = printed(summary.final_table(workdir))
     rows = {line[:15].strip(): line.split() for line in text.splitlines()}
-    # Means of 1 to 8 and of 3 to 10, with the deviation of eight consecutive numbers, the root of 6.
-    assert rows["first 8 steps"][3:] == ["4.500", "0.000", "0.000", "2.000", "3.000", "0.450"]
-    assert rows["last 8 steps"][3:] == ["6.500", "0.000", "0.000", "2.000", "3.000", "0.650"]
-    assert "2.449" in text and "grpo, beta 0.1" in text
+    # Means of 1 to 5 and of 6 to 10, with the deviation of five consecutive numbers, the root of 2.5.
+    assert rows["first 5 steps"][3:] == ["3.000", "0.000", "0.000", "2.000", "3.000", "0.300"]
+    assert rows["last 5 steps"][3:] == ["8.000", "0.000", "0.000", "2.000", "3.000", "0.800"]
+    assert "1.581" in text and "grpo, beta 0.1" in text
     path = summary.final_figure(workdir)
     svg = path.with_suffix(".svg").read_text()
     assert path == workdir / "figure.png" and imread(path).shape == (990, 1800, 4)
