@@ -3,7 +3,7 @@
 Claim: the demonstrations favour the lowest digit, and vanilla KL-regularised RL keeps that preference; MARA over
 answers makes the digits that the reference policy gives under a prompt equally likely.
 
-  ""     a two-layer model trained from scratch by the run itself; two CPU cores, under three minutes.
+  ""     a two-layer model trained from scratch by the run itself; two CPU cores, about four minutes.
 
   python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits-vanilla --config.algorithm.method=vanilla
