@@ -4,12 +4,13 @@ import importlib
 
 from mara_jax.config import LanguageRun
 from mara_jax.tasks.base import Score, Task
+from mara_jax.tasks.checked import checked, described
 
 __all__ = ["Score", "Task", "make"]
 
 
 def make(run: LanguageRun) -> Task:
-    """The task of a run, as the module that `run.task` names makes it.
+    """The task of a run, as the module that `run.task` names makes it, with its values checked.
 
     Raises:
       ValueError, OSError: one line; settings or files that the task cannot use.
@@ -19,10 +20,10 @@ def make(run: LanguageRun) -> Task:
         raise ValueError(f"task.module={run.task.module!r} has no function make(config) that returns the task")
     try:
         task = module.make(run.task)
-    except TypeError as error:  # of a class that lacks one of a task's methods, most likely
-        raise ValueError(f"task.module={run.task.module!r}: make fails: {error}") from error
+    except Exception as error:  # a task is somebody's Python: it can fail in any way
+        raise ValueError(f"task.module={run.task.module!r}: make fails: {described(error)}") from error
     if not isinstance(task, Task):
         raise ValueError(
             f"task.module={run.task.module!r}: make returned {task!r:.80}, which is no mara_jax.tasks.Task"
         )
-    return task
+    return checked(task)

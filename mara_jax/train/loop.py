@@ -15,6 +15,7 @@ from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
+from mara_jax.tasks.checked import checked
 from mara_jax.train import adapter, checkpoint, memory, metrics, profile, programs, reference, scoring, startup, summary
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import ids_of_step
@@ -35,7 +36,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     """
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
-        setup, state, checkpoints = startup.prepare(cfg, task, workdir, display)
+        setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
         window = profile.Window(cfg.profile, workdir, cfg.steps)
         state = train(setup, state, checkpoints, StepLog(setup, file, display), window)

@@ -97,7 +97,7 @@ class Unfinished(tasks.Task):
     [
         ({}, "has no function make(config)"),
         ({"make": lambda cfg: None}, "make returned None, which is no mara_jax.tasks.Task"),
-        ({"make": lambda cfg: Unfinished()}, "make fails: Can't instantiate abstract class Unfinished"),  # pyright: ignore
+        ({"make": lambda cfg: Unfinished()}, "make fails: TypeError: Can't instantiate abstract class Unfinished"),  # pyright: ignore
     ],
 )
 def test_what_makes_no_task_is_one_line(monkeypatch, names, words):

@@ -43,7 +43,7 @@ class Ended(Task):
     def score(self, prompt_index, texts, finished) -> Score:
         self.fails -= 1
         if self.fails == 0:
-            raise InterruptedError("in the middle of a step")
+            raise KeyboardInterrupt
         return Score(
             [float(good) for good in finished],
             [("yes", "no")[i % 2] if good else None for i, good in enumerate(finished)],
@@ -115,7 +115,7 @@ def test_a_run_that_dies_in_a_step_has_told_of_those_before_and_goes_on(monkeypa
     whole = rows_of(tmp_path / "whole")
     task = Ended()
     task.fails = 4
-    with pytest.raises(InterruptedError):
+    with pytest.raises(KeyboardInterrupt):
         trained(monkeypatch, setup, tmp_path / "died", task)
     # Step 3 was told while step 4 rolled out.
     assert rows_of(tmp_path / "died") == whole[:3]

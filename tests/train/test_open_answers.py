@@ -15,7 +15,6 @@ import pytest
 from small_run import rows
 
 from mara_jax.config import LanguageRun, Reference
-from mara_jax.tasks.base import Score, Task
 from mara_jax.train import group_metrics, reference_samples, scoring
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 
@@ -30,62 +29,6 @@ def test_an_answer_has_one_index_within_its_prompt():
     assert answers.of([["red", None, "red"], ["blue", "red", "blue"]]).tolist() == [[0, -1, 0], [0, 1, 0]]
     # Another array of the same prompts: what is known keeps its index, what is new has the next.
     assert answers.of([["green", "red"], ["", "red"]]).tolist() == [[1, 0], [2, 1]]
-
-
-class Fixed(Task):
-    """Returns the scores that it is given; prompt 1 has the answers "a" and "b"."""
-
-    def __init__(self, score: Score) -> None:
-        self.fixed = score
-
-    def __len__(self) -> int:
-        return 2
-
-    def prompt(self, index):
-        return "?"
-
-    def answer_set(self, index):
-        return ("a", "b") if index else None
-
-    def score(self, prompt_index, texts, finished):
-        return self.fixed
-
-
-@pytest.mark.parametrize(
-    ("score", "words"),
-    [
-        (Score([1.0], ["a", None]), "'reward' of shape (1,) for 2 completions"),
-        (Score([1.0, 0.0], ["a"]), "1 answers for 2 completions"),
-        (Score([1.0, 0.0], ["a", 3]), "the answer 3 to prompt 1: return a text, or None"),  # pyright: ignore
-        (Score([1.0, 0.0], ["z", "c"]), "the answer 'c' to prompt 1, whose answer set lacks it"),
-        (Score([1.0, 0.0], ["a", None], {"votes": [1, 2, 3]}), "'votes' of shape (3,)"),
-        (Score([1.0, float("nan")], [None, None]), "'reward' nan for a completion of prompt 1: return finite numbers"),
-        (Score([float("inf"), 0.0], [None, None]), "'reward' inf for a completion of prompt 0"),
-        (Score([1.0, None], [None, None]), "'reward' nan for a completion of prompt 1"),  # pyright: ignore
-        (Score(["good", 1.0], [None, None]), "'reward' that are no numbers"),  # pyright: ignore
-        (Score([1.0, 0.0], ["a", None], {"votes": [1, float("nan")]}), "'votes' nan for a completion of prompt 1"),
-    ],
-)
-def test_scores_that_do_not_fit_are_named(score, words):
-    with pytest.raises(ValueError) as caught:
-        scoring._checked(Fixed(score), score, [0, 1])
-    assert words in str(caught.value) and "the task 'task'" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("score", "words"),
-    [
-        (lambda: 1 / 0, "failed to score: ZeroDivisionError: division by zero (" + __file__),
-        (lambda: ([1.0], ["a"]), "returned ([1.0], ['a']) instead of a mara_jax.tasks.Score"),
-        (lambda: None, "returned None instead of a mara_jax.tasks.Score"),
-    ],
-)
-def test_a_task_that_fails_to_score_is_one_line_with_the_place(score, words):
-    task = Fixed(Score([], []))
-    task.score = lambda *_: score()
-    with pytest.raises(ValueError) as caught:
-        scoring._verdict(task, [0], ["x"], [True])
-    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_metrics_of_a_step_by_hand():

@@ -1,0 +1,182 @@
+"""A task whose values are checked before anything uses them: tasks are their authors' Python, and can be wrong."""
+
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mara_jax.tasks.base import Score, Task
+
+_LARGEST = float(np.finfo(np.float32).max)
+_ROUNDING = 1e-6  # relative, of rewards in float32
+
+
+class CheckedTask(Task):
+    """Another task, whose every value has the type, the length and the range that `Task` promises.
+
+    Each error is a ValueError of one line that names the task, its method, the prompt and the value.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.name = str(task.name)
+        self.max_reward, self.invalid_reward = (self._limit(name) for name in ("max_reward", "invalid_reward"))
+        self.answers_have_equally_many_strings = bool(task.answers_have_equally_many_strings)
+
+    def __len__(self) -> int:
+        return self._value("__len__()", lambda: len(self.task))
+
+    def prompt(self, index: int) -> str:
+        """As of the task: a text."""
+        text = self._value(f"prompt({index})", lambda: self.task.prompt(index))
+        if not isinstance(text, str):
+            raise self._error(f"prompt({index})", f"returned {text!r:.80}: return a text")
+        return text
+
+    def answer_set(self, index: int) -> tuple[str, ...] | None:
+        """As of the task: different texts, at least one, or None."""
+        where = f"answer_set({index})"
+        answers = self._value(where, lambda: self.task.answer_set(index))
+        if answers is None:
+            return None
+        texts = isinstance(answers, tuple | list) and all(isinstance(answer, str) for answer in answers)
+        if not texts or not answers or len(set(answers)) < len(answers):
+            raise self._error(
+                where, f"returned {answers!r:.80}: return a tuple of different texts, or None where they are not known"
+            )
+        return tuple(answers)
+
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+        """As of the task: `batch` pairs of texts, or none."""
+        where = f"demonstrations({seed}, {step}, {batch})"
+        pairs = self._value(where, lambda: list(self.task.demonstrations(seed, step, batch)))
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or [type(text) for text in pair] != [str, str]:
+                raise self._error(where, f"returned {pair!r:.80}: each is a pair of texts, prompt and completion")
+        if len(pairs) not in (0, batch):
+            raise self._error(where, f"returned {len(pairs)} pairs: return {batch}, or none at all")
+        return [(prompt, completion) for prompt, completion in pairs]
+
+    def accepts_warm_up(self, answers: Sequence[str | None]) -> tuple[bool, str]:
+        """As of the task: a verdict and words."""
+        verdict = self._value("accepts_warm_up", lambda: self.task.accepts_warm_up(answers))
+        if not isinstance(verdict, tuple) or [type(part) for part in verdict] != [bool, str]:
+            raise self._error("accepts_warm_up", f"returned {verdict!r:.80}: return True or False, and a text")
+        return verdict
+
+    def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
+        """As of the task: finite numbers, and answers that belong to the declared set where there is one."""
+        verdict = self._scored(prompt_index, texts, finished)
+        if not isinstance(verdict, Score):
+            raise self._error("score", f"returned {verdict!r:.80} instead of a mara_jax.tasks.Score")
+        if not isinstance(verdict.columns, Mapping):
+            raise self._error("score", f"returned columns={verdict.columns!r:.80}: give names with lists of numbers")
+        answer = self._answers(verdict.answer, prompt_index)
+        reward = self._numbers("reward", verdict.reward, prompt_index)
+        self._check_range(reward, answer, prompt_index)
+        columns = {str(name): self._numbers(name, x, prompt_index) for name, x in verdict.columns.items()}
+        return Score(reward, answer, columns)
+
+    def _scored(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Any:
+        """What the task returns; where it raises, the completion at which it does is found by scoring each alone."""
+        try:
+            return self.task.score(prompt_index, texts, finished)
+        except Exception as whole:
+            error, found = whole, ""
+            for number, text, ended in zip(prompt_index, texts, finished, strict=True):
+                try:
+                    self.task.score([number], [text], [ended])
+                except Exception as alone:
+                    error, found = alone, f" of the completion {text!r:.80} of prompt {number}"
+                    break
+            raise self._failed(f"score{found}", error) from error
+
+    def _answers(self, answers: Any, numbers: Sequence[int]) -> list[str | None]:
+        """One answer or None for each completion, in order."""
+        if not isinstance(answers, Sequence | np.ndarray) or isinstance(answers, str | bytes):
+            raise self._error("score", f"returned answers {answers!r:.80}: return a list of texts")
+        if len(answers) != len(numbers):
+            raise self._error(
+                "score", f"returned {len(answers)} answers for {len(numbers)} completions: return one for each, or None"
+            )
+        declared = {number: self.answer_set(number) for number in set(numbers)}
+        for number, answer in zip(numbers, answers, strict=True):
+            if answer is None:
+                continue
+            if not isinstance(answer, str):
+                raise self._error(
+                    "score", f"returned the answer {answer!r:.80} to prompt {number}: return a text, or None"
+                )
+            known = declared[number]
+            if known is not None and answer not in known:
+                raise self._error(
+                    "score", f"returned the answer {answer!r:.80} to prompt {number}, whose answer set lacks it: add it"
+                )
+        return [None if answer is None else str(answer) for answer in answers]
+
+    def _numbers(self, column: str, values: Any, numbers: Sequence[int]) -> np.ndarray:
+        """[n] float32: one finite number for each completion."""
+        try:
+            array = np.asarray(values)
+        except Exception as error:  # lists of unequal lengths, an object that is no list
+            raise self._error("score", f"returned {column!r} that are no list of numbers ({error})") from error
+        if array.shape != (len(numbers),):
+            raise self._error("score", f"returned {column!r} of shape {array.shape} for {len(numbers)} completions")
+        for number, value in zip(numbers, array.tolist(), strict=True):
+            if not _is_number(value):
+                raise self._error(
+                    "score",
+                    f"returned {column!r} {value!r:.80} for a completion of prompt {number}: return finite numbers",
+                )
+        return array.astype(np.float32)
+
+    def _check_range(self, reward: np.ndarray, answer: Sequence[str | None], numbers: Sequence[int]) -> None:
+        """Rewards keep the promises of `max_reward` and `invalid_reward`: methods are accepted because of them."""
+        for number, value, given in zip(numbers, reward.tolist(), answer, strict=True):
+            most, invalid = self.max_reward, self.invalid_reward
+            where = f"returned 'reward' {value:g} for a completion of prompt {number}"
+            if most is not None and value > most and not math.isclose(value, most, rel_tol=_ROUNDING):
+                raise self._error("score", f"{where}, above its max_reward={most:g}: mend one of the two")
+            if given is None and invalid is not None and not math.isclose(value, invalid, rel_tol=_ROUNDING):
+                raise self._error(
+                    "score", f"{where} without an answer, but its invalid_reward={invalid:g}: mend one of the two"
+                )
+
+    def _limit(self, name: str) -> float | None:
+        value = getattr(self.task, name)
+        if value is not None and not _is_number(value):
+            raise self._error(name, f"is {value!r:.80}: give a finite number, or None where it is not known")
+        return value
+
+    def _value(self, where: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise self._failed(where, error) from error
+
+    def _failed(self, where: str, error: Exception) -> ValueError:
+        return self._error(where, f"failed: {described(error)}")
+
+    def _error(self, where: str, words: str) -> ValueError:
+        return ValueError(f"the task {self.name!r}, {where}: {words}")
+
+
+def described(error: Exception) -> str:
+    """An exception of somebody's code in one line: its kind, its words, and the place where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+
+
+def checked(task: Task) -> CheckedTask:
+    """The task with checks; one that has them already comes back as it is."""
+    return task if isinstance(task, CheckedTask) else CheckedTask(task)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether float32 holds it: no text, no complex number, neither NaN nor infinite."""
+    try:
+        return not isinstance(value, str | bytes) and abs(float(value)) <= _LARGEST
+    except (TypeError, ValueError, OverflowError):
+        return False
