@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax import config
-from mara_jax.core import advantages, kl, method_rules, methods
+from mara_jax.core import advantages, bounded, kl, method_rules, methods
 from mara_jax.core.objectives import sequence_logp
 from mara_jax.core.scored import Numbers, Scored
 
@@ -86,7 +86,7 @@ def rloo_updates(algorithm, scored, reference, numbers):
     reward_pg, ref_logp_pg = _transformed(algorithm, scored, numbers)
     logp_pg, old_pg = (sequence_logp(x, scored.mask) for x in (scored.logp, scored.old_logp))
     advantage_pg = _frozen(advantages.leave_one_out(reward_pg - numbers.beta * kl.k1(old_pg, ref_logp_pg)))
-    ratio_pg = jnp.exp(logp_pg - _frozen(old_pg))
+    ratio_pg = bounded.exp(logp_pg - _frozen(old_pg))
     if not algorithm.clip:
         return _loss(-ratio_pg * advantage_pg)
     clipped_pg = jnp.clip(ratio_pg, 1 - algorithm.clip, 1 + algorithm.clip)

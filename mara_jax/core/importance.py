@@ -4,7 +4,7 @@ A rollout that serves several updates is sampled by the policy before the first 
 that uses the current policy's log-probabilities (k1 included), and w = pi/pi_old the ratio of whole completions. Then
 the expectation under pi_old of w A grad log pi equals the on-policy gradient however far pi is from pi_old, provided
 that the baseline of a sample does not depend on that sample. The other forms here are surrogates: they equal the
-on-policy gradient where pi = pi_old and are biased elsewhere.
+on-policy gradient where pi = pi_old and are biased elsewhere. No ratio exceeds exp(30), see `core.bounded`.
 """
 
 from typing import Literal, NamedTuple
@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from mara_jax.core import bounded
 
 Form = Literal["none", "sequence", "length_normalised", "token"]
 
@@ -62,7 +64,7 @@ def truncated(log_weight_pgs: Float[Array, "p g s"], cap: float) -> Float[Array,
     Returns:
         Weights; exactly 1 where the two agree.
     """
-    return jnp.exp(jnp.minimum(log_weight_pgs, jnp.log(cap)))
+    return bounded.exp(jnp.minimum(log_weight_pgs, jnp.log(cap)))
 
 
 def is_clipped(off_policy: OffPolicy, advantage_pg: Float[Array, "p g"]) -> Float[Array, "p g s"]:
@@ -77,7 +79,7 @@ def is_clipped(off_policy: OffPolicy, advantage_pg: Float[Array, "p g"]) -> Floa
     """
     if not off_policy.clip:
         return jnp.zeros(off_policy.log_ratio.shape, bool)
-    ratio_pgs, advantage_pg1 = jnp.exp(off_policy.log_ratio), advantage_pg[..., None]
+    ratio_pgs, advantage_pg1 = bounded.exp(off_policy.log_ratio), advantage_pg[..., None]
     above = (ratio_pgs > 1 + off_policy.clip) & (advantage_pg1 > 0)
     return above | ((ratio_pgs < 1 - off_policy.clip) & (advantage_pg1 < 0))
 
@@ -92,7 +94,7 @@ def coefficient(off_policy: OffPolicy, advantage_pg: Float[Array, "p g"]) -> Flo
     Returns:
         Ratio x weight, 0 where clipped; [p, g, 1] where both belong to completions, else [p, g, t].
     """
-    ratio_pgs = jnp.where(is_clipped(off_policy, advantage_pg), 0.0, jnp.exp(off_policy.log_ratio))
+    ratio_pgs = jnp.where(is_clipped(off_policy, advantage_pg), 0.0, bounded.exp(off_policy.log_ratio))
     return ratio_pgs * off_policy.weight
 
 
@@ -117,10 +119,11 @@ def effective_samples(log_weight_pg: Float[Array, "p g"]) -> Float[Array, ""]:
         log_weight_pg: log of each sample's weight, up to a constant a row; the weights themselves may overflow.
 
     Returns:
-        Between 1 and g samples.
+        Between 1 and g samples; 0 for a row whose weights are all 0.
     """
     log_squared_sum_p = 2 * jax.nn.logsumexp(log_weight_pg, axis=-1)
-    return jnp.mean(jnp.exp(log_squared_sum_p - jax.nn.logsumexp(2 * log_weight_pg, axis=-1)))
+    effective_p = jnp.exp(log_squared_sum_p - jax.nn.logsumexp(2 * log_weight_pg, axis=-1))
+    return jnp.mean(jnp.where(log_squared_sum_p == -jnp.inf, 0.0, effective_p))
 
 
 def summary(
@@ -165,4 +168,4 @@ def completion_weight(off_policy: OffPolicy) -> Float[Array, "p g"]:
             "a KL that is a term of the loss is weighted by whole, unclipped ratios only: use "
             "algorithm.importance=sequence with algorithm.clip=0, or the estimator k1_in_reward"
         )
-    return jnp.exp(off_policy.log_ratio[..., 0]) * off_policy.weight[..., 0]
+    return bounded.exp(off_policy.log_ratio[..., 0]) * off_policy.weight[..., 0]

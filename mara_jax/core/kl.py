@@ -6,6 +6,8 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mara_jax.core import bounded
+
 
 def reverse(logp: Float[Array, "*batch a"], ref_logp: Float[Array, "*batch a"]) -> Float[Array, "*batch"]:
     """Exact KL(pi || ref) over the last axis.
@@ -74,9 +76,9 @@ def k3(logp: Float[Array, "*n"], ref_logp: Float[Array, "*n"]) -> Float[Array, "
         ref_logp: the same under the reference.
 
     Returns:
-        One estimate a sample (nats), never negative.
+        One estimate a sample (nats), never negative; ref/pi is bounded, value and gradient, see `core.bounded`.
     """
-    return jnp.expm1(ref_logp - logp) + (logp - ref_logp)
+    return bounded.expm1(ref_logp - logp) + (logp - ref_logp)
 
 
 class Effective(NamedTuple):

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.core import methods
+from mara_jax.core import bounded, methods
 from mara_jax.core.method_rows import Need, Objective, Outcomes, Transform
-from mara_jax.core.objectives import LossAndMetrics
+from mara_jax.core.objectives import LossAndMetrics, sequence_logp
 from mara_jax.core.scored import Algorithm, Numbers, Scored
 
 A = TypeVar("A", bound=Algorithm)
@@ -114,7 +114,7 @@ def transformed(
         numbers: traced.
 
     Returns:
-        Both; the reference's with `ref_weight`.
+        Both; the reference's with `ref_weight`, bounded as `core.bounded` says.
     """
     row = methods.TRANSFORMS[algorithm.transform]
     if reference is None or row.anchor is None:
@@ -128,7 +128,7 @@ def transformed(
     }
     reward_pn, ref_logp_pn = row.apply(algorithm, scored._replace(**both), numbers)
     g = scored.reward.shape[1]
-    weight_pr = jnp.exp(ref_logp_pn[:, g:] - reference.ref_logp)
+    weight_pr = bounded.exp(ref_logp_pn[:, g:] - reference.ref_logp)
     return (
         scored._replace(reward=reward_pn[:, :g], ref_logp=ref_logp_pn[:, :g]),
         reference._replace(reward=reward_pn[:, g:], ref_logp=ref_logp_pn[:, g:], ref_weight=weight_pr),
@@ -150,7 +150,7 @@ def loss(algorithm: Algorithm, scored: Scored, reference: Scored | None, numbers
     algorithm = resolved(algorithm)
     after, reference = transformed(algorithm, scored, reference, numbers)
     value, metrics = methods.OBJECTIVES[algorithm.objective].loss(algorithm, after, reference, numbers)
-    logp_pg = jax.lax.stop_gradient(jnp.sum(scored.logp * scored.mask, axis=-1))
+    logp_pg = jax.lax.stop_gradient(sequence_logp(scored.logp, scored.mask))
     changed_pg = (after.reward != scored.reward) | (after.ref_logp != scored.ref_logp)
     of_weights = ("ratio/", "sampler_weight/")
     named = {name if name.startswith(of_weights) else f"objective/{name}": x for name, x in metrics.items()}

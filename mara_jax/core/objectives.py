@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mara_jax.core import importance, kl
+from mara_jax.core import bounded, importance, kl
 from mara_jax.core.advantages import Advantage
 from mara_jax.core.targets import Scalar
 
@@ -159,7 +159,8 @@ def forward_kl_ratio(
     """E[R] - beta KL(ref || pi) from samples of the policy alone, weighted by ref / pi (Eq. 5).
 
     The weight is added to the reward, under the same baseline, which keeps the balance of the two and subtracts the
-    weight's own mean. Over long completions weights explode: watch their effective sample size.
+    weight's own mean. Over long completions weights explode, up to the bound of `core.bounded`: watch their effective
+    sample size.
 
     Args:
         logp_pgt: log-probability of each sampled token under the policy (nats), differentiable.
@@ -176,7 +177,7 @@ def forward_kl_ratio(
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     log_weight_pg = ref_logp_pg - jax.lax.stop_gradient(logp_pg)
-    signal_pg = reward_pg + beta * jnp.exp(log_weight_pg)
+    signal_pg = reward_pg + beta * bounded.exp(log_weight_pg)
     loss, metrics = _policy_gradient(logp_pgt, mask_pgt, signal_pg, advantage, off_policy)
     return loss, metrics | {
         "loss": loss,
@@ -230,7 +231,7 @@ def placed(
         logp, ref_logp = (jnp.where(mask_pgt > 0, value, 0.0) for value in (logp_pgt, ref_logp_pgt))
     detached = jax.lax.stop_gradient(logp)
     if estimator == "k1_ratio":
-        term = kl.k1(detached, ref_logp) * jnp.exp(logp - detached)
+        term = kl.k1(detached, ref_logp) * bounded.exp(logp - detached)
     else:
         term = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}[estimator](logp, ref_logp)
     signal_pg, loss_term_pg = reward_pg, None

@@ -6,7 +6,7 @@ Everything that `algorithm` chooses is static; it also computes what training re
 import jax
 import jax.numpy as jnp
 
-from mara_jax.core import advantages, importance, kl, objectives
+from mara_jax.core import advantages, bounded, importance, kl, objectives
 from mara_jax.core.objectives import LossAndMetrics, Metrics
 from mara_jax.core.scored import Algorithm, Numbers, Scored
 
@@ -84,7 +84,7 @@ def _weight_metrics(algorithm: Algorithm, scored: Scored, off_policy: importance
     old_pgt, metrics = _old_logp(scored), {}
     if algorithm.importance != "none":
         whole = importance.log_ratio(scored.logp, old_pgt, scored.mask, "sequence")
-        metrics |= importance.summary("ratio", jnp.exp(off_policy.log_ratio), whole, scored.mask)
+        metrics |= importance.summary("ratio", bounded.exp(off_policy.log_ratio), whole, scored.mask)
     if algorithm.truncate:
         whole = _log_mismatch(scored, old_pgt, "sequence")
         metrics |= importance.summary("sampler_weight", off_policy.weight, whole, scored.mask)

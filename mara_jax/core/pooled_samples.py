@@ -22,6 +22,7 @@ from mara_jax.core.targets import Direction, Scalar
 Augmentation = Literal["vanilla", "answers"]
 _FEW = 16  # groups
 _LEAST = 1e-15  # where Newton starts if the best group's weight is below float32's range
+_SMALLEST = 60.0  # nats below 0 of the largest weight, in whose units rewards are then counted
 _NEWTON = 12  # rounds: after eight 1e-5 is left on the didactic problems and on samples, and each squares the error
 
 
@@ -227,8 +228,9 @@ def _forward_optimum(log_weight_j, reward_j, beta):
     support_j = log_weight_j > -jnp.inf
     most = jnp.max(log_weight_j)
     weight_j = jnp.exp(log_weight_j - most)
-    # x in units of exp(most), so that a lift of a hundred nats does not overflow.
-    gap_j = (jnp.max(jnp.where(support_j, reward_j, -jnp.inf)) - reward_j) * jnp.exp(-most)
+    # x in units of exp(most), so that a lift of a hundred nats does not overflow; nor may weights as small, whose gaps
+    # are infinitely large beside them (and 0 times infinity is no gap of 0).
+    gap_j = (jnp.max(jnp.where(support_j, reward_j, -jnp.inf)) - reward_j) * jnp.exp(jnp.minimum(-most, _SMALLEST))
     gap_j = jnp.where(support_j, gap_j, jnp.inf)
 
     def newton(_, x):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mara_jax.core import advantages, kl
+from mara_jax.core import advantages, bounded, kl
 from mara_jax.core.importance import effective_samples
 from mara_jax.core.objectives import LossAndMetrics, check_shapes, sequence_logp
 from mara_jax.core.targets import Scalar
@@ -22,7 +22,7 @@ def _clipped(logp_pgt, mask_pgt, old_logp_pgt, ref_logp_pgt, advantage_pg, beta,
     """Per token: min(ratio A, clipped ratio A) - beta k3, masked; with the share of tokens that the clip binds."""
     counts = mask_pgt > 0
     logp, old, ref = (jnp.where(counts, value, 0.0) for value in (logp_pgt, old_logp_pgt, ref_logp_pgt))
-    ratio = jnp.exp(logp - jax.lax.stop_gradient(old))
+    ratio = bounded.exp(logp - jax.lax.stop_gradient(old))
     gain = jax.lax.stop_gradient(advantage_pg)[..., None]
     unclipped, clipped = ratio * gain, jnp.clip(ratio, 1 - CLIP, 1 + above) * gain
     k3 = jnp.where(counts, kl.k3(logp, ref), 0.0)

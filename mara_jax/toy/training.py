@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from mara_jax import config
-from mara_jax.core import kl, method_rules
+from mara_jax.core import bounded, kl, method_rules
 from mara_jax.core.scored import Numbers, Scored
 from mara_jax.policies import categorical
 from mara_jax.toy.choices import Choices, check, has_traced_optimum, known_optimum, optimum
@@ -231,7 +231,7 @@ def _gradient(logits_a, log_z, ref_logp_a, reward_a, swept, choices, key):
     if method_rules.reads_reference_samples(algorithm):
         if choices.forward_estimator == "samples":
             ref_sample_r = categorical.sample(ref_key, ref_logp_a, choices.batch)
-            weight_1r = jnp.exp(whole.ref_logp - ref_logp_a)[:, ref_sample_r]
+            weight_1r = bounded.exp(whole.ref_logp - ref_logp_a)[:, ref_sample_r]
         else:  # every outcome once, weighted so that the mean over outcomes is the sum over the reference
             weight_1r = jnp.exp(whole.ref_logp) * ref_logp_a.shape[-1]
         reference = _scored(logp_a, ref_sample_r, ref_logp_a, reward_a)._replace(ref_weight=weight_1r)

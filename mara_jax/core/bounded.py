@@ -1,0 +1,51 @@
+"""Exponentials of log-ratios that cannot overflow: they stop growing at LARGEST nats.
+
+A ratio of probabilities has mean 1 under its denominator, so that on samples of the denominator it exceeds exp(30) with
+a probability below 1e-13 (Markov's inequality). Ratios beyond come from a sampler that is not what it is said to be, or
+from an augmented reference; a weight of exp(30) then outweighs all others as one of exp(300) would. What is smaller is
+unchanged to the last bit. Square sums of gradients with such weights, as Adam and norms have them, stay in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LARGEST = 30.0  # nats
+
+
+@jax.custom_jvp
+def exp(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """exp(min(log_ratio, LARGEST)), which is its own derivative too: beyond the bound a gradient keeps its direction.
+
+    Args:
+        log_ratio: log of one probability over another (nats).
+
+    Returns:
+        The ratio, at most exp(LARGEST); NaN stays NaN.
+    """
+    return jnp.exp(jnp.minimum(log_ratio, LARGEST))
+
+
+@exp.defjvp
+def _exp_jvp(primals, tangents):
+    ratio = exp(*primals)
+    return ratio, ratio * tangents[0]
+
+
+@jax.custom_jvp
+def expm1(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """expm1(min(log_ratio, LARGEST)), whose derivative is `exp`, exact where the ratio is near 1.
+
+    Args:
+        log_ratio: log of one probability over another (nats).
+
+    Returns:
+        The ratio less 1; NaN stays NaN.
+    """
+    return jnp.expm1(jnp.minimum(log_ratio, LARGEST))
+
+
+@expm1.defjvp
+def _expm1_jvp(primals, tangents):
+    excess = expm1(*primals)
+    return excess, (excess + 1) * tangents[0]
