@@ -2,6 +2,6 @@
 
 from mara_jax.hf.adapter import export_adapter, load_adapter
 from mara_jax.hf.export import export
-from mara_jax.hf.load import load
+from mara_jax.hf.load import files_of, load, locate, pinned
 
-__all__ = ["export", "export_adapter", "load", "load_adapter"]
+__all__ = ["export", "export_adapter", "files_of", "load", "load_adapter", "locate", "pinned"]

