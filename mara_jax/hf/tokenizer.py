@@ -1,6 +1,5 @@
 """Fast tokenizers from a directory, a GGUF file, or trained here, all without torch."""
 
-import datetime
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -19,11 +18,13 @@ from tokenizers import (
     trainers,
 )
 
+from mara_jax.policies.encoding import encode_prompts
+
 if TYPE_CHECKING:  # transformers takes two seconds to import; only the functions that build one pay for it
     from transformers import PreTrainedTokenizerFast
 
-# Today, in every chat template: the date that Llama 3.1's prints where it has no clock.
-_DATE = datetime.datetime(2024, 7, 26)
+__all__ = ["decode", "encode_prompts", "end_tokens", "from_directory", "from_gguf", "nano"]
+
 END_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 _QWEN_SPLIT = (
@@ -179,67 +180,6 @@ def end_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     if tokenizer.eos_token in known:
         ids.add(known[tokenizer.eos_token])
     return tuple(sorted(ids))
-
-
-def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str], chat: bool) -> list[list[int]]:
-    """Turns prompts into token ids, up to where the model's own text starts.
-
-    Args:
-      tokenizer: any of this module's.
-      prompts: p texts.
-      chat: wrap each as the user's message of the chat template and open the assistant's turn; else the text
-        as it is, with whatever the tokenizer itself puts in front.
-
-    Returns:
-      p lists of ids.
-
-    Raises:
-      ValueError: chat without a chat template or with one that cannot be run, or a prompt with no tokens.
-    """
-    if chat and tokenizer.chat_template is None:
-        raise ValueError(
-            "the tokenizer has no chat template: set --config.policy.chat=False, or give it a chat_template.jinja"
-        )
-    rows = []
-    for prompt in prompts:
-        if chat:
-            prompt = _in_template(tokenizer, prompt)
-        row = list(tokenizer.encode(prompt, add_special_tokens=not chat))
-        if not row:
-            raise ValueError(f"the prompt {prompt!r} has no tokens; give at least one")
-        rows.append(row)
-    return rows
-
-
-def _in_template(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> str:
-    message = [{"role": "user", "content": prompt}]
-    try:
-        template = _dated(tokenizer.get_chat_template())
-        return str(
-            tokenizer.apply_chat_template(message, chat_template=template, tokenize=False, add_generation_prompt=True)
-        )
-    except Exception as error:  # a template is a program: running it can fail in any way
-        raise ValueError(
-            f"the tokenizer's chat template fails on one user message ({type(error).__name__}: {_one_line(error)}): "
-            "set --config.policy.chat=False, or mend its chat_template.jinja"
-        ) from error
-
-
-def _dated(template: str) -> str:
-    """A chat template in which today is always _DATE: one that prints the date would make another prompt each day.
-
-    transformers hands templates the clock as strftime_now(format), and takes no other function for it: so the template
-    itself gets one. The newline after its end is dropped, as after every Jinja block.
-    """
-    if "strftime_now" not in template:
-        return template
-    letters = "aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZf"
-    fields = {f"%{flag}{letter}": _DATE.strftime(f"%{flag}{letter}") for flag in ("", "-") for letter in letters}
-    percent = "\x00"  # stands for %% meanwhile
-    pairs = [("%%", percent), *fields.items(), (percent, "%")]
-    # One after the other: of filters behind filters Jinja takes a second to make a program.
-    lines = "".join(f"{{% set format = format|replace({field!r}, {value!r}) %}}" for field, value in pairs)
-    return f"{{% macro strftime_now(format) %}}{lines}{{{{ format }}}}{{% endmacro %}}\n{template}"
 
 
 def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:

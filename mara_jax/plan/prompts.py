@@ -6,6 +6,7 @@ from typing import Any
 from mara_jax import config, tasks
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.hf.load import EMBEDDED, embedded_file
+from mara_jax.policies import encoding
 from mara_jax.train import reference, shape
 
 MOST_READ = 1000  # prompts, the first ones
@@ -22,7 +23,7 @@ def longest(run: config.LanguageRun) -> int:
     tokenizer = _tokenizer(run, task)
     if tokenizer is None:
         return max(len(text.encode()) for text in texts)
-    return max(len(ids) for ids in tokenizers.encode_prompts(tokenizer, texts, run.policy.chat))
+    return max(len(ids) for ids in encoding.encode_prompts(tokenizer, texts, run.policy.chat))
 
 
 def _tokenizer(run: config.LanguageRun, task: tasks.Task) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import decoding, transformer
+from mara_jax.policies import decoding, encoding, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import continuous_batching, decode, draw
 from mara_jax.sampling.draw import SamplingParams
@@ -113,7 +113,8 @@ def sample(
 
     Args:
       policy, params: as from hf.load.
-      prompts: texts (encoded as they are; a chat template is the caller's) or token lists.
+      prompts: token lists, or texts, which `encoding.encode_prompts` encodes, behind the tokenizer's BOS; a chat
+        template is the caller's.
       key: counter-based: a completion depends on (key, prompt id, sample number) alone, so any split of
         prompts or groups into calls gives the same text.
       temperature: divides the logits; 0 takes the likeliest token. One for all prompts, or one for each, as are
@@ -155,7 +156,7 @@ def place_prompts(
     """Prompts, padded, on the devices that will hold their groups' rows; arguments and errors as of `sample`."""
     if not len(prompts):
         raise ValueError("no prompts were given: at least one is needed")
-    tokens_ps, lengths_p = pad_prompts([_encode(policy, prompt) for prompt in prompts], policy.pad_id)
+    tokens_ps, lengths_p = pad_prompts(_encoded(policy, prompts), policy.pad_id)
     ids_p = np.arange(len(prompts)) if ids is None else np.asarray(ids)
     first_p = np.broadcast_to(np.asarray(first_sample, np.int32), len(prompts))
     arrays = Prompts(tokens_ps, lengths_p, ids_p, first_p, sampling)  # pyright: ignore[reportArgumentType]
@@ -204,12 +205,14 @@ def sampling_params(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any =
     return SamplingParams(temperature_p, top_k_p if top_k_p.any() else None, top_p_p if (top_p_p < 1).any() else None)
 
 
-def _encode(policy: Policy, prompt: str | Sequence[int]) -> Sequence[int]:
-    if not isinstance(prompt, str):
-        return prompt
-    if policy.tokenizer is None:
+def _encoded(policy: Policy, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    if policy.tokenizer is None and any(isinstance(prompt, str) for prompt in prompts):
         raise ValueError("the policy has no tokenizer, so prompts must be lists of token ids, not text")
-    return policy.tokenizer.encode(prompt, add_special_tokens=False)
+
+    def encode(prompt: str | Sequence[int]) -> Sequence[int]:
+        return encoding.encode_prompts(policy.tokenizer, [prompt], chat=False)[0] if isinstance(prompt, str) else prompt
+
+    return [encode(prompt) for prompt in prompts]
 
 
 def decode_text(policy: Policy, tokens_pgt, lengths_pg, finished_pg) -> list[list[str]]:
@@ -225,7 +228,7 @@ def decode_text(policy: Policy, tokens_pgt, lengths_pg, finished_pg) -> list[lis
         for group, stops in zip(tokens, ends, strict=True)
         for ids, end in zip(group, stops, strict=True)
     ]
-    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    texts = encoding.decode_completions(policy.tokenizer, rows)
     per = tokens.shape[1]
     return [texts[at : at + per] for at in range(0, len(texts), per)]
 

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from mara_jax.config import LanguageRun
-from mara_jax.hf import tokenizer as tokenizers
+from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
 
@@ -41,7 +41,7 @@ class EncodedPrompts(Sequence[list[int]]):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts as the prompts are encoded."""
-        return tokenizers.encode_prompts(self.policy.tokenizer, texts, self.run.policy.chat)
+        return encoding.encode_prompts(self.policy.tokenizer, texts, self.run.policy.chat)
 
 
 def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from mara_jax.config import Algorithm, LanguageRun
 from mara_jax.core import augment, forecast, method_rules
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import parameters, transformer
+from mara_jax.policies import encoding, parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task
@@ -127,8 +127,8 @@ def check_demonstrations(run: LanguageRun, policy: Policy, task: Task) -> None:
             "generation_config.json the same, or set warmup.steps=0"
         )
     steps = max(run.warmup.steps, run.warmup.max_steps)
-    texts = [text for step in range(steps) for _, text in task.demonstrations(run.seed, step, run.warmup.batch)]
-    longest = 1 + max(len(ids) for ids in policy.tokenizer(texts, add_special_tokens=False).input_ids)
+    texts = {text for step in range(steps) for _, text in task.demonstrations(run.seed, step, run.warmup.batch)}
+    longest = 1 + max(len(encoding.encode_completion(policy.tokenizer, text)) for text in texts)
     if longest > run.rollout.max_new_tokens:
         raise ValueError(
             f"rollout.max_new_tokens={run.rollout.max_new_tokens} is too short for the warm-up's demonstrations: "

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from mara_jax.parallel import hosts
+from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.train import placement
@@ -28,7 +29,7 @@ def demonstration_batch(
     """
     rows = []
     for _, text in pairs:
-        ids = [*policy.tokenizer.encode(text, add_special_tokens=False), policy.tokenizer.eos_token_id]
+        ids = [*encoding.encode_completion(policy.tokenizer, text), policy.tokenizer.eos_token_id]
         rows.append(ids)
     prompts = [prompt for prompt, _ in pairs]
     shared = all(prompt == prompts[0] for prompt in prompts)
