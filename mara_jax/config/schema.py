@@ -24,6 +24,7 @@ REFERENCE_DRAWN = ("auto", "before_training", "on_first_use")
 FEW_PROMPTS = 16  # up to so many, the reference policy is measured under each of them before training
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
+GUARDS = ("stop", "skip")
 ATTENTIONS = ("auto", "xla", "kernels")
 # Kernels of a layer that an adapter may update, in the order of the forward pass.
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -241,6 +242,12 @@ class LanguageRun:
     show_samples: int = setting(
         2, "completions printed after each step: + where the reward reaches algorithm.threshold", limits.FROM_ZERO
     )
+    guard: str = setting(
+        "stop",
+        "at the first value that is not finite: stop the run, whose last checkpoint stays, or skip the step's update",
+        GUARDS,
+    )
+    guard_limit: int = setting(5, "with guard=skip, updates skipped in a row at which the run stops", limits.COUNT)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)

@@ -138,7 +138,8 @@ def _figures(record: report.Record) -> list[float]:
     else:
         valid, bits = reached.valid, reached.entropy_bits
         distance = report.distance_to_optimum(reached, record.own_optimum)
-    return [valid, bits, kl.mean(), diversity.slope(kl), length.mean(), distance]
+    means = report.mean_of_finite(kl), diversity.slope(kl), report.mean_of_finite(length)
+    return [valid, bits, *means, distance]
 
 
 def _texts(numbers: Any) -> list[str]:

@@ -16,7 +16,19 @@ from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
-from mara_jax.train import adapter, checkpoint, memory, metrics, profile, programs, reference, scoring, startup, summary
+from mara_jax.train import (
+    adapter,
+    checkpoint,
+    guard,
+    memory,
+    metrics,
+    profile,
+    programs,
+    reference,
+    scoring,
+    startup,
+    summary,
+)
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import ids_of_step
 from mara_jax.train.reference_samples import reads_masses
@@ -39,7 +51,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
         window = profile.Window(cfg.profile, workdir, cfg.steps)
-        state = train(setup, state, checkpoints, StepLog(setup, file, display), window)
+        watch = guard.Guard(setup, workdir, file.rows, checkpoints)
+        state = train(setup, state, checkpoints, StepLog(setup, file, display, watch), window)
         checkpoints.close()
         file.close()
         adapter_folder = adapter.export(cfg, setup.policy, state.params, workdir)
@@ -47,6 +60,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         return
     figure = summary.final_figure(workdir)
     display.console.print(summary.final_table(workdir))
+    skipped = guard.skipped_note(file.rows)
+    if skipped:
+        display.note(skipped)
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
     if adapter_folder is not None:
         display.note(f"adapter: {adapter_folder}   (peft loads it beside {adapter.base(cfg, workdir)})")
@@ -56,6 +72,7 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
     """Every step that is left, from `state.step` to `cfg.steps`; returns the last state."""
     cfg, first = setup.cfg, int(state.step)
     memory.give_back()  # what the warm-up and the measurement left behind
+    log.guard.check_state(first, state)
     previous: Step | None = None  # a step whose row is not written yet
     for done in range(first, cfg.steps):
         with window.step(done + 1):
@@ -80,7 +97,7 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
         last = done + 1 == cfg.steps
         if checkpoints.due(done + 1, last):
-            log.write(previous)  # a resumed run begins after its checkpoint: no row before it may be missing
+            log.write(previous, state)  # a resumed run begins after its checkpoint: no row before it may be missing
             previous = None
         checkpoints.save(done + 1, state, last)
     return state
@@ -138,7 +155,7 @@ def scored_batches(
     """The scores of the policy's completions; these and, where the estimator reads them, the reference's as batches."""
     answers = AnswerIndices(len(ids))
     scores, batch = scored_batch(setup, completions, ids, answers)
-    if setup.cfg.algorithm.truncate:
+    if setup.cfg.algorithm.truncate or setup.cfg.guard == "skip":
         batch = batch.replace(sampler_logp=completions.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(setup.cfg.algorithm) != "reference_samples":
         return scores, BySampler(batch)

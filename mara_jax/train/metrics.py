@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mara_jax.train import strict_json
 from mara_jax.train.tables import NumberTable
 
 SHOWN = {
@@ -50,7 +51,7 @@ class Log:
         if self.file is None:
             return
         self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(strict_json.text(row) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -61,7 +62,7 @@ class Log:
 def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object a line to a sibling and renames it: all of them or none."""
     part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.write_text("".join(strict_json.text(row) + "\n" for row in rows))
     part.replace(path)
 
 

@@ -47,8 +47,9 @@ def final_table(record: report.Record) -> NumberTable:
 
 
 def _with_deviation(values: np.ndarray) -> str:
-    spread = f"\n[dim]± {values.std(ddof=1):.3f}[/dim]" if len(values) > 1 else ""
-    return report.number_text(float(values.mean()), ".3f") + spread
+    finite = values[np.isfinite(values)]
+    spread = f"\n[dim]± {finite.std(ddof=1):.3f}[/dim]" if len(finite) > 1 else ""
+    return report.number_text(report.mean_of_finite(values), ".3f") + spread
 
 
 def final_figure(record: report.Record) -> Path:
@@ -62,7 +63,8 @@ def final_figure(record: report.Record) -> Path:
             values = record.series(key)
             ax.plot(step, values, color=OWN, linewidth=2, marker="o" if len(step) < 4 else None, markersize=5)
             ax.set_title(title, loc="left", fontsize=11)
-            ax.set_ylim(min(0.0, 1.1 * values.min(initial=0.0)), max(1.15 * values.max(initial=0.0), 0.1))
+            finite = values[np.isfinite(values)]
+            ax.set_ylim(min(0.0, 1.1 * finite.min(initial=0.0)), max(1.15 * finite.max(initial=0.0), 0.1))
             horizontal_grid(ax)
         for ax in axes[1]:
             ax.set_xlabel("step")

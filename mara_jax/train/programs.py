@@ -68,5 +68,6 @@ def update_program(
     hyper = Hyperparameters(*(np.float32(x) for x in (algorithm.beta, algorithm.threshold, algorithm.eta)))
     # These are traced, so the compiled program must not depend on them.
     algorithm = dataclasses.replace(method_rules.resolved(algorithm), beta=1.0, threshold=0.0, eta=1.0)
-    choices = step.Choices(arch, algorithm, tx, optimiser.micro_batches, optimiser.updates)
+    skip = run.guard == "skip"
+    choices = step.Choices(arch, algorithm, tx, optimiser.micro_batches, optimiser.updates, skip)
     return Program(step.update, (state, ref_params, batches, hyper, choices))

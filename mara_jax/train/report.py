@@ -74,7 +74,7 @@ class Record:
         return np.array([row["answers/counts"] for row in self.rows], np.float64).reshape(-1, len(self.answers))
 
     def series(self, key: str) -> np.ndarray:
-        """[t] one metric over the steps."""
+        """[t] one metric over the steps; nan where it has no value, as in a step whose update was skipped."""
         return np.array([row[key] for row in self.rows], np.float64)
 
     @property
@@ -236,7 +236,7 @@ def answers_table(record: Record) -> NumberTable:
     kl = record.series("kl/reverse")[-LAST_KL:]
     if len(kl):
         steps, trend = _count(len(kl), "step", "steps"), number_text(diversity.slope(kl), "+.3f")
-        mean = number_text(kl.mean(), ".2f")
+        mean = number_text(mean_of_finite(kl), ".2f")
         table.caption = (
             f"KL to the reference over the last {steps}: {mean} nats, slope {trend} a step\n"
             "bits: entropy of the valid answers; TV: of their shares to the run's optimum"
@@ -267,6 +267,12 @@ def _mix(outcome: Outcome, answers: list[str]) -> str:
         return "no answers"
     mix = zip(answers, outcome.answer_shares, strict=True)
     return ", ".join(f'"{answer}" {share:.1%}' for answer, share in mix) + " of the valid ones"
+
+
+def mean_of_finite(values: np.ndarray) -> float:
+    """The mean of those values that are finite; nan where none is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def number_text(value: float, form: str) -> str:

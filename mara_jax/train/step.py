@@ -14,7 +14,7 @@ from mara_jax.core import augment, method_rules
 from mara_jax.core.scored import Scored
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
-from mara_jax.train import placement
+from mara_jax.train import finite, placement
 from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
 
@@ -22,7 +22,8 @@ class Choices(NamedTuple):
     """What is static in an update: another value is another compiled program.
 
     algorithm: its beta, threshold and eta are not read, see `state.Hyperparameters`; micro_batches: how many the batch
-    is split into; updates: of the optimiser, each on the whole batch.
+    is split into; updates: of the optimiser, each on the whole batch; skip: whether a step that is not finite
+    leaves the state as it was.
     """
 
     arch: transformer.Architecture
@@ -30,6 +31,7 @@ class Choices(NamedTuple):
     tx: optax.GradientTransformation
     micro_batches: int = 1
     updates: int = 1
+    skip: bool = False
 
 
 class OldPolicy(NamedTuple):
@@ -220,9 +222,10 @@ def update(
 
     Returns:
       The new state and metrics: those of the first update, whose policy drew the batch; where there are more,
-      importance ratios are those of the last, which is furthest from it.
+      importance ratios are those of the last, which is furthest from it. Where one of them has a value that is not
+      finite, they are the first such update's.
     """
-    arch = choices.arch
+    arch, before = choices.arch, state
 
     def update_once(state: State, old: OldPolicy | None):
         known = None if state.log_z is None else state.log_z[batches.policy.prompt_ids]
@@ -247,8 +250,14 @@ def update(
     else:
         unknown = jnp.zeros(batches.policy.tokens.shape, placement.param_dtype(arch))
         (state, _), rows = jax.lax.scan(update_again, (state, unknown), jnp.arange(choices.updates))
-        metrics = {name: row[-1 if _is_of_ratios(name) else 0] for name, row in rows.items()}
-    return dataclasses.replace(state, step=state.step + 1), metrics
+        told = jnp.argmin(finite.is_finite(rows))  # the first where all are finite
+        metrics = {name: row[-1 if _is_of_ratios(name) else told] for name, row in rows.items()}
+    if choices.skip:
+        sampler_logp = batches.policy.sampler_logp
+        good = finite.is_finite(metrics) & finite.all_finite((state.params, sampler_logp))
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), state, before)
+        metrics["guard/skipped"] = 1.0 - good
+    return dataclasses.replace(state, step=before.step + 1), metrics
 
 
 def _put(log_z_n: jax.Array, prompt_ids: jax.Array, learned_p: jax.Array) -> jax.Array:

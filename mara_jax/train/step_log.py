@@ -12,8 +12,10 @@ from mara_jax.core import diversity
 from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
 from mara_jax.train import group_metrics, metrics, reference
+from mara_jax.train.guard import Guard
 from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
+from mara_jax.train.state import State
 
 
 class Step(NamedTuple):
@@ -36,14 +38,23 @@ class Step(NamedTuple):
 class StepLog:
     """Writes and shows the steps of a run."""
 
-    def __init__(self, setup: Setup, file: metrics.Log, display: metrics.Display) -> None:
-        self.setup, self.file, self.display = setup, file, display
+    def __init__(self, setup: Setup, file: metrics.Log, display: metrics.Display, guard: Guard) -> None:
+        self.setup, self.file, self.display, self.guard = setup, file, display, guard
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
 
-    def write(self, step: Step) -> float:
-        """Waits for a step's update, then writes and shows its row; returns the clock when the update ended."""
+    def write(self, step: Step, to_save: State | None = None) -> float:
+        """Waits for a step's update, then writes and shows its row; returns the clock when the update ended.
+
+        to_save: the state after the step, where a checkpoint follows.
+
+        Raises:
+          NonFiniteError: see `guard.Guard`; the row is not written.
+        """
         row, ended = fetch(self.setup.cfg, step)
+        warning = self.guard.check_row(row, step.ids, step.rollout, step.scores)
+        if to_save is not None:
+            self.guard.check_state(step.number, to_save)
         self.window.append(row[COUNTS])
         counts = group_metrics.pooled(self.window)
         row |= group_metrics.of_window(counts) | self._gaps(counts)
@@ -53,6 +64,8 @@ class StepLog:
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
         self.display.step(row, _shown(self.setup.cfg, step))
+        if warning:
+            self.display.note(warning)
         return ended
 
     def _gaps(self, counts: dict[int, dict[str | None, int]]) -> dict[str, float]:

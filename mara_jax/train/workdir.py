@@ -8,7 +8,7 @@ import tempfile
 from mara_jax.config import Run
 
 # What may differ between a run and its resumption.
-RESUMABLE = ("steps", "show_samples", "checkpoint", "mesh", "profile")
+RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "checkpoint", "mesh", "profile")
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
 _BEGUN = {"config.json", "config.part"}
 

@@ -38,7 +38,7 @@ def test_beyond_the_bound_value_and_gradient_stay_where_they_are():
 
 
 def test_k3_by_hand_far_from_the_reference():
-    """-1,000 nats: expm1(-1,000) + 1,000. +1,000: the bounded ratio less 1, less 1,000; it pulls toward the reference."""
+    """-1,000 nats: expm1(-1,000) + 1,000. +1,000: the bounded ratio less 1,001; it pulls toward the reference."""
     np.testing.assert_allclose(kl.k3(0.0, -FAR), -1 + FAR)
     np.testing.assert_allclose(kl.k3(0.0, FAR), np.expm1(30.0) - FAR)
     gradient = jax.grad(lambda logp: kl.k3(logp, FAR))(0.0)

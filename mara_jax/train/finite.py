@@ -1,0 +1,74 @@
+"""Whether what a step computed is finite, from numbers that it computes anyway, and whether a state is, array by array.
+
+A mean, and the norm of a gradient, is finite only where everything in it is (and where their sum does not overflow, at
+which Adam's moments would overflow, too). So an update that can be told of costs nothing more than one that cannot.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mara_jax.train.state import State
+
+# Metrics of an update, in the order in which a step computes them -> what each of them is a summary of. The first mean
+# is that of the rollout, known to the host; kl/k1 is the mean of the policy's log-probs less the reference's.
+SUMMARIES = {
+    "sampler/logp_gap": "a log-prob that the sampler recorded",
+    "reward/mean": "a reward",
+    "logp/mean": "a log-prob of the policy",
+    "kl/k1": "a log-prob of the reference policy",
+    "reward/augmented_mean": "a reward after the reward transform",
+    "loss": "the loss",
+    "grad/norm": "the gradient (or its squared norm)",
+}
+
+
+def is_finite(metrics: Mapping[str, jax.Array]) -> jax.Array:
+    """Whether all that an update's metrics summarise is finite: a bool scalar, or one an update [u]; on the device."""
+    finite = [jnp.isfinite(metrics[name]) for name in SUMMARIES if name in metrics]
+    return jnp.all(jnp.stack(finite), axis=0)
+
+
+def first_nonfinite(row: Mapping[str, Any]) -> str | None:
+    """What is not finite in a step's row, in words, the first in the order of computation; None where all is."""
+    for name, words in SUMMARIES.items():
+        if not math.isfinite(row[name]):
+            return words
+    return None
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree of arrays is finite; a bool scalar, traced."""
+    return jnp.all(jnp.stack([_is_finite(x) for x in jax.tree.leaves(tree)]))
+
+
+@jax.jit
+def _is_finite(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(x))
+
+
+@jax.jit
+def _is_log(x: jax.Array) -> jax.Array:
+    """Finite, or the log of 0."""
+    return jnp.all(jnp.isfinite(x) | (x == -jnp.inf))
+
+
+def nonfinite_array(state: State) -> str | None:
+    """The name of a state's first array that holds NaN or infinity, parameters first; None where all are finite.
+
+    A prompt's log Z is -inf before its first visit.
+    """
+    parts = {"params": state.params, "opt_state": state.opt_state}
+    named = [(f"{part}{jax.tree_util.keystr(path)}", x) for part, tree in parts.items() for path, x in _leaves(tree)]
+    # One small program a shape, all of them dispatched before the first answer is waited for.
+    answers = [(name, _is_finite(x)) for name, x in named]
+    if state.log_z is not None:
+        answers.append(("log_z", _is_log(state.log_z)))
+    return next((name for name, finite in answers if not finite), None)
+
+
+def _leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
