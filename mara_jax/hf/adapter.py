@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.config.schema import LORA_TARGETS
+from mara_jax.hf.config_keys import ADAPTER
 from mara_jax.hf.export import another_process_writes, atomic_directory, rows_with_dtypes, write_json, write_safetensors
-from mara_jax.hf.load import read_json
-from mara_jax.hf.tensors import DTYPES, SafeTensors, read_arrays
+from mara_jax.hf.files import read_json, refuse_pointers
+from mara_jax.hf.tensors import DTYPES, SafeTensors, check_floats, read_arrays
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora
 from mara_jax.policies.parameters import Lora
 from mara_jax.policies.policy import Policy
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What peft can do beyond W + alpha / r * B A; set to anything true, the tensors mean something else.
-_BEYOND = """use_dora use_qalora lora_bias modules_to_save rank_pattern alpha_pattern layer_replication
-    trainable_token_indices target_parameters alora_invocation_tokens fan_in_fan_out velora_config
-    monteclora_config""".split()
 
 
 def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str = "", dtype: str | None = None) -> Path:
@@ -69,12 +66,17 @@ def load_adapter(
     errors: FileNotFoundError where a file is not there; ValueError, one line, for an adapter of another kind or model.
     """
     directory = Path(where)
+    refuse_pointers(directory)
     for name in (_CONFIG, _WEIGHTS):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory} has no {name}: give a directory that peft or this package wrote")
+            raise FileNotFoundError(
+                f"{directory} has no {name}: give a directory that this package wrote, or peft's save_pretrained with "
+                "safe_serialization=True"
+            )
     config, tensors = read_json(directory / _CONFIG), SafeTensors(str(directory), [directory / _WEIGHTS])
     try:
         settings = _settings(config, tensors)
+        check_floats(tensors)
         arch = dataclasses.replace(policy.architecture, lora=settings)
         rows = lora.rows(arch)
         _check_tensors({row.name: row.stored_shape for row in rows}, tensors)
@@ -89,16 +91,22 @@ def _settings(config: Mapping[str, Any], tensors: SafeTensors) -> Lora:
     """Rank, alpha and targets; the targets by the tensors that are there, since a config may name them by a pattern."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"peft_type is {config.get('peft_type')!r}: this code knows 'LORA'")
-    beyond = [name for name in _BEYOND if config.get(name)] + (["bias"] if config.get("bias", "none") != "none" else [])
-    if beyond:
-        raise ValueError(f"{beyond[0]}={config[beyond[0]]!r} is not plain LoRA, which is all that this code knows")
+    ADAPTER.check(config)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(f"r={rank!r} and lora_alpha={alpha!r} must be numbers: fetch the file again")
-    if config.get("use_rslora"):  # scaled by alpha / sqrt(r)
+    for number, kinds in ((rank, int), (alpha, int | float)):
+        if isinstance(number, bool) or not isinstance(number, kinds):
+            raise ValueError(f"r={rank!r} and lora_alpha={alpha!r} must be numbers: fetch the file again")
+    if _is_true(config, "use_rslora"):  # scaled by alpha / sqrt(r)
         alpha = alpha * rank**0.5
     kernels = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}
     return Lora(rank, float(alpha), tuple(name for name in LORA_TARGETS if name in kernels))
+
+
+def _is_true(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r} must be true or false: fetch the file again")
+    return bool(value)
 
 
 def _check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: SafeTensors) -> None:

@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from mara_jax.hf.config_keys import MODEL, ROPE, shown
 from mara_jax.policies.families import FAMILIES
 from mara_jax.policies.parameters import Architecture, RopeScaling
 
 # What a config.json means where it lacks a key, in families whose row says nothing else.
 _DEFAULTS = {
-    "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "max_position_embeddings": 32768,
 }
+_ROPE_THETA = 10000.0
+# What may stand beside the rope settings instead of in them.
+_BESIDE_ROPE = ("rope_theta", "original_max_position_embeddings")
 
 
 def _number(config: Mapping[str, Any], key: str) -> float:
@@ -35,31 +38,74 @@ def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> i
     return int(value)
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Rotary base and scaling, from the keys of transformers 5 (rope_parameters) or of earlier versions."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _rope_of(config: Mapping[str, Any], place: str) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling that one of the two spellings, `rope_parameters` or `rope_scaling`, asks for.
+
+    Raises:
+      ValueError: also where readers differ about what is meant: transformers 5 prefers what stands inside to what
+        stands beside it, transformers 4 the other way round.
+    """
+    rope = config[place]
     if not isinstance(rope, Mapping):
-        raise ValueError(f"its rope settings are {rope!r}, not an object: fetch the file again")
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), **rope}
-    theta = _number(rope, "rope_theta")
+        raise ValueError(f"{place} is {rope!r}, not an object: fetch the file again")
+    nested = [key for key, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(
+            f"{place} holds settings for layers of type {nested[0]!r}, and this code has one rotation for all layers: "
+            f"write those settings into {place} itself if all layers share them, or choose another model"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("it rotates only a part of each head: this code rotates all of it, choose another model")
+    if rope.get("type", kind) != kind:
+        raise ValueError(f"{place} has rope_type={kind!r} and type={rope['type']!r}: keep the one that is right")
+    if not isinstance(kind, str) or kind not in ROPE:
+        raise ValueError(f"rope scaling {kind!r} in {place} is unknown: this code knows {', '.join(map(repr, ROPE))}")
+    ROPE[kind].check(rope)
+    beside = {key: config[key] for key in _BESIDE_ROPE if config.get(key) is not None}
+    for key in beside.keys() & rope.keys():
+        if rope[key] != beside[key] and key in ROPE[kind].read:
+            raise ValueError(
+                f"{place} has {key}={rope[key]!r}, but beside it {key}={beside[key]!r}: keep the right one"
+            )
+    if place == "rope_scaling" and "rope_theta" in rope and "rope_theta" not in beside:
+        raise ValueError(
+            f"rope_scaling has rope_theta={rope['rope_theta']!r}, where only some readers look: write rope_theta "
+            "beside it, too"
+        )
+    return _frequencies(kind, {key: config[key] for key in _BESIDE_ROPE if key in config} | rope)
+
+
+def _frequencies(kind: str, rope: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling of settings whose keys are known."""
+    theta = _number(rope, "rope_theta") if "rope_theta" in rope else _ROPE_THETA
     if kind == "default":
         return theta, None
+    factor = _number(rope, "factor")
     if kind == "linear":
-        return theta, RopeScaling("linear", _number(rope, "factor"))
-    if kind == "llama3":
-        low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-        positions = _count(rope, "original_max_position_embeddings")
-        return theta, RopeScaling("llama3", _number(rope, "factor"), low, high, positions)
-    raise ValueError(f"rope scaling {kind!r} is unknown: this code knows 'default', 'linear' and 'llama3'")
+        return theta, RopeScaling("linear", factor)
+    low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+    if not low < high:
+        raise ValueError(f"high_freq_factor={high} must be above low_freq_factor={low}: fetch the file again")
+    return theta, RopeScaling("llama3", factor, low, high, _count(rope, "original_max_position_embeddings"))
 
 
-def _positions(config: Mapping[str, Any], sliding_window: bool) -> int:
+def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, from the settings of transformers 5 (rope_parameters) or of earlier versions."""
+    places = [place for place in ("rope_parameters", "rope_scaling") if config.get(place) not in (None, {})]
+    if not places:
+        return _frequencies("default", {key: config[key] for key in ("rope_theta",) if key in config})
+    meant = {place: _rope_of(config, place) for place in places}
+    if len(set(meant.values())) > 1:
+        raise ValueError(
+            f"rope_parameters={shown(config['rope_parameters'])} and rope_scaling={shown(config['rope_scaling'])} "
+            "differ, and each is read by some libraries alone: keep the one that is right"
+        )
+    return meant[places[0]]
+
+
+def _positions(config: Mapping[str, Any], window_is_switched: bool) -> int:
     """Positions of the longest sequence; ValueError where a sliding window would hide some of them."""
     limit = _count(config, "max_position_embeddings")
-    if not sliding_window or config.get("sliding_window") is None:
+    if window_is_switched or config.get("sliding_window") is None:
         return limit
     window = _count(config, "sliding_window")
     if window < limit:
@@ -71,26 +117,48 @@ def _positions(config: Mapping[str, Any], sliding_window: bool) -> int:
     return limit
 
 
+def _check_class(config: Mapping[str, Any], model_class: str) -> None:
+    """ValueError where the model has another class than its family's, or layers of several types."""
+    named = config.get("architectures")
+    if named and named != [model_class]:
+        raise ValueError(
+            f"architectures={shown(named)} is not [{model_class!r}], the language model of its model_type: choose a "
+            "model of that class, or correct the setting if the weights are its"
+        )
+    types = config.get("layer_types")
+    if types is not None and types != ["full_attention"] * _count(config, "num_hidden_layers"):
+        raise ValueError(
+            f"layer_types={shown(types)} must be 'full_attention' for each of num_hidden_layers="
+            f"{config['num_hidden_layers']}: choose a model whose layers attend to every token"
+        )
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    tied = config["tie_word_embeddings"]
+    if not isinstance(tied, bool):
+        raise ValueError(f"tie_word_embeddings={tied!r} must be true or false: correct it")
+    return tied
+
+
 def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
     """What a Hugging Face config.json describes.
 
     args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat, attention.
     returns: the Architecture.
-    errors: ValueError for a model type, an activation, a rope scaling or a bias that the transformer does not
-        have, and for a key that is missing.
+    errors: ValueError for a model type or a setting that the transformer does not have, for one that is in no list of
+        `config_keys`, and for a key that is missing.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"{source} has the unknown model_type {family!r}: this code knows {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        nested = [key for key in config if key.endswith("_config") and isinstance(config[key], Mapping)]
+        what = f", which nests {' and '.join(nested)}" if "text_config" in nested else ""
+        raise ValueError(f"{source} has the unknown model_type {family!r}{what}: this code knows {', '.join(FAMILIES)}")
     traits = FAMILIES[family]
-    config = {**_DEFAULTS, **traits.defaults, **config}
-    if config["hidden_act"] != "silu":
-        raise ValueError(f"{source} has hidden_act {config['hidden_act']!r}: this code knows 'silu'")
-    for key in traits.refuses:
-        if config.get(key):
-            raise ValueError(f"{source} sets {key}, which this code does not have: choose a model without it")
     try:
+        MODEL.check(config)
         theta, scaling = _rope(config)
+        config = {**_DEFAULTS, **traits.defaults, **config}
+        _check_class(config, traits.model_class)
         heads, embed = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return Architecture(
             family=family,
@@ -104,8 +172,8 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=_number(config, "rms_norm_eps"),
-            tie_embeddings=bool(config["tie_word_embeddings"]),
-            max_positions=_positions(config, traits.sliding_window),
+            tie_embeddings=_is_tied(config),
+            max_positions=_positions(config, traits.window_is_switched),
             **choices,
         )
     except ValueError as error:

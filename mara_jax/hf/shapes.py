@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.hf.architecture import architecture
-from mara_jax.hf.load import EMBEDDED, embedded_file, read_config
+from mara_jax.hf.files import read_config
+from mara_jax.hf.load import EMBEDDED, embedded_file
 from mara_jax.policies.parameters import Architecture
 
 _QWEN25 = {"model_type": "qwen2", "hidden_act": "silu", "rope_theta": 1e6}

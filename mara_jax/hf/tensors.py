@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mara_jax.hf.files import refuse_pointer
 from mara_jax.parallel import sharding
 from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture, Row
@@ -29,6 +30,13 @@ DTYPES = {
 # head of a tied model, which must then equal the embedding.
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq$")
 _HEAD = "lm_head.weight"
+# As safetensors calls the dtypes that are read, and the names that quantised weights give their parts.
+_STORED = ("F32", "BF16", "F16")
+_QUANTISED = re.compile(
+    r".*(\.(qweight|qzeros|scales|biases|g_idx|SCB|codes|codebooks|input_scale|[kv]_scale|weight_format"
+    r"|weight_(scale|zero_point|packed|shape|g_idx)\w*|absmax|quant_map|nested_absmax|nested_quant_map)"
+    r"|\.quant_state\..*)"
+)
 
 
 class Tensors(Protocol):
@@ -38,6 +46,7 @@ class Tensors(Protocol):
 
     def names(self) -> Iterable[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> str: ...
     def read(self, name: str) -> np.ndarray: ...
     def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray: ...
 
@@ -57,9 +66,11 @@ class SafeTensors:
         self.source = source
         self._file_of: dict[str, Path] = {}
         self._shape_of: dict[str, tuple[int, ...]] = {}
+        self._dtype_of: dict[str, str] = {}
         for file in files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is named by the index but is not there: download it as well")
+            refuse_pointer(file)
             try:
                 opened = safe_open(file, framework="numpy")
             except SafetensorError as error:
@@ -67,13 +78,19 @@ class SafeTensors:
             for name in opened.keys():  # noqa: SIM118 - not a dict
                 if name in self._file_of:
                     raise ValueError(f"{file} holds {name} a second time: keep one file for each tensor")
-                self._file_of[name], self._shape_of[name] = file, tuple(opened.get_slice(name).get_shape())
+                stored = opened.get_slice(name)
+                self._file_of[name], self._shape_of[name] = file, tuple(stored.get_shape())
+                self._dtype_of[name] = stored.get_dtype()
 
     def names(self) -> Iterable[str]:
         return self._file_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape_of[name]
+
+    def dtype(self, name: str) -> str:
+        """As safetensors calls it: F32, BF16, F8_E4M3, ..."""
+        return self._dtype_of[name]
 
     def read(self, name: str) -> np.ndarray:
         with safe_open(self._file_of[name], framework="numpy") as opened:
@@ -84,10 +101,30 @@ class SafeTensors:
             return opened.get_slice(name)[index]
 
 
+def check_floats(tensors: Tensors) -> None:
+    """ValueError for weights that are quantised, by the names of their parts or their dtypes, or of an unread dtype."""
+    cure = "choose the model's weights in float32, bfloat16 or float16"
+    for name in sorted(tensors.names()):
+        if _QUANTISED.fullmatch(name):
+            raise ValueError(f"{tensors.source} holds {name}, a part of quantised weights: {cure}")
+        dtype = tensors.dtype(name)
+        if dtype in _STORED or _DERIVED.match(name):
+            continue
+        if dtype == "F64":
+            raise ValueError(f"{tensors.source} holds {name} in float64: write it again in float32")
+        kind = {"I": "int", "U": "uint"}.get(dtype[0], dtype[0]) + dtype[1:]
+        raise ValueError(f"{tensors.source} holds {name} in {kind}, so it is quantised or no weight: {cure}")
+
+
 def _check_names(arch: Architecture, tensors: Tensors) -> None:
     """Every row of the table is there in its shape, and nothing else is."""
     rows = {row.name: row for row in parameters.table(arch)}
     names = set(tensors.names())
+    if not arch.tie_embeddings and _HEAD not in names:
+        raise ValueError(
+            f"{tensors.source} lacks {_HEAD}, which config.json asks for: set tie_word_embeddings to true if the model "
+            "shares its embedding with the head, or download the missing file"
+        )
     missing = sorted(rows.keys() - names)
     if missing:
         raise ValueError(
@@ -125,10 +162,35 @@ def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:
 
 
 def _read(tensors: Tensors, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-    array = tensors.read(name) if index is None else tensors.part(name, index)
-    if array.dtype not in DTYPES.values():
-        raise ValueError(f"{tensors.source} holds {name} in {array.dtype}: this code reads {', '.join(DTYPES)}")
-    return array
+    return tensors.read(name) if index is None else tensors.part(name, index)
+
+
+def _store(tensors: Tensors, row: Row, array: np.ndarray, slot: np.ndarray) -> None:
+    """Write a tensor, or a part of one, into its place in our tree; ValueError where it is not finite there."""
+    with np.errstate(over="ignore"):  # a number beyond the range becomes infinite, which is then found
+        slot[...] = array.T if row.transpose else array
+    if _is_finite(slot):
+        return
+    wide = array.astype(np.float32)
+    wrong, where = np.count_nonzero(~np.isfinite(wide)), f"{tensors.source} holds {row.name}"
+    if wrong:
+        raise ValueError(
+            f"{where} with NaN or infinity in {wrong} of {array.size} places: download it again, or take an earlier "
+            "checkpoint of its training"
+        )
+    raise ValueError(f"{where} with numbers up to {np.abs(wide).max():.3g}, beyond {slot.dtype}: load it in float32")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, by its bits: three times as fast as numpy's isfinite, more in 16 bits.
+
+    Infinity and NaN have the largest exponent, so that they are the largest integers of their sign.
+    """
+    size = array.dtype.itemsize
+    infinity = np.array(np.inf, array.dtype).view(f"u{size}").item()
+    sign = 1 << (8 * size - 1)
+    largest, largest_negative = (array.view(f"{kind}{size}").max(initial=0) for kind in "iu")
+    return int(largest) < infinity and not int(largest_negative) >= sign + infinity
 
 
 def read_params(
@@ -146,11 +208,12 @@ def read_params(
       A nested dict of jax arrays.
 
     Raises:
-      ValueError: a missing, unexpected or misshapen tensor, a dtype that is not a float, or an LM head that differs
-        from the embedding it is tied to.
+      ValueError: a missing, unexpected or misshapen tensor, a dtype that is not a float, quantised weights, NaN or
+        infinity, or an LM head that differs from the embedding it is tied to.
     """
     if param_dtype not in DTYPES:
         raise ValueError(f"param_dtype is {param_dtype!r}: use one of {', '.join(DTYPES)}")
+    check_floats(tensors)
     _check_names(arch, tensors)
     _check_tied_head(arch, tensors)
     shardings = None if layout is None else parameters.shardings(arch, layout)
@@ -184,8 +247,7 @@ def read_arrays(
         stacked = layers[0].layer is not None
         host = np.empty((len(layers), *layers[0].shape), dtype)
         for slot, row in zip(host, layers, strict=True):
-            array = _read(tensors, row.name)
-            slot[...] = array.T if row.transpose else array
+            _store(tensors, row, _read(tensors, row.name), slot)
         parameters.put(params, path, jnp.asarray(host if stacked else host[0]))
     return params
 
@@ -211,6 +273,5 @@ def _part(tensors: Tensors, rows: list[Row], shape: tuple[int, ...], index: tupl
     sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)]
     host = np.empty([len(chosen), *sizes[stacked:]], dtype)
     for slot, row in zip(host, chosen, strict=True):
-        array = _read(tensors, row.name, inner[::-1] if row.transpose else inner)
-        slot[...] = array.T if row.transpose else array
+        _store(tensors, row, _read(tensors, row.name, inner[::-1] if row.transpose else inner), slot)
     return host if stacked else host[0]

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_BIASES = ("attention_bias", "mlp_bias")
-
 
 @dataclass(frozen=True)
 class Family:
@@ -17,8 +15,9 @@ class Family:
         those of all heads together.
     norm_outputs: whether the norms of attention and feed-forward follow them, before their outputs are added to the
         residual stream, rather than precede them.
-    sliding_window: whether config.json's sliding_window limits attention; no sequence may then be longer.
-    refuses: keys of config.json that ask for what the decoder does not have where they are set to anything true.
+    sliding_window: whether a config.json without the key sliding_window limits attention.
+    window_is_switched: whether sliding_window means nothing unless use_sliding_window, which is refused, is true; in
+        other families no sequence may be longer than the window.
     defaults: what config.json means where it lacks a key; `hf.architecture` has the rest, which are the same for all.
     """
 
@@ -27,7 +26,7 @@ class Family:
     qk_norm: Literal["none", "each_head", "all_heads"] = "none"
     norm_outputs: bool = False
     sliding_window: bool = False
-    refuses: tuple[str, ...] = _BIASES
+    window_is_switched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -35,13 +34,13 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         "Qwen2ForCausalLM",
         qkv_bias=True,
-        refuses=(*_BIASES, "use_sliding_window"),
+        window_is_switched=True,
         defaults={"num_key_value_heads": 32},
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         qk_norm="each_head",
-        refuses=(*_BIASES, "use_sliding_window"),
+        window_is_switched=True,
         defaults={"num_key_value_heads": 32, "head_dim": 128},
     ),
     "llama": Family("LlamaForCausalLM", defaults={"max_position_embeddings": 2048}),

@@ -119,14 +119,89 @@ def test_an_adapter_that_peft_wrote_loads_and_goes_back_bit_for_bit(case, tmp_pa
         np.testing.assert_array_equal(ours[name], array)
 
 
+@pytest.mark.parametrize("case", ["two"], indirect=True)
+@pytest.mark.parametrize(
+    ("start", "rank_stabilised"),
+    [(True, False), (False, True), ("gaussian", False), ("orthogonal", True), ("eva", False), ("mica", True)],
+)
+def test_starts_that_leave_the_base_alone_give_pefts_logits(case, start, rank_stabilised, tmp_path):
+    """The trained model, what peft reads again and what we read are one model."""
+    directory, policy, base, _ = case
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=3, use_rslora=rank_stabilised, init_lora_weights=start, target_modules=["v_proj", "down_proj"],
+        eva_config=peft.EvaConfig() if start == "eva" else None, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    trained = peft.get_peft_model(torch_model(directory), settings).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "adapter")
+    plain = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=None))
+    loaded, adapter = hf.load_adapter(plain, tmp_path / "adapter")
+    ours = our_logits(loaded, base, adapter)
+    np.testing.assert_allclose(ours, torch_models.logits(trained, TOKENS, LENGTHS)[REAL], rtol=0, atol=5e-5)
+    again = peft.PeftModel.from_pretrained(torch_model(directory), tmp_path / "adapter").eval()
+    np.testing.assert_allclose(ours, torch_models.logits(again, TOKENS, LENGTHS)[REAL], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("case", ["two"], indirect=True)
+def test_a_converted_pissa_adapter_is_plain_lora(case, tmp_path):
+    """peft's cure, which the refusal names: twice the rank, and the base as it was."""
+    directory, policy, base, _ = case
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(r=2, lora_alpha=2, init_lora_weights="pissa", target_modules=["v_proj", "down_proj"])
+    trained = peft.get_peft_model(torch_model(directory), settings).eval()
+    trained.peft_config["default"].init_lora_weights = True
+    trained.save_pretrained(tmp_path / "start")
+    trained.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "as it is")
+    trained.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    plain = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=None))
+    with pytest.raises(ValueError, match="path_initial_model_for_weight_conversion"):
+        hf.load_adapter(plain, tmp_path / "as it is")
+    loaded, adapter = hf.load_adapter(plain, tmp_path / "converted")
+    assert loaded.architecture.lora.rank == 4
+    expected = torch_models.logits(trained, TOKENS, LENGTHS)[REAL]
+    np.testing.assert_allclose(our_logits(loaded, base, adapter), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["two"], indirect=True)
+def test_an_adapter_that_is_not_finite_or_quantised_is_refused(case, tmp_path):
+    _, policy, _, adapter = case
+    out = hf.export_adapter(policy, adapter, tmp_path / "adapter")
+    weights, name = out / "adapter_model.safetensors", "base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight"
+    tensors = load_file(weights)
+    save_file(tensors | {name: np.full_like(tensors[name], np.inf)}, weights)
+    with pytest.raises(ValueError, match=rf"holds {name} with NaN or infinity in 48 of 48 places"):
+        hf.load_adapter(policy, out)
+    save_file(tensors | {name: tensors[name].astype(np.int8)}, weights)
+    with pytest.raises(ValueError, match=rf"holds {name} in int8, so it is quantised"):
+        hf.load_adapter(policy, out)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora=True is not plain LoRA"),
-        ({"bias": "all"}, "bias='all' is not plain LoRA"),
+        ({"use_dora": True}, "use_dora=True in adapter_config.json asks for DoRA"),
+        ({"bias": "all"}, "bias='all' in adapter_config.json asks for trained biases"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern="),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* changes the base weights"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+        ({"init_lora_weights": 1}, "init_lora_weights=1"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=.* trained whole"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS'"),
+        ({"use_sparse_lora": True}, "use_sparse_lora=True in adapter_config.json is a setting that this code does not"),
+        ({"use_rslora": "yes"}, "use_rslora='yes' must be true or false"),
         ({"r": "four"}, "r='four'"),
+        ({"r": True}, "r=True"),
         ({"r": 2}, r"of shape \[3, 32\], expected \[2, 32\]"),
         (
             "lack",

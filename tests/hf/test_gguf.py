@@ -38,10 +38,11 @@ def permute(weight, heads):
     return out
 
 
-def write_gguf(file, model, family):
-    """What llama.cpp's converter would write for a torch model, in float32."""
+def write_gguf(file, model, family, *, more=lambda writer: None, scaling_type=True):
+    """What llama.cpp's converter would write for a torch model, in float32; `more` adds metadata."""
     config = model.config
     writer = gguf.GGUFWriter(file, family)
+    more(writer)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -53,7 +54,8 @@ def write_gguf(file, model, family):
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        if scaling_type:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_eos_token_id(1)
@@ -109,7 +111,7 @@ def test_gguf_errors_are_one_line(tmp_path):
     file = tmp_path / "model.gguf"
     refused(file, "does not exist", kind=FileNotFoundError)
     file.write_bytes(b"not a model")
-    refused(file, "not a whole GGUF file", "download it again")
+    refused(file, "is not a GGUF file", "download it again")
     model = torch_models.make("llama-linear")
     write_gguf(file, model, "llama")
     whole = file.read_bytes()
@@ -117,6 +119,83 @@ def test_gguf_errors_are_one_line(tmp_path):
     refused(file, "not a whole GGUF file")
     write_gguf(file, model, "gemma")
     refused(file, "unknown architecture 'gemma': this code knows llama, qwen2, qwen3")
+
+
+def test_a_scaling_factor_without_a_type_is_linear_as_it_is_to_llama_cpp(tmp_path):
+    model = torch_models.make("llama-linear")
+    for number, options in enumerate(({}, {"scaling_type": False})):
+        write_gguf(tmp_path / f"{number}.gguf", model, "llama", **options)
+        arch = hf.load(tmp_path / f"{number}.gguf", tokenizer=False)[0].architecture
+        assert (arch.rope_scaling.kind, arch.rope_scaling.factor) == ("linear", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (lambda w: (w.add_uint16("split.no", 1), w.add_uint16("split.count", 3)),
+         ("is one of 3 files", "the 2. part", "llama-gguf-split --merge")),
+        (lambda w: w.add_type("adapter"), ("is of the type 'adapter'",)),
+        (lambda w: w.add_uint32("llama.expert_count", 8), ("expert_count=8 in the GGUF metadata", "experts")),
+        (lambda w: w.add_float32("llama.residual_scale", 0.5), ("residual_scale=0.5", "does not know")),
+        (lambda w: w.add_float32("llama.rope.scaling.attn_factor", 1.5), ("rope.scaling.attn_factor=1.5",)),
+        (lambda w: w.add_bool("llama.attention.causal", False), ("attention.causal=False", "later tokens")),
+        (lambda w: w.add_uint32("llama.attention.sliding_window", 64), ("sliding_window=64 is below",)),
+        (lambda w: w.add_uint32("llama.rope.dimension_count", 4), ("rope.dimension_count=4", "heads of 8 channels")),
+        (lambda w: w.add_uint32("llama.attention.value_length", 16), ("attention.value_length=16",)),
+    ],
+)  # fmt: skip
+def test_metadata_that_changes_the_model_is_refused(tmp_path, more, parts):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, torch_models.make("llama-linear"), "llama", more=more)
+    refused(file, *parts)
+
+
+def test_metadata_without_effect_is_let_pass(tmp_path):
+    file, model = tmp_path / "model.gguf", torch_models.make("llama-linear")
+
+    def more(writer):
+        writer.add_vocab_size(97)
+        writer.add_rope_dimension_count(8)
+        writer.add_value_length(8)
+        writer.add_type("model")
+        writer.add_uint32("llama.expert_count", 0)
+        writer.add_uint32("llama.attention.sliding_window", 512)
+        writer.add_string("mradermacher.quantize_version", "2")
+
+    write_gguf(file, model, "llama", more=more)
+    write_gguf(tmp_path / "plain.gguf", model, "llama")
+    (policy, params), (_, plain) = (hf.load(path, tokenizer=False) for path in (file, tmp_path / "plain.gguf"))
+    chex.assert_trees_all_equal(params, plain)
+    assert policy.architecture.max_positions == 512
+
+
+def test_numbers_that_are_not_finite_and_types_that_nobody_reads_are_refused(tmp_path):
+    file, model = tmp_path / "model.gguf", torch_models.make("llama-linear")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    write_gguf(file, model, "llama")
+    refused(file, "holds model.layers.1.mlp.up_proj.weight with NaN or infinity in 1 of 1536 places")
+    writer = gguf.GGUFWriter(file, "llama")
+    for add, value in (
+        (writer.add_block_count, 1), (writer.add_context_length, 8), (writer.add_embedding_length, 8),
+        (writer.add_feed_forward_length, 8), (writer.add_head_count, 1), (writer.add_layer_norm_rms_eps, 1e-6),
+    ):  # fmt: skip
+        add(value)
+    writer.add_tensor("token_embd.weight", np.zeros((5, 8), np.int32))
+    writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
+    for name in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones(8, np.float32))
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones((8, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    refused(file, "holds token_embd.weight in I32", "does not read: take a file in F16")
+    damaged = bytearray(file.read_bytes())
+    damaged[4] = 9
+    file.write_bytes(bytes(damaged))
+    refused(file, "newer or older kind than the package gguf", "update that package")
 
 
 @pytest.fixture(scope="module")

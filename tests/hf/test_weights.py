@@ -11,8 +11,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mara_jax import hf
+from mara_jax.hf.tensors import _is_finite
 from mara_jax.policies.policy import Policy
 
+DTYPES_ON_DISK = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -142,10 +144,62 @@ def test_misshapen_tensor(single):
     refused(single, f"{name} of shape [48, 32], expected [32, 48]")
 
 
-def test_tensor_that_is_not_a_float(single):
-    name = "model.norm.weight"
-    change_tensors(single, lambda tensors: tensors.update({name: np.ones(32, np.int32)}))
-    refused(single, f"{name} in int32", "float32, bfloat16, float16")
+@pytest.mark.parametrize(
+    ("dtype", "parts"),
+    [
+        (np.int32, ("in int32", "quantised", "float32, bfloat16 or float16")),
+        (np.int8, ("in int8", "quantised")),
+        (ml_dtypes.float8_e4m3fn, ("in F8_E4M3", "quantised")),
+        (np.float64, ("in float64", "write it again in float32")),
+    ],
+)
+def test_tensor_in_another_dtype(single, dtype, parts):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(single, lambda tensors: tensors.update({name: tensors[name].astype(dtype)}))
+    refused(single, name, *parts)
+
+
+@pytest.mark.parametrize(
+    "part", ["qweight", "weight_scale_inv", "weight.absmax", "weight.quant_state.bitsandbytes__nf4", "scales", "SCB"]
+)
+def test_parts_of_quantised_weights(single, part):
+    stem = "model.layers.0.mlp.up_proj"
+    change_tensors(single, lambda tensors: tensors.update({f"{stem}.{part}": np.ones(3, np.uint8)}))
+    refused(single, f"{stem}.{part}, a part of quantised weights", "choose the model's weights in float32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_with_the_tensors_name(single, dtype, scan, value):
+    name = "model.layers.2.self_attn.o_proj.weight"
+
+    def spoil(tensors):
+        tensors[name] = tensors[name].astype(DTYPES_ON_DISK[dtype])
+        tensors[name][3, 5] = tensors[name][0, 0] = value
+
+    change_tensors(single, spoil)
+    refused(single, f"holds {name} with NaN or infinity in 2 of 1024 places", scan_layers=scan, param_dtype=dtype)
+
+
+def test_the_largest_numbers_of_a_dtype_are_finite_and_those_beyond_are_named(single):
+    name = "model.layers.0.mlp.gate_proj.weight"
+    change_tensors(single, lambda tensors: tensors[name].__setitem__((1, 2), -65504.0))
+    kernel = hf.load(single, tokenizer=False, param_dtype="float16")[1]["layers_0"]["gate"]["kernel"]
+    assert kernel[2, 1] == -65504.0
+    change_tensors(single, lambda tensors: tensors[name].__setitem__((1, 2), -1e6))
+    refused(single, f"{name} with numbers up to 1e+06, beyond float16: load it in float32", param_dtype="float16")
+    assert hf.load(single, tokenizer=False)[1]["layers_0"]["gate"]["kernel"][2, 1] == -1e6
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_finiteness_by_bits_is_numpys(dtype):
+    numbers = np.array([0.0, -0.0, 1.0, -1.0, np.nan, -np.nan, np.inf, -np.inf, 1e-7, -1e-7], dtype)
+    largest = ml_dtypes.finfo(dtype).max
+    for chosen in ([0], [1], [1, 3], [2, 4], [3, 5], [1, 6], [0, 7], [8, 9], [7], [5]):
+        array = np.append(numbers[chosen], [largest, -largest]).astype(dtype)
+        assert _is_finite(array) == bool(np.isfinite(array.astype(np.float32)).all()), array
+    assert _is_finite(np.array([-1.0, -2.0], dtype)) and _is_finite(np.zeros((0, 3), dtype))
 
 
 def test_tied_head_may_be_stored_only_if_it_is_the_embedding(single):
@@ -167,6 +221,69 @@ def test_truncated_file(single, keep):
     file = single / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
     refused(single, "model.safetensors is not a whole safetensors file", "download it again")
+
+
+def test_untied_weights_without_a_head(single):
+    change_config(single, tie_word_embeddings=False)
+    refused(single, "lacks lm_head.weight", "set tie_word_embeddings to true")
+
+
+def test_embedding_with_other_rows_than_the_vocabulary(single):
+    change_config(single, vocab_size=96, eos_token_id=1)
+    refused(single, "model.embed_tokens.weight of shape [97, 32], expected [96, 32]")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pointers_of_git_lfs(single, name):
+    (single / name).write_bytes(POINTER)
+    refused(single, f"{name} is a pointer of git-lfs", "git lfs pull")
+
+
+def test_a_gguf_that_is_a_pointer(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(POINTER)
+    refused(tmp_path / "m.gguf", "is a pointer of git-lfs")
+
+
+def only(directory, *names):
+    """Keep these files, and make them where they are not there."""
+    for file in directory.iterdir():
+        if file.name not in names:
+            file.unlink()
+    for name in names:
+        (directory / name).touch()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        ((), "is empty: download the model again"),
+        (("config.json", "pytorch_model.bin"), "holds pytorch_model.bin but no .safetensors file"),
+        (("config.json", "consolidated.safetensors"), "download model*.safetensors"),
+        (("config.json", "adapter_model.safetensors"), "holds adapter_model.safetensors, which is no model"),
+        (("config.json", "model-00001-of-00003.safetensors"), "holds 1 of the 3 files of model"),
+        (("params.json", "consolidated.safetensors"), "the author's own format"),
+        (("a.gguf", "README.md"), "has no config.json but a.gguf: give the name of that file itself"),
+    ],
+)
+def test_directories_that_hold_something_else(single, names, part):
+    refused(only(single, *names), part, kind=FileNotFoundError)
+
+
+def test_a_directory_of_an_adapter(single):
+    (single / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    refused(single, "adapter_config.json beside config.json", "lora.adapter")
+    (single / "config.json").unlink()
+    refused(single, "holds an adapter, not a model", "'owner/base'", "lora.adapter", kind=FileNotFoundError)
+
+
+def test_shard_that_is_half_there(sharded):
+    file = sorted(sharded.glob("*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused(sharded, f"{file.name} is not a whole safetensors file", "download it again")
 
 
 def test_shard_that_is_not_there(sharded):
@@ -237,8 +354,8 @@ def test_broken_config(single, content, part):
     ("changes", "part"),
     [
         ({"model_type": "mamba"}, "unknown model_type 'mamba': this code knows qwen2, qwen3, llama"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"use_sliding_window": True}, "sets use_sliding_window"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' in config.json"),
+        ({"use_sliding_window": True}, "use_sliding_window=True in config.json"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "lacks 'factor'"),
@@ -252,7 +369,7 @@ def test_broken_config(single, content, part):
         ({"num_hidden_layers": 1.5}, "num_hidden_layers=1.5 must be a whole number"),
         ({"vocab_size": True}, "vocab_size=True must be a positive number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a positive number"),
-        ({"rope_parameters": [1]}, "rope settings are [1], not an object"),
+        ({"rope_parameters": [1]}, "rope_parameters is [1], not an object"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta=-1.0 must be a positive number"),
     ],
 )
