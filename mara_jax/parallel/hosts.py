@@ -148,6 +148,16 @@ def raise_on_all_processes(function: Callable[[], Any]) -> Any:
     raise RemoteError(f"process {reporter} failed") from error
 
 
+def raise_as_one(error: Exception) -> NoReturn:
+    """Raises an error that every process has met, of which one reports it; errors as of `raise_on_all_processes`."""
+
+    def fail() -> NoReturn:
+        raise error
+
+    raise_on_all_processes(fail)
+    raise error
+
+
 def _caught(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return function(), None

@@ -28,8 +28,9 @@ def _blocks(logits_vb: jax.Array) -> jax.Array:
     return jnp.pad(logits_vb, padding, constant_values=-jnp.inf).reshape(-1, BLOCK, rows)
 
 
-def _drawn(keys_b: jax.Array, blocks_nkb: jax.Array, greedy_b: jax.Array) -> jax.Array:
-    """Tokens [b] drawn from softmax, exactly up to float32 rounding; -inf is never drawn.
+def _drawn(keys_b: jax.Array, blocks_nkb: jax.Array, greedy_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tokens [b] drawn from softmax, exactly up to float32 rounding; -inf is never drawn. And whether there was one
+    to draw from, [b]: not where a logit is NaN or infinity, or all are -inf.
 
     A first uniform picks a block of tokens by the blocks' masses, a second one a token inside it: two short cumulative
     sums in place of one Gumbel variate per word, and finer tails than one uniform of 23 bits could reach. A greedy row
@@ -39,9 +40,10 @@ def _drawn(keys_b: jax.Array, blocks_nkb: jax.Array, greedy_b: jax.Array) -> jax
     weight_nkb = jnp.where(greedy_b, (blocks_nkb == top_b).astype(top_b.dtype), jnp.exp(blocks_nkb - top_b))
     u_b2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_b)
     u_2b = jnp.where(greedy_b, 0.0, u_b2.T)
-    block_b = _invert(jnp.cumsum(weight_nkb.sum(1), axis=0), u_2b[0])
+    cdf_nb = jnp.cumsum(weight_nkb.sum(1), axis=0)
+    block_b = _invert(cdf_nb, u_2b[0])
     inside_kb = jnp.take_along_axis(weight_nkb, block_b[None, None, :], axis=0)[0]
-    return block_b * BLOCK + _invert(jnp.cumsum(inside_kb, axis=0), u_2b[1])
+    return block_b * BLOCK + _invert(jnp.cumsum(inside_kb, axis=0), u_2b[1]), jnp.isfinite(cdf_nb[-1])
 
 
 def _top(blocks_nkb: jax.Array) -> jax.Array:
@@ -100,12 +102,13 @@ def draw_tokens(keys_b: jax.Array, logits_bv: jax.Array, sampling: SamplingParam
       logits_bv: [b, v] float32.
 
     Returns:
-      tokens [b] int32 and log-probs [b] float32 (nats).
+      tokens [b] int32 and log-probs [b] float32 (nats); where logits are not finite the log-prob is NaN, and the token
+      means nothing.
     """
     greedy_b = sampling.temperature == 0
     logits_vb = logits_bv.T  # first of all: a CPU would transpose what is computed from them in memory
     shaped_vb = logits_vb / jnp.where(greedy_b, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         shaped_vb = keep_likeliest(shaped_vb.T, sampling.top_k, sampling.top_p).T
-    token_b = _drawn(keys_b, _blocks(shaped_vb), greedy_b)
-    return token_b, _logp(_blocks(logits_vb), token_b)
+    token_b, possible_b = _drawn(keys_b, _blocks(shaped_vb), greedy_b)
+    return token_b, jnp.where(possible_b, _logp(_blocks(logits_vb), token_b), jnp.nan)

@@ -129,7 +129,8 @@ def sample(
       A Rollout; its log-probs are the policy's own (temperature 1, untruncated).
 
     Raises:
-      ValueError: no prompts, a count below 1, an empty prompt, a policy without a tokenizer for texts.
+      ValueError: no prompts, a count below 1, an empty prompt, a policy without a tokenizer for texts, more tokens than
+        the policy has positions, logits that are not finite.
     """
     for name, value, least in (
         ("group_size", group_size, 1),
@@ -139,10 +140,46 @@ def sample(
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
     sampling = sampling_params(len(prompts), temperature, top_k, top_p)
-    placed = place_prompts(policy, prompts, group_size, sampling, prompt_ids, first_sample)
+    tokens = _encoded(policy, prompts)
+    check_context(policy, tokens, max_new_tokens)
+    placed = place_prompts(policy, tokens, group_size, sampling, prompt_ids, first_sample)
     settings = Settings(group_size, max_new_tokens, policy.eos_ids, policy.pad_id, slots)
     drawn = generate(policy.architecture, params, placed, key, settings)
+    check_logp(policy, drawn.logp)
     return collect(Pending(policy, placed, drawn))
+
+
+def check_context(policy: Policy, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuses prompts whose completions would go past the policy's last position, which it was never trained on.
+
+    Raises:
+      ValueError: one line.
+    """
+    most = policy.architecture.max_positions
+    for number, tokens in enumerate(prompts):
+        if len(tokens) + max_new_tokens > most:
+            cure = f"use at most {most - len(tokens)}" if len(tokens) < most else "shorten the prompt"
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} after prompt {number} of {len(tokens)} tokens makes "
+                f"{len(tokens) + max_new_tokens}, but {policy.source} has {most} positions: {cure}"
+            )
+
+
+def check_logp(policy: Policy, logp_pgt: jax.Array) -> None:
+    """Refuses completions that were drawn from logits that are not finite, as their log-probs tell.
+
+    Raises:
+      ValueError: one line that names the first of them (on several processes `hosts.SharedError`).
+    """
+    bad = np.argwhere(~np.isfinite(hosts.gather(logp_pgt)))
+    if len(bad):
+        prompt, sample, token = bad[0].tolist()
+        hosts.raise_as_one(
+            ValueError(
+                f"{policy.source}: logits are not finite at token {token} of completion {sample} of prompt {prompt}: "
+                "weights hold NaN or infinity, or overflow in compute_dtype (use float32), or temperature is too low"
+            )
+        )
 
 
 def place_prompts(

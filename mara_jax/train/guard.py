@@ -62,13 +62,11 @@ class Guard:
         kept = self.checkpoints.latest()
         if step == kept:
             cure = "delete that folder to resume from an earlier one, or start again in a new workdir"
-            self._raise(
+            _raise(
                 f"checkpoint {self.checkpoints.directory / str(step)}: {name} holds values that are not finite: {cure}"
             )
         if step == 0:
-            self._raise(
-                f"the weights to start from hold values in {name} that are not finite: choose other policy.weights"
-            )
+            _raise(f"the weights to start from hold values in {name} that are not finite: choose other policy.weights")
         self._stop(f"step {step}: {name} after the update is not finite, and is not saved", CURE)
 
     def _stop(self, what: str, cure: str) -> None:
@@ -79,13 +77,7 @@ class Guard:
             if kept is None
             else f"the newest good checkpoint is {self.checkpoints.directory / str(kept)}"
         )
-        self._raise(f"{what}; {good}: {cure}")
-
-    def _raise(self, message: str) -> None:
-        def stop() -> None:
-            raise NonFiniteError(message)
-
-        hosts.raise_on_all_processes(stop)
+        _raise(f"{what}; {good}: {cure}")
 
     def _save(self, row: dict[str, Any], what: str, ids: np.ndarray, completions: rollout.Rollout, scores: Any) -> str:
         """Writes the step's completions, and returns where."""
@@ -115,6 +107,10 @@ class Guard:
             return str(path)
 
         return hosts.on_process_zero(write)
+
+
+def _raise(message: str) -> None:
+    hosts.raise_as_one(NonFiniteError(message))
 
 
 def _place(ids: np.ndarray, logp: jax.Array) -> str:

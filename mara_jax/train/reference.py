@@ -161,6 +161,8 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
         batch = warmup.placed(*warmup.demonstration_batch(policy, rows, run.rollout.max_new_tokens))
         state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
         display.warm_up(step + 1, most, float(loss))
+        may_end = step + 1 == most or (cfg.max_steps and step + 1 >= cfg.steps)
+        warmup.check(step + 1, float(loss), state if may_end else None, cfg.learning_rate)
         if step + 1 < cfg.steps or not cfg.max_steps:
             continue
         drawn_by = Setup(run, task, policy, state.params, prompts, tx)

@@ -1,6 +1,7 @@
 """Supervised steps on a task's demonstrations: how a base policy learns the format before the run."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from mara_jax.parallel import hosts
 from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import placement
+from mara_jax.train import finite, placement
 from mara_jax.train.state import State
 
 
@@ -51,6 +52,25 @@ def placed(prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg) -> tuple[
         hosts.shard_groups(tokens_pgt),
         hosts.shard_groups(lengths_pg),
     )
+
+
+def check(step: int, loss: float, state: State | None, rate: float) -> None:
+    """Refuses to go on after a loss that is not finite, and to end with such a state.
+
+    Args:
+      step: from 1; loss: of it (nats a token); state: after the last step, else None; rate: the learning rate.
+
+    Raises:
+      ValueError: one line.
+    """
+    name = "the loss" if not math.isfinite(loss) else state and finite.nonfinite_array(state)
+    if name:
+        hosts.raise_as_one(
+            ValueError(
+                f"warm-up step {step}: {name} is not finite: lower warmup.learning_rate={rate}, or look whether "
+                "policy.weights are whole"
+            )
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "tx"), donate_argnames=("state",))

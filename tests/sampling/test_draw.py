@@ -85,3 +85,30 @@ def test_temperature_0_takes_the_first_of_the_likeliest_beside_rows_that_draw():
     assert tokens[:5].tolist() == [5, 255, 256, 699, 0]
     assert tokens[5] == plain(keys(6), logits / 0.5)[0][5]
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[jnp.arange(6), tokens], atol=2e-6)
+
+
+BROKEN = {
+    "NaN": [0.0, jnp.nan, 1.0],
+    "infinity": [0.0, jnp.inf, 1.0],
+    "two infinities": [jnp.inf, -1.0, jnp.inf],
+    "no token left": [-jnp.inf, -jnp.inf, -jnp.inf],
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cut", [False, True])
+def test_logits_that_are_not_finite_are_told_by_a_log_prob_of_nan(temperature, cut):
+    """Beside rows that are finite, which keep theirs; in the last block of several, too."""
+    rows = jnp.pad(
+        jnp.array([*BROKEN.values(), [0.0, -jnp.inf, jnp.log(3.0)]]), ((0, 0), (600, 100)), constant_values=-jnp.inf
+    )
+    cuts = (jnp.full(5, 2), jnp.full(5, 0.99)) if cut else ()
+    token, logp = jax.jit(draw.draw_tokens)(keys(5), rows, draw.SamplingParams(jnp.full(5, temperature), *cuts))
+    assert np.isnan(logp[:4]).all()
+    assert int(token[4]) in (600, 602)
+    np.testing.assert_allclose(logp[4], np.log({600: 1 / 4, 602: 3 / 4}[int(token[4])]), rtol=1e-6)
+
+
+def test_a_temperature_at_which_logits_overflow_is_told_as_well():
+    _, logp = draw.draw_tokens(keys(2), jnp.array([[10.0, 20.0], [0.0, 0.0]]), draw.SamplingParams(jnp.full(2, 2e-38)))
+    np.testing.assert_allclose(logp, [np.nan, np.log(0.5)])

@@ -159,3 +159,36 @@ def test_a_prompt_given_twice_has_two_groups_of_its_own(drawn):
     settings = {"key": jax.random.key(1), "group_size": 8, "max_new_tokens": 8}
     twice = sample(policy, params, [PROMPTS[1]] * 2, prompt_ids=[1, 1], first_sample=[0, 8], **settings)
     np.testing.assert_array_equal(twice.tokens.reshape(16, 8), rollout.tokens[1])
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_with_the_completion(slots, value):
+    policy, params = tiny()
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), params)
+    with pytest.raises(
+        ValueError, match=r"^tiny: logits are not finite at token 0 of completion 0 of prompt 0: [^\n]*$"
+    ):
+        sample(policy, broken, PROMPTS, key=jax.random.key(1), group_size=2, max_new_tokens=3, slots=slots)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "words"),
+    [
+        (
+            [5] * 60,
+            5,
+            "max_new_tokens=5 after prompt 1 of 60 tokens makes 65, but tiny has 64 positions: use at most 4",
+        ),
+        (
+            [5] * 64,
+            1,
+            "max_new_tokens=1 after prompt 1 of 64 tokens makes 65, but tiny has 64 positions: shorten the prompt",
+        ),
+        ([5] * 80, 4, "has 64 positions: shorten the prompt"),
+    ],
+)
+def test_completions_past_the_last_position_are_refused(prompt, new, words):
+    policy, params = tiny()
+    with pytest.raises(ValueError, match=words):
+        sample(policy, params, [[5], prompt], key=jax.random.key(1), group_size=2, max_new_tokens=new)
