@@ -1,5 +1,6 @@
 """The training command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR``."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -51,7 +52,7 @@ def train(argv: list[str]) -> int:
     """
     values = parse(argv)
     run, workdir = config.resolve(values.config), pathlib.Path(values.workdir)
-    logging.set_verbosity(logging.ERROR)  # Orbax logs every write
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every write, and with its traceback each error that it raises
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if isinstance(run, config.ToyRun):
         if any(values[name].present for name in PROCESS_FLAGS):
@@ -87,29 +88,35 @@ def _status(error: BaseException) -> int:
 
 def _train_toy(run: config.ToyRun, workdir: pathlib.Path) -> None:
     from mara_jax.toy import single_run, sweep
+    from mara_jax.train import disk, lock
     from mara_jax.train import workdir as run_directory
 
-    run_directory.check(workdir, run)
-    if run.sweep.betas:
-        sweep.run(run, workdir)
-    else:
-        single_run.run(run, workdir)
+    run_directory.check_place(workdir)
+    with lock.held(workdir), disk.one_line(workdir):
+        run_directory.check(workdir, run)
+        if run.sweep.betas:
+            sweep.run(run, workdir)
+        else:
+            single_run.run(run, workdir)
 
 
 def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
     """Arranges the devices and hands the run to the loop."""
     from mara_jax import tasks
     from mara_jax.parallel import hosts, sharding
-    from mara_jax.train import loop, preflight
+    from mara_jax.train import disk, lock, loop, preflight
     from mara_jax.train import workdir as run_directory
 
-    hosts.on_process_zero(lambda: run_directory.check(workdir, run))
-    task = hosts.raise_on_all_processes(lambda: tasks.make(run))
-    preflight.check_task(run, task)
-    layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
-    with sharding.use(layout), preflight.too_large():
-        hosts.raise_on_all_processes(lambda: preflight.check_room(run))
-        loop.run(run, task, workdir)
+    with contextlib.ExitStack() as held:
+        hosts.on_process_zero(lambda: run_directory.check_place(workdir))
+        hosts.on_process_zero(lambda: held.enter_context(lock.held(workdir)))
+        hosts.on_process_zero(lambda: run_directory.check(workdir, run))
+        task = hosts.raise_on_all_processes(lambda: tasks.make(run))
+        preflight.check_task(run, task)
+        layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
+        with sharding.use(layout), preflight.too_large(), disk.one_line(workdir):
+            hosts.raise_on_all_processes(lambda: preflight.check_room(run))
+            loop.run(run, task, workdir)
 
 
 if __name__ == "__main__":

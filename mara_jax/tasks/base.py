@@ -69,6 +69,10 @@ class Task(abc.ABC):
         """
         return None
 
+    def files(self) -> Sequence[str]:
+        """Paths of files that prompts come from: a run is resumed only with the same bytes in them; none by default."""
+        return []
+
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
         """Completions to imitate in a warm-up, as a pure function of the arguments; none by default.
 

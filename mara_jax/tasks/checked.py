@@ -1,6 +1,7 @@
 """A task whose values are checked before anything uses them: tasks are their authors' Python, and can be wrong."""
 
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,6 +48,14 @@ class CheckedTask(Task):
                 where, f"returned {answers!r:.80}: return a tuple of different texts, or None where they are not known"
             )
         return tuple(answers)
+
+    def files(self) -> Sequence[str]:
+        """As of the task: paths."""
+        files = self._value("files()", lambda: [os.fspath(path) for path in self.task.files()])
+        for path in files:
+            if not isinstance(path, str) or not os.path.isfile(path):
+                raise self._error("files()", f"returned {path!r:.200}: return paths of files that are there")
+        return files
 
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
         """As of the task: `batch` pairs of texts, or none."""

@@ -1,21 +1,32 @@
 """Checkpoints by Orbax: saved every so many steps, the newest restored."""
 
+import contextlib
 import gc
 import json
 import pathlib
+import shutil
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from mara_jax.config import Checkpoint
+from mara_jax.parallel import hosts
 from mara_jax.train import memory
+from mara_jax.train import workdir as workdirs
 from mara_jax.train.state import State
+
+SAVED = "saved.json"  # in WORKDIR: the step of a checkpoint that was complete, so that its loss is noticed
+_PARTS = ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")  # of every complete checkpoint
 
 
 def check(workdir: pathlib.Path, steps: int) -> None:
-    """Refuses to resume a run that is already past `steps`, or whose checkpoints are gone. Writes nothing.
+    """Refuses to resume a run that is already past `steps`, or whose checkpoints are damaged or gone. Writes nothing.
+
+    A run that ended before its first checkpoint was complete begins again.
 
     Raises:
       ValueError: naming what was done and what is asked for.
@@ -23,20 +34,42 @@ def check(workdir: pathlib.Path, steps: int) -> None:
     directory, written = workdir / "checkpoints", workdir / "metrics.jsonl"
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is not a folder: move it away, or choose another --workdir")
-    saved = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    saved = saved_steps(workdir)
     done = max(saved, default=0)
     if done > steps:
         raise ValueError(f"steps={steps}, but {workdir} has done {done}: give at least {done}, or another --workdir")
-    if saved or not written.exists():
+    if saved:
+        newest = directory / str(done)
+        lost = [name for name in _PARTS if not (newest / name).is_file()]
+        if lost:
+            raise _unreadable(newest, f"it lacks {lost[0]}")
         return
-    before = json.loads((workdir / "config.json").read_text())
-    first = min(before["checkpoint"]["every"], before["steps"])
-    rows = len(written.read_bytes().splitlines())
-    if rows >= first:
+    rows = len(written.read_bytes().splitlines()) if written.exists() else 0
+    if rows and _told_of_a_checkpoint(workdir, rows):
         raise ValueError(
             f"{written} tells of {rows} steps, but {directory} holds no checkpoint: put it back, or choose another "
-            "--workdir (training from the beginning would overwrite those steps)"
+            f"--workdir (to train from the beginning in place of those steps, delete {written})"
         )
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps at which there are checkpoints, in order; those whose writing was cut short have other names."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def _told_of_a_checkpoint(workdir: pathlib.Path, rows: int) -> bool:
+    if (workdir / "inputs.json").exists():
+        return (workdir / SAVED).exists()
+    # Versions before inputs.json did not say.
+    before = json.loads((workdir / "config.json").read_text())
+    return rows >= min(before["checkpoint"]["every"], before["steps"])
+
+
+def _unreadable(folder: pathlib.Path, reason: str) -> ValueError:
+    earlier = [step for step in saved_steps(folder.parents[1]) if step < int(folder.name)]
+    complete = [s for s in earlier if all((folder.parent / str(s) / name).is_file() for name in _PARTS)]
+    then = f"resume from step {max(complete)}" if complete else "start again"
+    return ValueError(f"checkpoint {folder} cannot be read ({reason}): delete that folder to {then}")
 
 
 class Checkpoints:
@@ -44,22 +77,41 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
         # On a CPU a device array and its host copy may share memory, which the next update reuses: write at once.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=cfg.keep, enable_async_checkpointing=jax.default_backend() != "cpu"
-        )
+        self.asynchronous = jax.default_backend() != "cpu"
+        options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, enable_async_checkpointing=self.asynchronous)
+        self.workdir = workdir
         self.directory = (workdir / "checkpoints").absolute()
         self.every = cfg.every
+        hosts.on_process_zero(self._remove_unfinished)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.complete = self.manager.latest_step()  # the newest that is known to be
+        hosts.on_process_zero(self._record)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether a checkpoint follows `step` steps."""
         return last or step % self.every == 0
 
     def save(self, step: int, state: State, last: bool = False) -> None:
-        """Writes the state reached after `step` steps, if the step is due or the last."""
-        if self.due(step, last) and step not in self.manager.all_steps():
-            self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
-            memory.give_back()
+        """Writes the state reached after `step` steps, if the step is due or the last.
+
+        Raises:
+          Exception: of many kinds; what was begun is removed where nobody else writes it.
+        """
+        if not self.due(step, last) or step in self.manager.all_steps():
+            return
+        begun = self.manager.latest_step()
+        try:
+            with _one_error(lasting=self.asynchronous):
+                self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        except Exception:
+            if not hosts.several_processes():
+                self._remove_unfinished()
+            raise
+        # Orbax finishes one checkpoint before it begins the next.
+        self.complete = begun if self.asynchronous else step
+        if hosts.is_process_zero():
+            self._record()
+        memory.give_back()
 
     def latest(self) -> int | None:
         """Steps done at the newest complete checkpoint, or None."""
@@ -71,24 +123,63 @@ class Checkpoints:
         Raises:
           ValueError: it is there but cannot be read.
         """
-        step, hook = self.latest(), sys.unraisablehook
-        # Reads that are given up after a damaged one are coroutines and threads that raise, too, some only at the end
-        # of the process: nothing but the one line below is to be said of them.
-        sys.unraisablehook = lambda _: None
+        step = self.latest()
         try:
-            restored = self.manager.restore(step, args=ocp.args.StandardRestore(state))
-            sys.unraisablehook = hook
-            return restored
+            with _one_error():
+                return self.manager.restore(step, args=ocp.args.StandardRestore(state))
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
             reason = " ".join(str(error).split())[:160]
         gc.collect()
-        others = [s for s in self.manager.all_steps() if s != step]
-        then = f"resume from step {max(others)}" if others else "start again"
-        raise ValueError(
-            f"checkpoint {self.directory / str(step)} cannot be read ({reason}): delete that folder to {then}"
-        )
+        raise _unreadable(self.directory / str(step), reason)
 
     def close(self) -> None:
         """Waits for writes under way."""
         self.manager.wait_until_finished()
+        self.complete = self.latest()
+        if hosts.is_process_zero():
+            self._record()
         self.manager.close()
+
+    def finish_alone(self) -> None:
+        """Waits for a write under way before the run ends by an error, so that nobody starts there meanwhile.
+
+        Not with several processes, which might wait for each other.
+        """
+        if not hosts.several_processes():
+            with contextlib.suppress(Exception):
+                self.manager.wait_until_finished()
+
+    def _record(self) -> None:
+        """Says in saved.json which checkpoint is complete, if any is."""
+        path = self.workdir / SAVED
+        if self.complete is None:
+            path.unlink(missing_ok=True)
+        else:
+            workdirs.write_json(path, {"step": self.complete})
+
+    def _remove_unfinished(self) -> None:
+        """Removes what Orbax renames only when it is complete: a kill or a full disk leaves gigabytes of it."""
+        for _ in range(20):
+            parts = [*self.directory.glob("*.orbax-checkpoint-tmp*")]
+            for path in parts:
+                shutil.rmtree(path, ignore_errors=True)
+            if not parts:
+                break
+            time.sleep(0.05)  # threads of a write that failed may still add files
+
+
+@contextlib.contextmanager
+def _one_error(lasting: bool = False) -> Iterator[None]:
+    """Lets Orbax's error speak alone.
+
+    Reads and writes that are given up after a failed one are coroutines and threads that raise, too, some only at the
+    end of the process.
+
+    Args:
+      lasting: for what goes on after the block.
+    """
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    yield
+    if not lasting:
+        sys.unraisablehook = hook

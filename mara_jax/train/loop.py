@@ -52,7 +52,11 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
         window = profile.Window(cfg.profile, workdir, cfg.steps)
         watch = guard.Guard(setup, workdir, file.rows, checkpoints)
-        state = train(setup, state, checkpoints, StepLog(setup, file, display, watch), window)
+        try:
+            state = train(setup, state, checkpoints, StepLog(setup, file, display, watch), window)
+        except BaseException:
+            checkpoints.finish_alone()
+            raise
         checkpoints.close()
         file.close()
         adapter_folder = adapter.export(cfg, setup.policy, state.params, workdir)

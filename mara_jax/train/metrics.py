@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON object a step in metrics.jsonl, and what the terminal shows meanwhile."""
 
 import collections
+import contextlib
 import json
 import pathlib
 import sys
@@ -51,8 +52,13 @@ class Log:
         if self.file is None:
             return
         self.rows.append(row)
-        self.file.write(strict_json.text(row) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(strict_json.text(row) + "\n")
+            self.file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.file.close()  # or Python would try once more, and complain, as it exits
+            raise
 
     def close(self) -> None:
         if self.file is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from mara_jax import config
 from mara_jax.core import forecast, method_rules
 from mara_jax.parallel import hosts
+from mara_jax.train import workdir as workdirs
 
 FILE = "reference_samples.jsonl"
 BEFORE_TRAINING, ON_FIRST_USE = 256, 16  # samples of a prompt, unless the config says
@@ -126,9 +127,7 @@ def _complete_rows(path: pathlib.Path, count: int) -> list[dict[str, Any]]:
             ) from error
     complete = [row for group in _by_prompt(rows).values() if len(group) == count for row in group]
     if len(complete) < len(rows) or lines[-1]:
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in complete), encoding="utf-8")
-        part.replace(path)
+        workdirs.replace(path, "".join(json.dumps(row) + "\n" for row in complete))
     return complete
 
 

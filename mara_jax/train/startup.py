@@ -1,5 +1,6 @@
 """What a run does before its first step: the reference policy, its measurement, and the state to start from."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from mara_jax.core import method_rules
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, optim, placement, reference, reference_samples, report
+from mara_jax.train import adapter, inputs, optim, placement, reference, reference_samples, report
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
@@ -25,7 +26,7 @@ from mara_jax.train.state import State
 def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Setup, State, Checkpoints]:
     """Loads or warms up the reference policy, measures it, and makes or restores the state to start from.
 
-    Writes config.json, reference/ (where there is a warm-up), reference_samples.jsonl and reference.json.
+    Writes config.json, inputs.json, reference/ (where there is a warm-up), reference_samples.jsonl and reference.json.
 
     Raises:
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
@@ -58,11 +59,16 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
 def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Policy, Any]:
     """The reference policy and its params: as weights name it, or warmed up once and saved under workdir."""
     saved = workdir / "reference"
-    resumed = cfg.warmup.steps and hosts.on_process_zero(saved.is_dir)
-    display.note(f"loading {saved if resumed else cfg.policy.weights}")
+    resumed = bool(cfg.warmup.steps and hosts.on_process_zero(saved.is_dir))
+    weights = str(saved) if resumed else hosts.on_process_zero(lambda: inputs.pinned(workdir, cfg))
+    display.note(f"loading {weights}")
+    group = inputs.REFERENCE if resumed else inputs.WEIGHTS
+    files = hosts.on_process_zero(lambda: inputs.of_files(cfg, weights, group))
+    hosts.on_process_zero(lambda: inputs.check(workdir, files))  # sooner than other weights could be loaded
 
     def read() -> tuple[Policy, Any]:
-        policy, params = reference.load(str(saved), cfg.policy) if resumed else reference.load_base(cfg, task)
+        loaded = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, weights=weights))
+        policy, params = reference.load_base(loaded, task)
         prompts = EncodedPrompts(cfg, policy, task)
         for number in ids_of_step(cfg, len(task), 0):
             prompts[number]  # refuses one that does not fit before anything is written
@@ -72,12 +78,23 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
         return policy, params
 
     policy, params = hosts.raise_on_all_processes(read)
+
+    def claim() -> list[str]:
+        begun_with = files | inputs.of_run(cfg, task, policy)
+        notes = inputs.check(workdir, begun_with)
+        workdirs.claim(workdir, cfg)
+        inputs.record(workdir, cfg.policy.weights if resumed else weights, begun_with)
+        return notes
+
     # Only now is anything written: bad weights leave no folder behind.
-    hosts.on_process_zero(lambda: workdirs.claim(workdir, cfg))
+    for line in hosts.on_process_zero(claim):
+        display.note(line)
     if resumed or not cfg.warmup.steps:
         return policy, params
     params = reference.warm_up(cfg, policy, params, task, display)
     hf.export(policy, params, str(saved))
+    written = hosts.on_process_zero(lambda: inputs.of_files(cfg, str(saved), inputs.REFERENCE))
+    hosts.on_process_zero(lambda: inputs.record(workdir, cfg.policy.weights, written))
     display.note(f"warm-up done; the reference is saved in {saved}")
     return policy, params
 

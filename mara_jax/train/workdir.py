@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import tempfile
 
 from mara_jax.config import Run
+from mara_jax.train import lock
 
 # What may differ between a run and its resumption.
 RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "checkpoint", "mesh", "profile")
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
-_BEGUN = {"config.json", "config.part"}
+_BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
 
 
 def check(workdir: pathlib.Path, run: Run) -> None:
@@ -19,14 +21,14 @@ def check(workdir: pathlib.Path, run: Run) -> None:
     Raises:
       ValueError: naming the fields that differ, or the folder that is not a run's or no folder at all.
     """
-    _check_place(workdir)
+    check_place(workdir)
     path = workdir / "config.json"
     if path.exists():
         try:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): delete the workdir, or choose another") from error
-        if isinstance(before, dict) and "algorithm" in before and {p.name for p in workdir.iterdir()} <= _BEGUN:
+        if isinstance(before, dict) and "algorithm" in before and only_begun(workdir):
             return
         fields = sorted(_differences(before, _as_json(run)))
         changed = [name for name in fields if name.split(".")[0] not in RESUMABLE]
@@ -35,12 +37,16 @@ def check(workdir: pathlib.Path, run: Run) -> None:
                 f"workdir {workdir} was made by another config (differs in {', '.join(changed)}): "
                 "choose another --workdir, or delete this one"
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or not only_begun(workdir)):
         raise ValueError(f"workdir {workdir} exists and holds no run: choose another --workdir")
 
 
-def _check_place(workdir: pathlib.Path) -> None:
-    """Refuses a path where no file can be made."""
+def check_place(workdir: pathlib.Path) -> None:
+    """Refuses a path where no file can be made.
+
+    Raises:
+      ValueError: one line.
+    """
     place = workdir.absolute()
     try:
         place = next(path for path in (place, *place.parents) if path.exists())
@@ -55,17 +61,38 @@ def _check_place(workdir: pathlib.Path) -> None:
         raise ValueError(f"workdir {workdir} cannot be made: {place} is a file; choose another --workdir")
 
 
+def only_begun(workdir: pathlib.Path) -> bool:
+    """Whether the folder holds no result of a run, nor anything else."""
+    return all(path.name in _BEGUN or _is_unfinished(path) for path in workdir.glob("*"))
+
+
 def claim(workdir: pathlib.Path, run: Run) -> None:
-    """Makes the folder and writes its config.json, whole or not at all."""
+    """Makes the folder, removes folders that a kill left half written, and writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
+    for path in [path for path in workdir.iterdir() if _is_unfinished(path)]:
+        shutil.rmtree(path)
     write_json(workdir / "config.json", _as_json(run))
+
+
+def _is_unfinished(path: pathlib.Path) -> bool:
+    """Whether this is a folder of weights that was being written, which hf.export renames at its end."""
+    return path.name.startswith((".reference.", ".adapter.")) and path.is_dir()
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
     """Writes JSON to a sibling and renames it, so that a kill leaves the old file or the new one."""
+    replace(path, json.dumps(value, indent=1) + "\n")
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file by way of a sibling; where that fails, nothing of it is left."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _as_json(run: Run) -> dict:

@@ -1,0 +1,41 @@
+"""A full disk, in one line. Python, Orbax and TensorStore each say it in their own way."""
+
+import contextlib
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+
+from mara_jax.parallel import hosts
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
+_NAMES = {os.strerror(code): (os.strerror(code), errno.errorcode[code]) for code in _FULL}
+
+
+def reason(error: BaseException | None) -> str | None:
+    """The system's words where an error, or one that it came from, says that a file found no room; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return os.strerror(error.errno)
+        for words, names in _NAMES.items():
+            if any(name in str(error) for name in names):
+                return words
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def one_line(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns an error for lack of room into a ValueError of one line; others pass unchanged."""
+    try:
+        yield
+    except hosts.SharedError:
+        raise  # reported by the process that met it
+    except Exception as error:
+        words = reason(error)
+        if words is None:
+            raise
+        place = getattr(error, "filename", None) or workdir
+        raise ValueError(
+            f"no space left to write {place} ({words}): free some, and give the same command again"
+        ) from error
