@@ -281,7 +281,8 @@ def test_python_of_lora(workdir, monkeypatch):
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 TEXTS = [*documented.PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "RESULTS.md"]
-REFERENCE_PAGES = ("glossary.md", "architecture.md")  # they describe; there is nothing to type
+GENERATED = "config_keys.md"  # a row for each key
+REFERENCE_PAGES = ("glossary.md", "architecture.md", GENERATED)  # they describe; there is nothing to type
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -308,7 +309,7 @@ def test_the_readme_links_every_page():
 @pytest.mark.parametrize("page", documented.PAGES[1:], ids=lambda p: p.name)
 def test_pages_are_short_and_begin_with_what_to_type(page):
     text = page.read_text()
-    assert len(text.replace("|", " ").split()) <= 1250
+    assert page.name == GENERATED or len(text.replace("|", " ").split()) <= 1250
     if page.name not in REFERENCE_PAGES:
         assert text.split("\n\n")[1].startswith("```")
 

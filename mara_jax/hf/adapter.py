@@ -93,9 +93,12 @@ def _settings(config: Mapping[str, Any], tensors: SafeTensors) -> Lora:
         raise ValueError(f"peft_type is {config.get('peft_type')!r}: this code knows 'LORA'")
     ADAPTER.check(config)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    for number, kinds in ((rank, int), (alpha, int | float)):
-        if isinstance(number, bool) or not isinstance(number, kinds):
-            raise ValueError(f"r={rank!r} and lora_alpha={alpha!r} must be numbers: fetch the file again")
+    if (
+        isinstance(rank, bool)
+        or isinstance(alpha, bool)
+        or not (isinstance(rank, int) and isinstance(alpha, int | float))
+    ):
+        raise ValueError(f"r={rank!r} and lora_alpha={alpha!r} must be numbers: fetch the file again")
     if _is_true(config, "use_rslora"):  # scaled by alpha / sqrt(r)
         alpha = alpha * rank**0.5
     kernels = {name.split(".")[-3].removesuffix("_proj") for name in tensors.names() if name.count(".") > 2}

@@ -71,7 +71,7 @@ def _rope_of(config: Mapping[str, Any], place: str) -> tuple[float, RopeScaling 
             f"rope_scaling has rope_theta={rope['rope_theta']!r}, where only some readers look: write rope_theta "
             "beside it, too"
         )
-    return _frequencies(kind, {key: config[key] for key in _BESIDE_ROPE if key in config} | rope)
+    return _frequencies(kind, {key: config[key] for key in _BESIDE_ROPE if key in config} | dict(rope))
 
 
 def _frequencies(kind: str, rope: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:

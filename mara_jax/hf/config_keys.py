@@ -169,7 +169,7 @@ _ROPE_UNUSED = {
 }
 
 
-def _rope(read: Mapping[str, str], **harmless: str) -> Keys:
+def _rope(read: dict[str, str], **harmless: str) -> Keys:
     known = _ROPE_READ | read
     unused = {key: row for key, row in _ROPE_UNUSED.items() if key not in known}
     return Keys(known, harmless, unused, "the rope settings")

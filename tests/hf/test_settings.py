@@ -135,7 +135,7 @@ BASE = {
             {"rope_parameters": {"full_attention": {"rope_theta": 5e5, "rope_type": "default"}}},
             ("rope_parameters holds settings for layers of type 'full_attention'", "one rotation for all layers"),
         ),
-        ({"rope_parameters": LINEAR | {"rope_theta": 1e6}, "rope_theta": 1e4}, ("rope_theta=1000000.0", "beside it rope_theta")),
+        ({"rope_parameters": LINEAR | {"rope_theta": 1e6}, "rope_theta": 1e4}, ("=1000000.0, but beside it rope_",)),
         ({"rope_scaling": LINEAR | {"rope_theta": 1e6}}, ("rope_scaling has rope_theta=1000000.0", "write rope_theta")),
         ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 128}, ("=64, but beside it", "=128")),
         ({"rope_scaling": LINEAR | {"type": "dynamic"}}, ("rope_type='linear' and type='dynamic'",)),
