@@ -109,9 +109,12 @@ def run(command: Command | None, function: Callable[[list[str]], int], argv: lis
 
 def report(command: Command | None, error: BaseException) -> int:
     """Says in one line why a command ends, and returns its exit status; raises what no user has caused."""
-    if isinstance(error, BrokenPipeError):
-        # What is still buffered has no reader; Python would complain of it once more as it exits.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is still buffered has no reader, or no room; Python would complain of it once more as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE
     if isinstance(error, KeyboardInterrupt):
         print(f"mara_jax: interrupted; {command.interrupted if command else 'nothing was written'}", file=sys.stderr)

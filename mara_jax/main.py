@@ -92,7 +92,7 @@ def _train_toy(run: config.ToyRun, workdir: pathlib.Path) -> None:
     from mara_jax.train import workdir as run_directory
 
     run_directory.check_place(workdir)
-    with lock.held(workdir), disk.one_line(workdir):
+    with disk.one_line(workdir), lock.held(workdir):
         run_directory.check(workdir, run)
         if run.sweep.betas:
             sweep.run(run, workdir)
@@ -107,14 +107,14 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
     from mara_jax.train import disk, lock, loop, preflight
     from mara_jax.train import workdir as run_directory
 
-    with contextlib.ExitStack() as held:
+    with disk.one_line(workdir), contextlib.ExitStack() as held:
         hosts.on_process_zero(lambda: run_directory.check_place(workdir))
         hosts.on_process_zero(lambda: held.enter_context(lock.held(workdir)))
         hosts.on_process_zero(lambda: run_directory.check(workdir, run))
         task = hosts.raise_on_all_processes(lambda: tasks.make(run))
         preflight.check_task(run, task)
         layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
-        with sharding.use(layout), preflight.too_large(), disk.one_line(workdir):
+        with sharding.use(layout), preflight.too_large():
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
             loop.run(run, task, workdir)
 

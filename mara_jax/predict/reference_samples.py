@@ -12,7 +12,7 @@ from mara_jax.core import forecast, method_rules
 from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.toy import problems
-from mara_jax.train import optim, reference
+from mara_jax.train import inputs, optim, reference
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts
 from mara_jax.train.reference_samples import BEFORE_TRAINING, FILE
@@ -186,9 +186,10 @@ def from_run(
                 reward=saved.reward[:count], answer=saved.answer[:count], ref_logp=saved.ref_logp[:count]
             )
             return samples._replace(equal_strings=task.answers_have_equally_many_strings), run
-    weights = str(workdir / "reference") if run.warmup.steps else run.policy.weights
+    weights = str(workdir / "reference") if run.warmup.steps else inputs.pinned(workdir, run)
     if run.warmup.steps and not (workdir / "reference").is_dir():
         raise FileNotFoundError(f"{weights} does not exist: the run has not finished its warm-up")
+    inputs.check(workdir, inputs.of_files(run, weights, inputs.REFERENCE if run.warmup.steps else inputs.WEIGHTS))
     policy, params = reference.load(weights, run.policy)
     return _sample(run, policy, params, task, count, prompt), run
 

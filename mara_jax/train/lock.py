@@ -45,31 +45,39 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
 
 def _locked(workdir: pathlib.Path) -> int:
     """A descriptor of the locked file."""
-    path = workdir / FILE
     while True:
         workdir.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(workdir / FILE, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
             continue  # another run was refused just now, and took its empty folder away
         try:
-            # Not flock: its locks outlive a killed run in children that a reward function may have forked.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_file(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, _me())
+            if _take(descriptor, workdir):
                 return descriptor
-        except OSError as error:
-            if error.errno in _TAKEN:
-                refusal = _in_use(workdir, _holder(path), "")
-                os.close(descriptor)
-                raise refusal from None
-            if error.errno in _NO_LOCKS_HERE:
-                _take_by_name(workdir)
-                return descriptor
+        except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # of a file that its holder removed meanwhile
+        os.close(descriptor)
+
+
+def _take(descriptor: int, workdir: pathlib.Path) -> bool:
+    """Locks the file; False where its holder has removed it meanwhile."""
+    path = workdir / FILE
+    try:
+        # Not flock: its locks outlive a killed run in children that a reward function may have forked.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise _in_use(workdir, _holder(path), "") from None
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        _take_by_name(workdir)
+        return True
+    if not _is_file(descriptor, path):
+        return False
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, _me())
+    return True
 
 
 def _is_file(descriptor: int, path: pathlib.Path) -> bool:

@@ -10,7 +10,7 @@ from mara_jax import config
 from mara_jax.core import method_rules
 from mara_jax.parallel import mesh, sharding
 from mara_jax.tasks.base import Task
-from mara_jax.train import capacity, shape
+from mara_jax.train import capacity, disk, shape
 
 
 def layout_of(run: config.LanguageRun, devices: Sequence[Any] | None = None) -> sharding.Layout:
@@ -47,6 +47,8 @@ def too_large() -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if disk.reason(error):
+            raise  # of which TensorStore says the same word
         reason = str(error).strip().split("\n")[0][:160]
         raise ValueError(
             f"out of memory ({reason}): lower rollout.group_size, rollout.prompts_per_step or rollout.max_new_tokens, "
