@@ -3,10 +3,10 @@
 import importlib
 
 from mara_jax.config import LanguageRun
-from mara_jax.tasks.base import Score, Task
+from mara_jax.tasks.base import Score, Task, TaskError
 from mara_jax.tasks.checked import checked, described
 
-__all__ = ["Score", "Task", "make"]
+__all__ = ["Score", "Task", "TaskError", "make"]
 
 
 def make(run: LanguageRun) -> Task:
@@ -20,6 +20,8 @@ def make(run: LanguageRun) -> Task:
         raise ValueError(f"task.module={run.task.module!r} has no function make(config) that returns the task")
     try:
         task = module.make(run.task)
+    except (TaskError, OSError):
+        raise
     except Exception as error:  # a task is somebody's Python: it can fail in any way
         raise ValueError(f"task.module={run.task.module!r}: make fails: {described(error)}") from error
     if not isinstance(task, Task):

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
+class TaskError(ValueError):
+    """A message of a task that says all there is to say, in one line; other exceptions are shown with their place."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Rewards and answers of n completions.

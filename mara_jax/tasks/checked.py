@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mara_jax.tasks.base import Score, Task
+from mara_jax.tasks.base import Score, Task, TaskError
 
 _LARGEST = float(np.finfo(np.float32).max)
 _ROUNDING = 1e-6  # relative, of rewards in float32
@@ -92,6 +92,8 @@ class CheckedTask(Task):
         """What the task returns; where it raises, the completion at which it does is found by scoring each alone."""
         try:
             return self.task.score(prompt_index, texts, finished)
+        except TaskError:
+            raise
         except Exception as whole:
             error, found = whole, ""
             for number, text, ended in zip(prompt_index, texts, finished, strict=True):
@@ -134,7 +136,7 @@ class CheckedTask(Task):
         if array.shape != (len(numbers),):
             raise self._error("score", f"returned {column!r} of shape {array.shape} for {len(numbers)} completions")
         for number, value in zip(numbers, array.tolist(), strict=True):
-            if not _is_number(value):
+            if not is_number(value):
                 raise self._error(
                     "score",
                     f"returned {column!r} {value!r:.80} for a completion of prompt {number}: return finite numbers",
@@ -155,13 +157,15 @@ class CheckedTask(Task):
 
     def _limit(self, name: str) -> float | None:
         value = getattr(self.task, name)
-        if value is not None and not _is_number(value):
+        if value is not None and not is_number(value):
             raise self._error(name, f"is {value!r:.80}: give a finite number, or None where it is not known")
         return value
 
     def _value(self, where: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
+        except TaskError:
+            raise
         except Exception as error:
             raise self._failed(where, error) from error
 
@@ -172,7 +176,7 @@ class CheckedTask(Task):
         return ValueError(f"the task {self.name!r}, {where}: {words}")
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """An exception of somebody's code in one line: its kind, its words, and the place where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
@@ -183,7 +187,7 @@ def checked(task: Task) -> CheckedTask:
     return task if isinstance(task, CheckedTask) else CheckedTask(task)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Whether float32 holds it: no text, no complex number, neither NaN nor infinite."""
     try:
         return not isinstance(value, str | bytes) and abs(float(value)) <= _LARGEST

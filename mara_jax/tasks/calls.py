@@ -1,0 +1,82 @@
+"""Calls of the user's functions for a batch of completions, shared out among worker processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mara_jax.tasks.worker import Worker, WorkerError
+
+
+class Outcome(NamedTuple):
+    """What a function said of one completion: a reward or an answer, and further columns; or why it failed."""
+
+    value: Any = None
+    columns: Mapping[str, Any] = {}
+    error: str | None = None
+
+
+class Calls:
+    """Worker processes, each of which has imported all functions.
+
+    Args:
+      names: of the functions; workers: how many processes; time_limit: seconds for a call.
+    """
+
+    def __init__(self, names: Sequence[str], workers: int, time_limit: float) -> None:
+        self.workers = [Worker(names, time_limit) for _ in range(workers)]
+        self.needed = self.workers[0].needed
+
+    def of(self, kind: str, name: str, values: Mapping[str, Sequence[Any]], groups: Sequence[int]) -> list[Outcome]:
+        """Calls a function for n completions.
+
+        Groups stay whole, as a function may compare the completions of a prompt. Where a call fails, its completions
+        are given to the function one by one, so that only those are lost at which it fails.
+
+        Args:
+          kind: "reward" or "answer"; values: [n] of each argument; groups: [n] the prompt of each.
+        """
+        parts = _parts(groups, len(self.workers))
+        pairs = list(zip(self.workers, parts, strict=False))
+        for worker, part in pairs:
+            worker.send(kind, name, _rows(values, part), len(part))
+        outcomes: list[Outcome] = []
+        for worker, part in pairs:
+            try:
+                outcomes += _outcomes(kind, worker.result())
+            except WorkerError as error:
+                alone = [self._alone(worker, kind, name, _rows(values, [row])) for row in part if len(part) > 1]
+                outcomes += alone or [Outcome(error=str(error))]
+        return outcomes
+
+    def _alone(self, worker: Worker, kind: str, name: str, values: Mapping[str, Sequence[Any]]) -> Outcome:
+        worker.send(kind, name, values, 1)
+        try:
+            return _outcomes(kind, worker.result())[0]
+        except WorkerError as error:
+            return Outcome(error=str(error))
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for worker in self.workers:
+            worker.close()
+
+
+def _outcomes(kind: str, returned: Any) -> list[Outcome]:
+    if kind == "answer":
+        return [Outcome(answer) for answer in returned]
+    reward, columns = returned
+    return [Outcome(value, {name: column[row] for name, column in columns.items()}) for row, value in enumerate(reward)]
+
+
+def _parts(groups: Sequence[int], count: int) -> list[list[int]]:
+    """The rows in at most `count` parts of about equal size, in order, without splitting a run of equal groups."""
+    parts: list[list[int]] = [[]]
+    for row, group in enumerate(groups):
+        full = len(parts[-1]) * count >= len(groups)
+        if full and group != groups[row - 1]:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def _rows(values: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, list[Any]]:
+    return {name: [column[row] for row in rows] for name, column in values.items()}

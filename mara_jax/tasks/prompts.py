@@ -1,0 +1,184 @@
+"""A file of prompts with reward and answer functions of the user's own."""
+
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mara_jax import config
+from mara_jax.config import limits, setting
+from mara_jax.tasks import functions, prompt_file
+from mara_jax.tasks.base import Score, Task, TaskError
+from mara_jax.tasks.calls import Calls, Outcome
+from mara_jax.tasks.checked import is_number
+
+TRUNCATED = ("score", "zero")
+FAILURE = ("stop", "value")
+
+
+@dataclass(frozen=True)
+class Config(config.Task):
+    """A file of prompts, a function that scores completions, and one that says which answer a completion gives."""
+
+    module: str = config.task_module(__name__)
+    prompts: str = setting("", "a .jsonl, .csv or .parquet file with a column `prompt`, or a saved dataset's directory")
+    reward: str = setting("", "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION; several, separated by commas, are added")
+    reward_weights: str = setting("", "of several reward functions, separated by commas; empty: 1 each")
+    answer: str = setting("", "FILE.py:FUNCTION that names a completion's answer; empty: its text is the answer")
+    truncated: str = setting(
+        "score", "completions cut at rollout.max_new_tokens are scored like others, or have reward zero", TRUNCATED
+    )
+    failure: str = setting(
+        "stop", "where a function fails at a completion: stop the run, or give the completion a value", FAILURE
+    )
+    failure_value: float = setting(0.0, "the reward of a completion at which a function failed", limits.REWARD)
+    time_limit: float = setting(60.0, "seconds for a call of a function, after which it has failed", limits.POSITIVE)
+    workers: int = setting(1, "processes that call the functions, each with whole groups of completions", limits.COUNT)
+
+
+class Prompts(Task):
+    """The prompts of a file; rewards are weighted sums of what the functions say."""
+
+    name = "prompts"
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        if not cfg.prompts or not cfg.reward:
+            missing = "prompts" if not cfg.prompts else "reward"
+            example = {"prompts": "prompts.jsonl", "reward": "rewards.py:correct"}[missing]
+            raise TaskError(f"task.{missing} is empty: set --config.task.{missing}={example}")
+        self.rows = prompt_file.read(cfg.prompts)
+        self.rewards = _weights(cfg)
+        self.calls = Calls([*self.rewards, *filter(None, [cfg.answer])], cfg.workers, cfg.time_limit)
+        weakref.finalize(self, self.calls.close)
+        for name, needed in self.calls.needed.items():
+            given = ("prompts", "completions") if name in self.rewards else ("prompt", "completion")
+            functions.check_arguments(name, needed, given, self._others())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def prompt(self, index: int) -> Any:
+        """The text or the chat messages of a row."""
+        return self.rows[index]["prompt"]
+
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+        """Completions of rows that have any, drawn at random; none where the file has no such column."""
+        if "completion" not in self.rows.columns:
+            return []
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
+        pairs = []
+        for _ in range(batch):
+            row = self._demonstration(int(random.integers(len(self))))
+            known = row["completion"] if isinstance(row["completion"], list) else [row["completion"]]
+            pairs.append((row["prompt"], known[int(random.integers(len(known)))]))
+        return pairs
+
+    def _demonstration(self, number: int) -> prompt_file.Row:
+        """The first row from this one on that has a completion."""
+        for offset in range(len(self)):
+            row = self.rows[(number + offset) % len(self)]
+            if row.get("completion") is not None:
+                return row
+        raise TaskError(f"no row of {self.rows.path} has a completion: give some, or set warmup.steps=0")
+
+    def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
+        """Rewards and answers by the functions, in their processes."""
+        rows = [self.rows[index] for index in prompt_index]
+        values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in self._others()}
+        prompts = [row["prompt"] for row in rows]
+        values |= {"prompts": prompts, "completions": [_completion(*pair) for pair in zip(prompts, texts, strict=True)]}
+        said = {name: self.calls.of("reward", name, values, prompt_index) for name in self.rewards}
+        answers = [Outcome(text.strip() or None) for text in texts]
+        if self.cfg.answer:
+            answers = self.calls.of("answer", self.cfg.answer, values, prompt_index)
+        cut = [not ended and self.cfg.truncated == "zero" for ended in finished]
+        reward, answer, failed = [], [], []
+        for row in range(len(texts)):
+            try:
+                value = self._reward({name: outcomes[row] for name, outcomes in said.items()})
+                given = _answer(self.cfg.answer, answers[row])
+                failed.append(False)
+            except TaskError as error:
+                if self.cfg.failure == "stop":
+                    where = f"{self.rows.where(prompt_index[row])}, completion {texts[row]!r:.80}"
+                    raise TaskError(f"{error} ({where}); --config.task.failure=value goes on without it") from None
+                value, given = self.cfg.failure_value, None
+                failed.append(True)
+            reward.append(0.0 if cut[row] else value)
+            answer.append(None if cut[row] else given)
+        return Score(reward, answer, self._columns(said, failed))
+
+    def _reward(self, said: dict[str, Outcome]) -> float:
+        """The weighted sum of what the functions say of one completion; ValueError where one of them fails."""
+        total, judged = 0.0, False
+        for name, outcome in said.items():
+            if outcome.error is not None:
+                raise TaskError(outcome.error)
+            value = outcome.value
+            if value is None:
+                continue
+            if not is_number(value):
+                raise TaskError(f"{name} returned {value!r:.60}: return finite numbers, or None")
+            total, judged = total + self.rewards[name] * value, True
+        if not judged:
+            raise TaskError(f"{', '.join(said)} returned None: at least one function must judge each completion")
+        return total
+
+    def _columns(self, said: dict[str, list[Outcome]], failed: list[bool]) -> dict[str, list[float]]:
+        """What is logged beside the rewards: each function's own, where there are several, their further columns, and
+        where one failed."""
+        columns: dict[str, list[float]] = {"failed": [float(one) for one in failed]}
+        for name, outcomes in said.items():
+            short = name.rpartition(":")[2]
+            if len(said) > 1:
+                columns[short] = [_number(outcome.value) for outcome in outcomes]
+            for column in outcomes[0].columns:
+                columns[column] = [_number(outcome.columns.get(column)) for outcome in outcomes]
+        return columns
+
+    def _others(self) -> list[str]:
+        """The columns that belong to the functions."""
+        return [name for name in self.rows.columns if name not in ("prompt", "completion")]
+
+
+def _completion(prompt: Any, text: str) -> Any:
+    """A completion as TRL hands it to reward functions: a message where the prompt is a list of messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _answer(name: str, outcome: Outcome) -> str | None:
+    if outcome.error is not None:
+        raise TaskError(outcome.error)
+    if outcome.value is not None and not isinstance(outcome.value, str):
+        raise TaskError(f"{name} returned {outcome.value!r:.60}: return a text, or None")
+    return outcome.value
+
+
+def _number(value: Any) -> float:
+    """What is logged of a value: 0 for none and for what is no number."""
+    return float(value) if is_number(value) else 0.0
+
+
+def _weights(cfg: Config) -> dict[str, float]:
+    """The reward functions with their weights."""
+    names = [name.strip() for name in cfg.reward.split(",") if name.strip()]
+    given = [weight.strip() for weight in cfg.reward_weights.split(",") if weight.strip()]
+    try:
+        weights = [float(weight) for weight in given] or [1.0] * len(names)
+    except ValueError:
+        raise TaskError(f"task.reward_weights={cfg.reward_weights!r} are no numbers: write 1,.5") from None
+    if len(weights) != len(names) or len(set(names)) < len(names) or not all(map(math.isfinite, weights)):
+        raise TaskError(
+            f"task.reward names {len(names)} functions and task.reward_weights {len(weights)} weights: give a finite "
+            "weight for each function, and name each function once"
+        )
+    return dict(zip(names, weights, strict=True))
+
+
+def make(cfg: Config) -> Prompts:
+    """The task with these settings."""
+    return Prompts(cfg)

@@ -1,0 +1,128 @@
+"""A process that calls the user's functions, so that one that hangs or dies can be replaced."""
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from mara_jax.tasks import functions
+from mara_jax.tasks.base import TaskError
+from mara_jax.tasks.checked import described
+
+_START_LIMIT = 120.0  # seconds in which a worker must have imported the functions
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+
+class WorkerError(TaskError):
+    """A call that failed: the function raised, did not return in time, or its process died."""
+
+
+class Worker:
+    """A process that has imported functions, and calls one of them at a time.
+
+    Args:
+      names: of the functions, as `functions.find` takes them; time_limit: seconds for a call.
+
+    Attributes:
+      needed: of each function, the arguments without a default.
+
+    Raises:
+      WorkerError: a function cannot be imported.
+    """
+
+    def __init__(self, names: Sequence[str], time_limit: float) -> None:
+        self.names, self.time_limit, self.waits_for = list(names), time_limit, ""
+        self.needed: dict[str, tuple[str, ...]] = self._start()
+
+    def _start(self) -> Any:
+        self.connection, theirs = Pipe()
+        number = theirs.fileno()
+        command = [sys.executable, "-m", "mara_jax.tasks.worker", str(number)]
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the worker imports what this process can
+        self.process = subprocess.Popen(
+            command, pass_fds=(number,), stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": paths}
+        )
+        theirs.close()
+        self.connection.send(self.names)
+        return self._answer(_START_LIMIT, "importing " + ", ".join(self.names))
+
+    def send(self, kind: str, name: str, values: Mapping[str, Any], count: int) -> None:
+        """Starts a call of a reward function ("reward") or an answer function ("answer"); `result` waits for it."""
+        self.waits_for = name
+        with contextlib.suppress(ConnectionError):  # its process is dead: `result` says so
+            self.connection.send((kind, name, dict(values), count))
+
+    def result(self) -> Any:
+        """What the call that was started returned.
+
+        Raises:
+          WorkerError: it failed; the worker is ready for the next call.
+        """
+        return self._answer(self.time_limit, self.waits_for)
+
+    def _answer(self, limit: float, what: str) -> Any:
+        try:
+            if not self.connection.poll(limit):
+                self.close()
+                self._start()
+                raise WorkerError(f"{what} did not return within {limit:g} s")
+            worked, value = self.connection.recv()
+        except (EOFError, ConnectionError):
+            status = self.process.wait()
+            self.close()
+            words = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+            if what == self.waits_for:
+                self._start()
+            raise WorkerError(f"{what}: its process ended {words}") from None
+        if not worked:
+            raise WorkerError(value)
+        return value
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+def serve(connection: Connection) -> None:
+    """Imports the functions that the other side names, then calls them until it closes the connection."""
+    try:
+        known = {name: functions.find(name) for name in connection.recv()}
+    except (ValueError, OSError) as error:
+        connection.send((False, str(error)))
+        return
+    connection.send((True, {name: function.needed for name, function in known.items()}))
+    while True:
+        try:
+            kind, name, values, count = connection.recv()
+        except EOFError:
+            return
+        call = functions.reward if kind == "reward" else functions.answers
+        try:
+            reply = (True, call(known[name], values, count))
+            pickle.dumps(reply)
+        except TaskError as error:
+            reply = (False, str(error))
+        except BaseException as error:  # somebody's Python: it can fail in any way, sys.exit among them
+            reply = (False, f"{name} failed: {described(error)}")
+        connection.send(reply)
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent ends, as a call that hangs would never notice."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    os.dup2(2, 1)  # what functions print must not mix with the run's own lines
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what ends
+    serve(Connection(int(sys.argv[1])))
