@@ -1,0 +1,101 @@
+"""The generate command: completions of prompts, grouped by answer and counted."""
+
+import dataclasses
+import json
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from mara_jax import cli
+from mara_jax.cli import Flag
+
+CHAT = ("auto", "yes", "no")
+COMMAND = cli.Command(
+    name="generate",
+    purpose="""Draws completions of one prompt, or of each prompt of a file, and prints how often each answer was given
+    and how likely the policy is to give it. An answer is the completion's text, or what --answer says of it.""",
+    examples=(
+        'python -m mara_jax.generate --weights=smollm2-135m-instruct --prompt="Name a colour." --samples=8',
+        "python -m mara_jax.generate --weights=runs/own/model --prompts=own.jsonl --json",
+    ),
+    flags=(
+        Flag("weights", "DIR_OR_NAME", "a model or an adapter: a directory, a .gguf file, a hub id, or an embedded name"),
+        Flag("prompt", "TEXT", "one prompt"),
+        Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
+        Flag("samples", "N", "completions of each prompt", 16, int, least=1, most=65536),
+        Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
+        Flag("temperature", "T", "divides the logits; 0 takes the likeliest token", 1.0, float, least=0, most=1e6),
+        Flag("top_p", "P", "draws from the likeliest tokens that hold this share", 1.0, float, least=1e-9, most=1),
+        Flag("chat", "", "whether prompts stand in the chat template; auto: where there is one", "auto", choices=CHAT),
+        Flag("answer", "FILE.py:FUNCTION", "which answer a completion gives: function(prompt, completion, **columns)"),
+        Flag("seed", "N", "of the random draws", 0, int, least=0, most=(1 << 31) - 1),
+        Flag("json", "", "print one JSON object for each prompt", False, bool),
+    ),
+    required=("weights",),
+)
+AT_ONCE = 256  # completions that are decoded together
+
+
+def main(argv: list[str]) -> int:
+    """Prints; returns the exit status."""
+    return cli.run(COMMAND, generate, argv)
+
+
+def generate(argv: list[str]) -> int:
+    """Prints completions of the prompts that the command line names.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values = parse(argv)
+    from mara_jax.generate import drawing
+
+    rows = _rows(values)
+    console = Console(soft_wrap=True, highlight=False)
+    with drawing.answer_function(values.answer, rows) as answer:
+        policy, params = drawing.load(values.weights)
+        chat = values.chat == "yes" or (values.chat == "auto" and drawing.has_template(policy))
+        for number, row in enumerate(rows):
+            settings = {"temperature": values.temperature, "top_p": values.top_p}
+            samples = drawing.draw(
+                policy,
+                params,
+                drawing.encoded(policy, row["prompt"], chat, values.max_new_tokens),
+                drawing.Sizes(number, values.samples, values.max_new_tokens, AT_ONCE, values.seed),
+                settings,
+            )
+            samples = drawing.answered(samples, row, answer)
+            if values.json:
+                print(json.dumps(_as_json(row, samples), ensure_ascii=False, allow_nan=False))
+            else:
+                console.print(drawing.table(row["prompt"], samples), markup=False)
+    return 0
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command.
+
+    Raises:
+      ValueError: an unknown flag, a wrong value, or not exactly one of --prompt and --prompts.
+    """
+    values = cli.parse(COMMAND, argv)
+    if (values.prompt is None) == (values.prompts is None):
+        raise ValueError(f"give one of --prompt and --prompts, as in {COMMAND.examples[0]}")
+    return values
+
+
+def _rows(values: flags.FlagValues) -> Any:
+    from mara_jax.tasks import prompt_file
+
+    return prompt_file.read(values.prompts) if values.prompts is not None else [{"prompt": values.prompt}]
+
+
+def _as_json(row: Any, samples: list[Any]) -> dict[str, Any]:
+    from mara_jax.generate import drawing
+
+    return {
+        "prompt": row["prompt"],
+        "answers": [dataclasses.asdict(one) for one in drawing.counted(samples)],
+        "samples": [dataclasses.asdict(one) for one in samples],
+    }

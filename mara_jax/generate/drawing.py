@@ -1,0 +1,165 @@
+"""Completions of a prompt: drawn in chunks, given an answer each, counted."""
+
+import collections
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from mara_jax import hf
+from mara_jax.hf.load import read_json
+from mara_jax.policies import encoding, lora
+from mara_jax.policies.policy import Policy
+from mara_jax.sampling import sample
+from mara_jax.tasks import functions
+from mara_jax.tasks.calls import Calls
+
+TIME_LIMIT = 60.0  # seconds for a call of the answer function
+LONGEST_SHOWN = 100  # characters of an answer in the table
+
+
+class Sizes(NamedTuple):
+    """How much is drawn, and from which random stream: the prompt's number, its samples, tokens, rows at once, seed."""
+
+    number: int
+    samples: int
+    max_new_tokens: int
+    at_once: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A completion: its text, its answer or None, its log-prob under the policy (nats), and whether it ended by itself."""
+
+    text: str
+    answer: str | None
+    logp: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """An answer (None: completions that give none): how often it was given, as a share, and an example's text."""
+
+    answer: str | None
+    count: int
+    share: float
+    text: str
+
+
+def load(where: str) -> tuple[Policy, Any]:
+    """A model, or an adapter upon the model that it names; errors as of `hf.load` and `hf.load_adapter`."""
+    config = Path(where) / "adapter_config.json"
+    if not config.is_file():
+        return hf.load(where)
+    base = read_json(config).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{config} does not name its base model: add base_model_name_or_path")
+    policy, params = hf.load(str(base))
+    policy, adapter = hf.load_adapter(policy, where)
+    return policy, lora.attached(policy.architecture, params, adapter)
+
+
+def has_template(policy: Policy) -> bool:
+    """Whether the policy's tokenizer has a chat template."""
+    return policy.tokenizer is not None and policy.tokenizer.chat_template is not None
+
+
+def encoded(policy: Policy, prompt: Any, chat: bool, max_new_tokens: int) -> list[int]:
+    """The tokens of a prompt; ValueError where no completion of that length fits behind it."""
+    if policy.tokenizer is None:
+        raise ValueError(f"{policy.source} has no tokenizer: put its tokenizer.json beside the weights")
+    ids = encoding.encode_prompts(policy.tokenizer, [prompt], chat)[0]
+    most = policy.architecture.max_positions
+    if len(ids) + max_new_tokens > most:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and --max_new_tokens={max_new_tokens} make {len(ids) + max_new_tokens}, "
+            f"but {policy.source} has {most} positions: shorten one of them"
+        )
+    return ids
+
+
+def draw(policy: Policy, params: Any, tokens: list[int], sizes: Sizes, settings: Mapping[str, float]) -> list[Sample]:
+    """Completions of one prompt, their texts as answers; the same whatever `sizes.at_once` is."""
+    samples: list[Sample] = []
+    chunk = min(sizes.samples, sizes.at_once)
+    for first in range(0, sizes.samples, chunk):
+        drawn = sample(
+            policy,
+            params,
+            [tokens],
+            key=jax.random.key(sizes.seed),
+            group_size=chunk,
+            max_new_tokens=sizes.max_new_tokens,
+            prompt_ids=[sizes.number],
+            first_sample=first,
+            **settings,  # pyright: ignore[reportArgumentType]
+        )
+        logp = np.sum(np.asarray(drawn.logp[0], np.float64), axis=-1)
+        rows = zip(drawn.text[0], logp.tolist(), np.asarray(drawn.finished[0]).tolist(), strict=True)
+        samples += [Sample(text, text.strip(), value, ended) for text, value, ended in rows]
+    return samples[: sizes.samples]
+
+
+@contextlib.contextmanager
+def answer_function(name: str | None, rows: Any) -> Iterator[tuple[str, Calls] | None]:
+    """The function that gives completions their answers, in a process of its own; None without a name."""
+    if name is None:
+        yield None
+        return
+    calls = Calls([name], 1, TIME_LIMIT)
+    try:
+        columns = [column for column in getattr(rows, "columns", ()) if column not in ("prompt", "completion")]
+        functions.check_arguments(name, calls.needed[name], ("prompt", "completion"), columns)
+        yield name, calls
+    finally:
+        calls.close()
+
+
+def answered(
+    samples: Sequence[Sample], row: Mapping[str, Any], function: tuple[str, Calls] | None
+) -> list[Sample]:
+    """The samples with the answers that the function gives them; ValueError where it fails."""
+    if function is None:
+        return list(samples)
+    name, calls = function
+    values = {column: [value] * len(samples) for column, value in row.items() if column not in ("prompt", "completion")}
+    values |= {"prompts": [row["prompt"]] * len(samples), "completions": [one.text for one in samples]}
+    outcomes = calls.of("answer", name, values, [0] * len(samples))
+    for outcome in outcomes:
+        if outcome.error is not None or not isinstance(outcome.value, str | None):
+            raise ValueError(outcome.error or f"{name} returned {outcome.value!r:.60}: return a text, or None")
+    return [dataclasses.replace(one, answer=outcome.value) for one, outcome in zip(samples, outcomes, strict=True)]
+
+
+def counted(samples: Sequence[Sample]) -> list[Counted]:
+    """The answers by how often they were given, the most frequent first; those of equal counts by their name."""
+    counts = collections.Counter(one.answer for one in samples)
+    examples = {one.answer: one.text for one in reversed(samples)}
+    order = sorted(counts, key=lambda answer: (-counts[answer], answer is None, answer or ""))
+    return [Counted(answer, counts[answer], counts[answer] / len(samples), examples[answer]) for answer in order]
+
+
+def table(prompt: Any, samples: Sequence[Sample]) -> Table:
+    """The answers of one prompt with their counts, and how many they effectively are."""
+    rows = counted(samples)
+    entropy = -sum(row.share * math.log(row.share) for row in rows)
+    cut = sum(not one.finished for one in samples)
+    words = f"{len(samples)} completions, {len(rows)} different, effectively {math.exp(entropy):.2f}"
+    words += f"; {cut} cut at the length limit" if cut else ""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    shown = Table(title=f"{text}\n{words}", title_justify="left", title_style="", box=None, padding=(0, 2))
+    shown.add_column("count", justify="right")
+    shown.add_column("share", justify="right")
+    shown.add_column("answer")
+    for row in rows:
+        answer = "(no answer)" if row.answer is None else " ".join(row.answer.split())
+        shown.add_row(str(row.count), f"{row.share:.1%}", answer[:LONGEST_SHOWN] or "(empty)")
+    return shown
