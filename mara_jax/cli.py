@@ -29,7 +29,7 @@ COMMANDS = {
     "audit": "says what a setting really optimises",
     "plan": "counts a run's memory and work for any devices",
     "bench": "measures a training step",
-    "generate": "draws completions of prompts and counts their answers",
+    "generate": "samples completions, and counts answers",
     "evaluate": "shows and compares finished runs",
     "figures": "draws the papers' figures and checks them",
 }

@@ -227,7 +227,7 @@ def test_resolve_undoes_to_config_dict_and_json():
             {"algorithm": {"bta": 0.1}},
             "'algorithm.bta': algorithm has no 'bta'; it has method, transform, objective, anchor, kl, beta",
         ),
-        ({"optimizer": {}}, "'optimizer': the config has no 'optimizer'; it has steps, seed, show_samples, algorithm"),
+        ({"optimizer": {}}, "'optimizer': the config has no 'optimizer'; it has steps, seed, show_samples, guard"),
         ({"algorithm": {"bta": 0.1}}, "; did you mean algorithm.beta?"),
         ({"beta": 0.1}, "; did you mean algorithm.beta?"),
         ({"optimizer": {}}, "; did you mean optimiser?"),

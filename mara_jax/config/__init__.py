@@ -39,6 +39,7 @@ from mara_jax.config.schema import (
     settings,
     sweep_algorithms,
     task_module,
+    template_options,
     to_config_dict,
 )
 
@@ -79,6 +80,7 @@ __all__ = [
     "settings",
     "sweep_algorithms",
     "task_module",
+    "template_options",
     "to_config_dict",
     "unknown_field",
 ]

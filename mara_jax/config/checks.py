@@ -7,11 +7,13 @@ from mara_jax.config.schema import (
     LORA_TARGETS,
     LanguageRun,
     Lora,
+    Policy,
     Run,
     ToyRun,
     lora_targets,
     settings,
     sweep_algorithms,
+    template_options,
 )
 
 
@@ -28,6 +30,7 @@ def check(run: Run) -> None:
         return
     _check_rollout(run)
     _check_lora(run.lora)
+    _check_template(run.policy)
     algorithm_checks.check_updates(run)
     if not run.task.module:
         raise ValueError(
@@ -61,6 +64,13 @@ def check_values(run: Run) -> None:
             for word in value if isinstance(value, tuple) else (value,):
                 if word not in allowed:
                     raise ValueError(f"{name}={word!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def _check_template(policy: Policy) -> None:
+    given = [name for name in ("system", "template_options") if getattr(policy, name)]
+    if given and not policy.chat:
+        raise ValueError(f"policy.{given[0]} has no effect with policy.chat=False: set policy.chat=True")
+    template_options(policy)
 
 
 def _check_lora(lora: Lora) -> None:

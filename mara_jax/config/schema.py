@@ -95,6 +95,8 @@ class Policy:
 
     weights: str = setting("nano", "a directory, a .gguf file, a hub id, smollm2-135m-instruct, or nano (untrained)")
     chat: bool = setting(True, "wrap prompts in the tokenizer's chat template")
+    system: str = setting("", "a system message for prompts that have none; empty: the template's own, if it has one")
+    template_options: str = setting("", "variables of the chat template, as in enable_thinking=False,reasoning=low")
     compute_dtype: str = setting(
         "float32", "of the matmuls: bfloat16 on accelerators, float64 to compare runs beyond rounding", COMPUTE_DTYPES
     )
@@ -342,6 +344,22 @@ def estimator_of(algorithm: Algorithm) -> str:
     from mara_jax.core import method_rules
 
     return method_rules.resolved(algorithm).estimator
+
+
+def template_options(policy: Policy) -> dict[str, bool | int | str]:
+    """The variables that `template_options` gives the chat template: true, false, whole numbers, else texts.
+
+    Raises:
+      ValueError: a part that is no NAME=VALUE.
+    """
+    words = {"true": True, "false": False}
+    options: dict[str, bool | int | str] = {}
+    for part in filter(None, (part.strip() for part in policy.template_options.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"policy.template_options: {part!r} is not of the form NAME=VALUE: enable_thinking=False")
+        options[name] = words.get(value.lower(), int(value) if value.isdecimal() else value)
+    return options
 
 
 def lora_targets(lora: Lora) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Completions of prompts: drawn, grouped by answer, counted."""

@@ -16,11 +16,15 @@ COMMAND = cli.Command(
     purpose="""Draws completions of one prompt, or of each prompt of a file, and prints how often each answer was given
     and how likely the policy is to give it. An answer is the completion's text, or what --answer says of it.""",
     examples=(
-        'python -m mara_jax.generate --weights=smollm2-135m-instruct --prompt="Name a colour." --samples=8',
-        "python -m mara_jax.generate --weights=runs/own/model --prompts=own.jsonl --json",
+        'python -m mara_jax.generate --weights=smollm2-135m-instruct --prompt="Hi."',
+        "python -m mara_jax.generate --weights=runs/own/model --prompts=own.jsonl",
     ),
     flags=(
-        Flag("weights", "DIR_OR_NAME", "a model or an adapter: a directory, a .gguf file, a hub id, or an embedded name"),
+        Flag(
+            "weights",
+            "DIR_OR_NAME",
+            "directory of a model or an adapter, .gguf file, hub id, embedded name",
+        ),
         Flag("prompt", "TEXT", "one prompt"),
         Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
         Flag("samples", "N", "completions of each prompt", 16, int, least=1, most=65536),

@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A completion: its text, its answer or None, its log-prob under the policy (nats), and whether it ended by itself."""
+    """A completion: its text, its answer or None, its log-prob under the policy (nats), whether it ended by itself."""
 
     text: str
     answer: str | None
@@ -123,9 +123,7 @@ def answer_function(name: str | None, rows: Any) -> Iterator[tuple[str, Calls] |
         calls.close()
 
 
-def answered(
-    samples: Sequence[Sample], row: Mapping[str, Any], function: tuple[str, Calls] | None
-) -> list[Sample]:
+def answered(samples: Sequence[Sample], row: Mapping[str, Any], function: tuple[str, Calls] | None) -> list[Sample]:
     """The samples with the answers that the function gives them; ValueError where it fails."""
     if function is None:
         return list(samples)

@@ -6,8 +6,9 @@ from typing import Any
 from mara_jax import config, tasks
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.hf.load import EMBEDDED, embedded_file
-from mara_jax.policies import encoding
+from mara_jax.tasks.base import text_of
 from mara_jax.train import reference, shape
+from mara_jax.train.prompts import encode
 
 MOST_READ = 1000  # prompts, the first ones
 
@@ -19,11 +20,11 @@ def longest(run: config.LanguageRun) -> int:
       ValueError, FileNotFoundError: the tokenizer that the weights should have is missing or broken.
     """
     task = tasks.make(run)
-    texts = [task.prompt(number) for number in range(min(len(task), MOST_READ))]
+    prompts = [task.prompt(number) for number in range(min(len(task), MOST_READ))]
     tokenizer = _tokenizer(run, task)
     if tokenizer is None:
-        return max(len(text.encode()) for text in texts)
-    return max(len(ids) for ids in encoding.encode_prompts(tokenizer, texts, run.policy.chat))
+        return max(len(text_of(prompt).encode()) for prompt in prompts)
+    return max(len(ids) for ids in encode(run.policy, tokenizer, prompts))
 
 
 def _tokenizer(run: config.LanguageRun, task: tasks.Task) -> Any:

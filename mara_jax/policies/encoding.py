@@ -4,7 +4,7 @@ The tokenizers are those of transformers, made in `hf.tokenizer`; nothing here r
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Today, in every chat template: the date that Llama 3.1's prints where it has no clock.
@@ -14,21 +14,30 @@ _BEFORE = ("", "\n", ":", "a", "a\n", ".")
 _ANSWER = "an answer"
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+Prompt = str | Sequence[Mapping[str, str]]  # a text, or chat messages
+
+
+def encode_prompts(
+    tokenizer: Any, prompts: Sequence[Prompt], chat: bool, system: str = "", options: Mapping[str, Any] | None = None
+) -> list[list[int]]:
     """Turns prompts into token ids, up to where the model's own text starts.
 
     Args:
       tokenizer: a fast tokenizer of transformers.
-      prompts: p texts.
-      chat: wrap each as the user's message of the chat template and open the assistant's turn, as the tokenizer's
-        `apply_chat_template` does; else the text as it is, behind what the tokenizer puts in front of every text (BOS),
-        once, also where the text begins with it already. What it puts behind a text (EOS) is left out.
+      prompts: p texts or lists of chat messages.
+      chat: wrap each as the user's message of the chat template, or put its messages there, and open the assistant's
+        turn, as the tokenizer's `apply_chat_template` does; else the text as it is, behind what the tokenizer puts in
+        front of every text (BOS), once, also where the text begins with it already. What it puts behind a text (EOS) is
+        left out.
+      system: with chat, a system message in front of prompts that have none; "" for none.
+      options: with chat, variables of the template, as enable_thinking of Qwen3's.
 
     Returns:
       p lists of ids.
 
     Raises:
-      ValueError: chat without a chat template or with one that cannot be run, or a prompt with no tokens.
+      ValueError: chat without a chat template or with one that cannot be run, chat messages without chat, or a prompt
+        with no tokens.
     """
     if chat and tokenizer.chat_template is None:
         raise ValueError(
@@ -37,12 +46,19 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[l
     front = [] if chat else front_ids(tokenizer)  # a chat template writes its own
     rows = []
     for prompt in prompts:
-        row = _plain(tokenizer, in_template(tokenizer, prompt) if chat else prompt)
+        text = in_template(tokenizer, prompt, system, options or {}) if chat else _bare(prompt)
+        row = _plain(tokenizer, text)
         row = row if row[: len(front)] == front else front + row
         if not row:
             raise ValueError(f"the prompt {prompt!r} has no tokens; give at least one")
         rows.append(row)
     return rows
+
+
+def _bare(prompt: Prompt) -> str:
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt {prompt!r:.80} is made of chat messages: set --config.policy.chat=True")
+    return prompt
 
 
 def encode_completion(tokenizer: Any, text: str) -> list[int]:
@@ -100,23 +116,30 @@ def ids_without_token(tokenizer: Any, vocab_size: int) -> tuple[tuple[int, int],
     return tuple(ranges)
 
 
-def in_template(tokenizer: Any, prompt: str) -> str:
-    """A prompt as the user's message of the chat template, the assistant's turn opened; errors as `encode_prompts`."""
+def in_template(tokenizer: Any, prompt: Prompt, system: str = "", options: Mapping[str, Any] | None = None) -> str:
+    """A prompt in the chat template, with the assistant's turn opened; errors as of `encode_prompts`."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(one) for one in prompt]
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
     try:
-        return _rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+        return _rendered(tokenizer, messages, add_generation_prompt=True, **(options or {}))
     except Exception as error:  # a template is a program: running it can fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"the tokenizer's chat template fails on one user message ({type(error).__name__}: {reason}): "
+            f"the tokenizer's chat template fails on the prompt {prompt!r:.60} ({type(error).__name__}: {reason}): "
             "set --config.policy.chat=False, or mend its chat_template.jinja"
         ) from error
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, **options: Any) -> str:
     template = _dated(tokenizer.get_chat_template())
     return str(
         tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
         )
     )
 

@@ -6,6 +6,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+Prompt = str | Sequence[Mapping[str, str]]  # a text, or chat messages, each with its role and content
+
+
+def text_of(prompt: Prompt) -> str:
+    """A prompt as one text: of chat messages their contents, a line each."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def is_prompt(value: object) -> bool:
+    """Whether a value is a text, or a list of chat messages with at least one."""
+    if isinstance(value, str):
+        return True
+    messages = list(value) if isinstance(value, list | tuple) else []
+    return bool(messages) and all(
+        isinstance(message, Mapping) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+        for message in messages
+    )
+
 
 class TaskError(ValueError):
     """A message of a task that says all there is to say, in one line; other exceptions are shown with their place."""
@@ -50,8 +68,8 @@ class Task(abc.ABC):
         """How many prompts there are."""
 
     @abc.abstractmethod
-    def prompt(self, index: int) -> str:
-        """The user's message of a prompt, without any chat template; index from 0."""
+    def prompt(self, index: int) -> Prompt:
+        """The user's message of a prompt, or chat messages, without any chat template; index from 0."""
 
     @abc.abstractmethod
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
@@ -77,7 +95,7 @@ class Task(abc.ABC):
         """Paths of files that prompts come from: a run is resumed only with the same bytes in them; none by default."""
         return []
 
-    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
         """Completions to imitate in a warm-up, as a pure function of the arguments; none by default.
 
         Args:

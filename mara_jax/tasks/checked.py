@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mara_jax.tasks.base import Score, Task, TaskError
+from mara_jax.tasks.base import Prompt, Score, Task, TaskError, is_prompt
 
 _LARGEST = float(np.finfo(np.float32).max)
 _ROUNDING = 1e-6  # relative, of rewards in float32
@@ -29,12 +29,12 @@ class CheckedTask(Task):
     def __len__(self) -> int:
         return self._value("__len__()", lambda: len(self.task))
 
-    def prompt(self, index: int) -> str:
-        """As of the task: a text."""
-        text = self._value(f"prompt({index})", lambda: self.task.prompt(index))
-        if not isinstance(text, str):
-            raise self._error(f"prompt({index})", f"returned {text!r:.80}: return a text")
-        return text
+    def prompt(self, index: int) -> Prompt:
+        """As of the task: a text or chat messages."""
+        prompt = self._value(f"prompt({index})", lambda: self.task.prompt(index))
+        if not is_prompt(prompt):
+            raise self._error(f"prompt({index})", f"returned {prompt!r:.80}: return a text, or a list of chat messages")
+        return prompt
 
     def answer_set(self, index: int) -> tuple[str, ...] | None:
         """As of the task: different texts, at least one, or None."""
@@ -57,13 +57,14 @@ class CheckedTask(Task):
                 raise self._error("files()", f"returned {path!r:.200}: return paths of files that are there")
         return files
 
-    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
         """As of the task: `batch` pairs of texts, or none."""
         where = f"demonstrations({seed}, {step}, {batch})"
         pairs = self._value(where, lambda: list(self.task.demonstrations(seed, step, batch)))
         for pair in pairs:
-            if not isinstance(pair, tuple | list) or [type(text) for text in pair] != [str, str]:
-                raise self._error(where, f"returned {pair!r:.80}: each is a pair of texts, prompt and completion")
+            whole = isinstance(pair, tuple | list) and len(pair) == 2
+            if not whole or not is_prompt(pair[0]) or not isinstance(pair[1], str):
+                raise self._error(where, f"returned {pair!r:.80}: each is a pair, prompt and completion")
         if len(pairs) not in (0, batch):
             raise self._error(where, f"returned {len(pairs)} pairs: return {batch}, or none at all")
         return [(prompt, completion) for prompt, completion in pairs]

@@ -7,7 +7,7 @@ demonstrations. Its other columns are the reward function's.
 import csv
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,3 @@ def _saved_dataset(path: Path) -> Any:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def texts(prompt: str | Iterable[Row]) -> str:
-    """A prompt as one text, for messages: of chat messages their contents."""
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)

@@ -11,7 +11,7 @@ import numpy as np
 from mara_jax import config
 from mara_jax.config import limits, setting
 from mara_jax.tasks import functions, prompt_file
-from mara_jax.tasks.base import Score, Task, TaskError
+from mara_jax.tasks.base import Prompt, Score, Task, TaskError
 from mara_jax.tasks.calls import Calls, Outcome
 from mara_jax.tasks.checked import is_number
 
@@ -61,11 +61,11 @@ class Prompts(Task):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def prompt(self, index: int) -> Any:
+    def prompt(self, index: int) -> Prompt:
         """The text or the chat messages of a row."""
         return self.rows[index]["prompt"]
 
-    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[str, str]]:
+    def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
         """Completions of rows that have any, drawn at random; none where the file has no such column."""
         if "completion" not in self.rows.columns:
             return []

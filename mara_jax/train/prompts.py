@@ -1,14 +1,16 @@
 """A task's prompts as token ids, encoded when they are used."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
+from mara_jax import config
 from mara_jax.config import LanguageRun
 from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
-from mara_jax.tasks.base import Task
+from mara_jax.tasks.base import Prompt, Task
 
 
 class EncodedPrompts(Sequence[list[int]]):
@@ -39,9 +41,14 @@ class EncodedPrompts(Sequence[list[int]]):
             )
         return ids
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Texts as the prompts are encoded."""
-        return encoding.encode_prompts(self.policy.tokenizer, texts, self.run.policy.chat)
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Others as the task's prompts are encoded."""
+        return encode(self.run.policy, self.policy.tokenizer, prompts)
+
+
+def encode(cfg: config.Policy, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Prompts as token ids, in the chat template where the config says so; errors as of `encoding.encode_prompts`."""
+    return encoding.encode_prompts(tokenizer, prompts, cfg.chat, cfg.system, config.template_options(cfg))
 
 
 def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:

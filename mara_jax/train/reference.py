@@ -18,7 +18,7 @@ from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import encoding, parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
-from mara_jax.tasks.base import Task
+from mara_jax.tasks.base import Task, text_of
 from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, ids_of_step
@@ -65,8 +65,8 @@ def load(where: str, cfg: config.Policy) -> tuple[Policy, Any]:
 
 def nano_tokenizer(run: LanguageRun, task: Task) -> Any:
     """nano's tokenizer, made from the task's demonstrations and first prompts."""
-    texts = [text for pair in task.demonstrations(run.seed, 0, NANO_TEXTS) for text in pair]
-    texts = texts or [task.prompt(number) for number in range(min(len(task), NANO_TEXTS))]
+    texts = [text_of(part) for pair in task.demonstrations(run.seed, 0, NANO_TEXTS) for part in pair]
+    texts = texts or [text_of(task.prompt(number)) for number in range(min(len(task), NANO_TEXTS))]
     return tokenizers.nano(texts, shape.NANO_VOCABULARY)
 
 
@@ -155,9 +155,9 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
     for step in range(most):
         pairs = task.demonstrations(run.seed, step, cfg.batch)
         for prompt, _ in pairs:
-            if prompt not in encoded:
-                encoded[prompt] = prompts.encode([prompt])[0]
-        rows = [(encoded[prompt], text) for prompt, text in pairs]
+            if repr(prompt) not in encoded:
+                encoded[repr(prompt)] = prompts.encode([prompt])[0]
+        rows = [(encoded[repr(prompt)], text) for prompt, text in pairs]
         batch = warmup.placed(*warmup.demonstration_batch(policy, rows, run.rollout.max_new_tokens))
         state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
         display.warm_up(step + 1, most, float(loss))

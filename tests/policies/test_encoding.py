@@ -144,3 +144,21 @@ def test_rows_without_a_token():
     vocab = {"a": 1, "b": 2, "c": 5, "d": 8}
     holes = type("Tokenizer", (), {"get_vocab": lambda self: vocab})()
     assert encoding.ids_without_token(holes, 10) == ((0, 1), (3, 5), (6, 8), (9, 10))
+
+
+def test_chat_messages_a_system_prompt_and_variables_of_the_template():
+    """As apply_chat_template of the same messages and variables."""
+    template = "{% if thinking is defined %}{{ '<' ~ thinking ~ '>' }}{% endif %}" + TURNS
+    tokenizer = byte_level(chat_template=template)
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "ab"}
+
+    def rendered(messages, **options):
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)["input_ids"]
+
+    encode = encoding.encode_prompts
+    assert encode(tokenizer, [[system, user], "ab"], True) == [rendered([system, user]), rendered([user])]
+    assert encode(tokenizer, ["ab"], True, "Be brief.") == [rendered([system, user])]
+    assert encode(tokenizer, [[system, user]], True, "Be long.") == [rendered([system, user])]  # it has its own
+    assert encode(tokenizer, ["ab"], True, options={"thinking": 7}) == [rendered([user], thinking=7)]
+    with pytest.raises(ValueError, match=r"is made of chat messages: set --config.policy.chat=True"):
+        encode(tokenizer, [[user]], False)

@@ -108,14 +108,16 @@ def test_a_column_may_be_called_reward():
 @pytest.mark.parametrize(
     ("name", "value", "call", "words"),
     [
-        ("prompt", 7, lambda task: task.prompt(1), "prompt(1): returned 7: return a text"),
+        ("prompt", 7, lambda task: task.prompt(1), "prompt(1): returned 7: return a text, or a list of chat messages"),
+        ("prompt", [], lambda task: task.prompt(1), "prompt(1): returned []: return a text"),
+        ("prompt", [{"role": "user"}], lambda task: task.prompt(1), "returned [{'role': 'user'}]"),
         ("prompt", lambda: {}["x"], lambda task: task.prompt(1), "prompt(1): failed: KeyError: 'x' ("),
         ("len", 2.5, len, "__len__(): failed: TypeError"),
         ("answer_set", "abc", lambda task: task.answer_set(1), "answer_set(1): returned 'abc': return a tuple of"),
         ("answer_set", ("a", "a"), lambda task: task.answer_set(1), "different texts"),
         ("answer_set", (), lambda task: task.answer_set(1), "None where they are not known"),
         ("answer_set", [1, 2], lambda task: task.answer_set(0), "answer_set(0): returned [1, 2]"),
-        ("demonstrations", ["ab"], lambda task: task.demonstrations(0, 0, 1), "returned 'ab': each is a pair of texts"),
+        ("demonstrations", ["ab"], lambda task: task.demonstrations(0, 0, 1), "returned 'ab': each is a pair"),
         ("demonstrations", [("a", None)], lambda task: task.demonstrations(0, 0, 1), "returned ('a', None)"),
         ("demonstrations", [("a", "b")], lambda task: task.demonstrations(0, 5, 2), "(0, 5, 2): returned 1 pairs"),
         ("demonstrations", None, lambda task: task.demonstrations(0, 0, 1), "failed: TypeError"),
