@@ -1,8 +1,9 @@
-"""The generate command: counts by hand, draws that do not depend on how they are divided, and its two kinds of output."""
+"""The generate command: counts by hand, draws that do not depend on how they are divided, what it prints."""
 
+import dataclasses
+import functools
 import json
 
-import commands
 import jax
 import numpy as np
 import pytest
@@ -45,9 +46,8 @@ def test_draws_do_not_depend_on_how_they_are_divided(model):
         drawing.draw(policy, params, tokens, drawing.Sizes(number, 10, 8, at_once, 0), {})
         for number, at_once in ((3, 256), (3, 4), (4, 256))
     )
-    assert len(whole) == 10 and [one.text for one in whole] == [one.text for one in parts] != [
-        one.text for one in other
-    ]
+    texts = [[one.text for one in drawn] for drawn in (whole, parts, other)]
+    assert len(texts[0]) == 10 and texts[0] == texts[1] != texts[2]
     assert [one.logp for one in whole] == pytest.approx([one.logp for one in parts], abs=1e-5)
     likeliest = drawing.draw(policy, params, tokens, drawing.Sizes(0, 5, 8, 256, 0), {"temperature": 0.0})
     assert len({one.text for one in likeliest}) == 1
@@ -66,15 +66,12 @@ def test_an_adapter_is_put_upon_its_base(model, tmp_path):
 
 
 def lora_of(arch):
-    import dataclasses
-
     return dataclasses.replace(arch, lora=Lora(2, 4.0, ("q", "down")))
 
 
-@pytest.fixture(scope="module")
-def generate():
-    with commands.forked({"JAX_PLATFORMS": "cpu"}) as run:
-        yield lambda *arguments: run("mara_jax.generate", *arguments)
+@pytest.fixture
+def generate(command):
+    return functools.partial(command, "mara_jax.generate")
 
 
 def test_json_has_every_completion_and_its_counts(model, generate, tmp_path):
