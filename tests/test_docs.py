@@ -21,9 +21,13 @@ from mara_jax.tasks import digits, onetwo
 
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
-# Its configuration is a file that the page tells to write: see the test of that page.
-WRITTEN = "--config=colours_config.py"
-PACKAGE = [command for command in COMMANDS if command.target.startswith("mara_jax") and WRITTEN not in command.text]
+# They read files that the page tells to write: see the test of that page.
+WRITTEN = ("--config=colours_config.py", "own.jsonl")
+PACKAGE = [
+    command
+    for command in COMMANDS
+    if command.target.startswith("mara_jax") and not any(file in command.text for file in WRITTEN)
+]
 NO_PARSER = {"mara_jax"}  # it takes no arguments
 
 # What cannot run here, by a part of the command: why, and what stands for it.
@@ -49,6 +53,10 @@ SMALLER = {
     "main --config=configs/digits.py": [
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.reference.samples=2",
     ],
+    "main --config=configs/prompts.py": [
+        "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.policy.weights=nano",
+    ],
+    "generate --weights=smollm2": ["--samples=2", "--max_new_tokens=2"],
     "--config.profile.first=3": ["--config.steps=4"],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
     "predict --r": ["--resamples=100"],
@@ -257,7 +265,7 @@ def test_the_task_of_the_page_is_trained_by_its_command(tmp_path, quick_environm
     """The files that docs/tasks.md tells to write, in an empty folder."""
     for name, block in zip(("colours.py", "colours_config.py"), documented.python_blocks("docs/tasks.md"), strict=True):
         (tmp_path / name).write_text(block)
-    (one,) = [command for command in COMMANDS if WRITTEN in command.text]
+    (one,) = [command for command in COMMANDS if WRITTEN[0] in command.text]
     done = subprocess.run(
         [sys.executable, "-m", one.target, *one.arguments, "--config.steps=2", "--config.warmup.steps=20"],
         cwd=tmp_path, env=os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
@@ -266,6 +274,32 @@ def test_the_task_of_the_page_is_trained_by_its_command(tmp_path, quick_environm
     last = json.loads((tmp_path / "runs" / "colours" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["valid/fraction"] > 0.5 and 1 <= last["answers/distinct"] <= 6 and last["task/letters"] > 0
     assert "how the run changed its completions" in done.stdout
+
+
+def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quick_environment):
+    """The files that docs/prompts.md tells to write, in a folder of their own."""
+    page = (ROOT / "docs" / "prompts.md").read_text()
+    for name, language in (("own.jsonl", "json"), ("own.py", "python")):
+        (tmp_path / name).write_text(re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[0])
+    train, *sample = [command for command in COMMANDS if WRITTEN[1] in command.text]
+    small = ["--config.steps=2", "--config.warmup.steps=60", "--config.warmup.batch=16"]
+    environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
+
+    def printed(*command: str) -> str:
+        words = [word.replace("configs/", f"{ROOT}/configs/") for word in command]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "how the run changed its completions" in printed(train.target, *train.arguments, *small)
+    last = json.loads((tmp_path / "runs" / "own" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["valid/fraction"] == last["reward/mean"] > 0.5 and last["task/failed"] == 0
+    shown, as_json = (printed(one.target, *one.arguments, "--samples=8") for one in sample)
+    assert "Name a warm colour.\n8 completions, " in shown
+    rows = [json.loads(line) for line in as_json.splitlines()]
+    assert [row["prompt"] for row in rows] == ["Name a warm colour.", "Name a cold colour."]
 
 
 @pytest.mark.slow
