@@ -95,6 +95,10 @@ class Task(abc.ABC):
         """Paths of files that prompts come from: a run is resumed only with the same bytes in them; none by default."""
         return []
 
+    def code_files(self) -> Sequence[str]:
+        """Paths of code that scores, beside the task's own module: a run that is resumed with other code says so."""
+        return []
+
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
         """Completions to imitate in a warm-up, as a pure function of the arguments; none by default.
 

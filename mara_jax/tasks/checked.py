@@ -51,10 +51,17 @@ class CheckedTask(Task):
 
     def files(self) -> Sequence[str]:
         """As of the task: paths."""
-        files = self._value("files()", lambda: [os.fspath(path) for path in self.task.files()])
+        return self._paths("files()", self.task.files)
+
+    def code_files(self) -> Sequence[str]:
+        """As of the task: paths."""
+        return self._paths("code_files()", self.task.code_files)
+
+    def _paths(self, where: str, call: Callable[[], Sequence[str]]) -> list[str]:
+        files = self._value(where, lambda: [os.fspath(path) for path in call()])
         for path in files:
             if not isinstance(path, str) or not os.path.isfile(path):
-                raise self._error("files()", f"returned {path!r:.200}: return paths of files that are there")
+                raise self._error(where, f"returned {path!r:.200}: return paths of files that are there")
         return files
 
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:

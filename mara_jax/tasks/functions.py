@@ -21,7 +21,7 @@ class Function(NamedTuple):
     """A function of the user's own.
 
     name: as it was asked for; call: the function; named: the arguments that it names; needed: those without a default;
-    takes_all: whether it also takes any other (`**columns`).
+    takes_all: whether it also takes any other (`**columns`); file: that defines it, "" where none does.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Function(NamedTuple):
     named: tuple[str, ...]
     needed: tuple[str, ...]
     takes_all: bool
+    file: str
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of these values that the function takes."""
@@ -58,6 +59,7 @@ def find(name: str) -> Function:
         tuple(one.name for one in named),
         tuple(one.name for one in named if one.default is one.empty),
         any(one.kind is one.VAR_KEYWORD for one in parameters),
+        getattr(module, "__file__", None) or "",
     )
 
 

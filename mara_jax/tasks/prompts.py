@@ -65,6 +65,15 @@ class Prompts(Task):
         """The text or the chat messages of a row."""
         return self.rows[index]["prompt"]
 
+    def files(self) -> list[str]:
+        """The prompt file, or the files of a saved dataset."""
+        path = self.rows.path
+        return [str(file) for file in sorted(path.glob("*.arrow"))] if path.is_dir() else [str(path)]
+
+    def code_files(self) -> list[str]:
+        """The files that define the functions."""
+        return [*self.calls.files]
+
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
         """Completions of rows that have any, drawn at random; none where the file has no such column."""
         if "completion" not in self.rows.columns:

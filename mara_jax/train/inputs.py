@@ -81,6 +81,7 @@ def of_run(cfg: LanguageRun, task: Task, policy: Policy) -> Inputs:
         "prompt ids": _of(prompts.encode(texts)),
         **{f"task file/{path}": digest(pathlib.Path(path)) for path in task.files()},
         **{f"reward code/{name}": digest(path) for name, path in _modules(cfg, task).items()},
+        **{f"reward code/{path}": digest(pathlib.Path(path)) for path in task.code_files()},
         **{f"version/{name}": importlib.metadata.version(name) for name in _PACKAGES},
         "version/mara_jax": mara_jax.__version__,
     }

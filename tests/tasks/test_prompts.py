@@ -83,6 +83,11 @@ def test_a_reward_and_an_answer_by_hand(folder):
     assert np.asarray(score.reward).tolist() == [1, 0, 0] and score.answer == ["a:a", "b:a", None]
 
 
+def test_a_run_knows_what_it_depends_on(folder):
+    one = task(folder, "solved")
+    assert one.files() == [str(folder / "rows.jsonl")] and one.code_files() == [str(folder / "own.py")]
+
+
 def test_several_rewards_are_weighted_and_none_is_no_judgement(folder):
     one = task(folder, "solved,short", reward_weights="2,.5")
     score = scored(one, ["a", "long", "skip"])
