@@ -1,6 +1,7 @@
 """What a run may not ask for: values that cannot work, alone or together, and objectives that are not what they say."""
 
 import dataclasses
+import math
 
 from mara_jax.config import algorithm_checks, limits
 from mara_jax.config.schema import (
@@ -56,6 +57,9 @@ def check_values(run: Run) -> None:
     """
     defaults = ToyRun() if isinstance(run, ToyRun) else LanguageRun(task=type(run.task)())
     for (name, value, _, allowed), default in zip(settings(run), settings(defaults), strict=True):
+        # A limit says so in its own words; a task's own field may have none.
+        if not isinstance(allowed, limits.Limit) and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be finite: try {default.value}")
         if isinstance(allowed, limits.Limit):
             if not allowed.holds(value):
                 cure = f": try {default.value}" if default.value != () else ""

@@ -1,7 +1,5 @@
 """The report of a prediction: its table, notes, sentence and figure, from the record of `prediction.predict`."""
 
-import json
-import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mara_jax import plot_style
+from mara_jax.train import strict_json
 from mara_jax.train.tables import NumberTable
 
 NAMES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
@@ -150,15 +149,7 @@ def _leading(record: dict[str, Any], most: int) -> list[int]:
 
 def to_json(record: dict[str, Any], indent: int | None = None) -> str:
     """The numbers as strict JSON, which has no NaN and no infinity: null stands for them."""
-    return json.dumps(_plain(record), indent=indent, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return strict_json.text(record, indent)
 
 
 def write(record: dict[str, Any], out: Path) -> Path:

@@ -54,6 +54,12 @@ def summary(trained: dict[str, np.ndarray], axes: dict[str, Any]) -> list[str]:
             f"{_name(variant)}: mean coverage of the good outcomes {coverage:.2f}, total variation{known} to uniform "
             f"over the good ones {to_uniform:.3f}"
         )
+        lost = int(np.isnan(trained["distance_to_uniform"][i]).sum())
+        if lost:
+            lines.append(
+                f"WARNING: {_name(variant)}: {lost} of {trained['distance_to_uniform'][i].size} runs ended in numbers "
+                "that are not finite, and are left out of these means: lower toy.learning_rate"
+            )
     return lines
 
 

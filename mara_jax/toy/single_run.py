@@ -1,7 +1,6 @@
 """One run of the 100-outcome problem, with its metrics and figure, on the same core functions as a language model."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from mara_jax.config import ToyRun, estimator_of
 from mara_jax.core import forecast, kl, method_rules
 from mara_jax.toy import problems, run_figure, training
-from mara_jax.train import reference, report
+from mara_jax.train import reference, report, strict_json
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 
@@ -82,8 +81,10 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         choices=choices,
     )
     trained = training.Run(*(np.asarray(value)[0, 0] for value in grid))
-    rows = _metrics(trained, cfg.steps)
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _check_finite(trained, cfg)
+    (workdir / "metrics.jsonl").write_text(
+        "".join(strict_json.text(row) + "\n" for row in _metrics(trained, cfg.steps))
+    )
     result = _result(trained, problem) | {"collapse": collapse}
     workdirs.write_json(workdir / "result.json", result)
     figure = run_figure.save_figure(workdir)
@@ -96,6 +97,21 @@ def run(cfg: ToyRun, workdir: pathlib.Path) -> None:
         f"{result['distance_to_uniform']:.3f}; mass on them {mass:.3f}" + f" (at the optimum {best:.3f})" * known
     )
     display.note(f"figure: {figure}   numbers: {workdir / 'result.json'}")
+
+
+def _check_finite(trained: training.Run, cfg: ToyRun) -> None:
+    """Refuses a run whose policy became NaN, before anything of it is written.
+
+    Raises:
+      ValueError: one line with the step and the cure.
+    """
+    bad = np.flatnonzero(~np.isfinite(trained.reward_s))
+    if len(bad) or np.isnan(trained.logp_a).any():
+        step = int(bad[0]) if len(bad) else cfg.steps
+        raise ValueError(
+            f"step {step}: the policy's probabilities are not finite: lower toy.learning_rate="
+            f"{cfg.toy.learning_rate:g}, or raise algorithm.beta={cfg.algorithm.beta:g}"
+        )
 
 
 def _metrics(trained: training.Run, steps: int) -> list[dict[str, float]]:

@@ -29,17 +29,19 @@ def of_step(
     Returns:
       `valid/fraction`, share of completions with an answer; `answers/distinct`, different answers of a group, a mean;
       `groups/equal_rewards`, share of groups whose rewards are all equal; `completions/duplicates`, share of
-      completions that repeat an earlier one of their group; `completions/truncated`, share without an end token;
+      completions that repeat an earlier one of their group; `completions/commonest`, share of a group that its most
+      frequent completion is, a mean; `completions/truncated`, share without an end token;
       `task/NAME`, means of the task's own columns.
     """
     answers = [[name for name in group if name is not None] for group in scores.answer]
     counted = np.arange(tokens_pgt.shape[-1]) < lengths_pg[..., None]
-    distinct = [len(np.unique(group, axis=0)) for group in np.where(counted, tokens_pgt, -1)]
+    repeats = [np.unique(group, axis=0, return_counts=True)[1] for group in np.where(counted, tokens_pgt, -1)]
     return {
         "valid/fraction": sum(map(len, answers)) / lengths_pg.size,
         "answers/distinct": float(np.mean([len(set(group)) for group in answers])),
         "groups/equal_rewards": float(np.mean(np.ptp(scores.reward, axis=1) == 0)),
-        "completions/duplicates": 1 - sum(distinct) / lengths_pg.size,
+        "completions/duplicates": 1 - sum(map(len, repeats)) / lengths_pg.size,
+        "completions/commonest": float(np.mean([times.max() for times in repeats])) / lengths_pg.shape[1],
         "completions/truncated": float(np.mean(~finished_pg)),
         **{f"task/{name}": float(np.mean(values)) for name, values in scores.columns.items()},
     }

@@ -16,6 +16,7 @@ from mara_jax.train.guard import Guard
 from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
+from mara_jax.train.warnings import Warnings
 
 
 class Step(NamedTuple):
@@ -40,6 +41,7 @@ class StepLog:
 
     def __init__(self, setup: Setup, file: metrics.Log, display: metrics.Display, guard: Guard) -> None:
         self.setup, self.file, self.display, self.guard = setup, file, display, guard
+        self.warnings = Warnings(setup.cfg, setup.task)
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
 
@@ -52,7 +54,7 @@ class StepLog:
           NonFiniteError: see `guard.Guard`; the row is not written.
         """
         row, ended = fetch(self.setup.cfg, step)
-        warning = self.guard.check_row(row, step.ids, step.rollout, step.scores)
+        skipped = self.guard.check_row(row, step.ids, step.rollout, step.scores)
         if to_save is not None:
             self.guard.check_state(step.number, to_save)
         self.window.append(row[COUNTS])
@@ -64,7 +66,7 @@ class StepLog:
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
         self.display.step(row, _shown(self.setup.cfg, step))
-        if warning:
+        for warning in filter(None, [skipped, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
             self.display.note(warning)
         return ended
 

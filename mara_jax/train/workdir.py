@@ -7,7 +7,7 @@ import shutil
 import tempfile
 
 from mara_jax.config import Run
-from mara_jax.train import lock
+from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
 RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "checkpoint", "mesh", "profile")
@@ -80,8 +80,8 @@ def _is_unfinished(path: pathlib.Path) -> bool:
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes JSON to a sibling and renames it, so that a kill leaves the old file or the new one."""
-    replace(path, json.dumps(value, indent=1) + "\n")
+    """Writes strict JSON to a sibling and renames it, so that a kill leaves the old file or the new one."""
+    replace(path, strict_json.text(value, indent=1) + "\n")
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -45,6 +45,7 @@ def test_metrics_of_a_step_by_hand():
             "answers/distinct": 2.0,  # one and three
             "groups/equal_rewards": 0.5,
             "completions/duplicates": 0.5,  # one of the first group, two of the second
+            "completions/commonest": 5 / 6,  # two thirds and all
             "completions/truncated": 1 / 6,
             "task/words": 3.5,
         }
