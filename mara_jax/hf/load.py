@@ -1,5 +1,6 @@
 """Read a model from a directory, a GGUF file, an embedded package or the hub. Every error message is one line."""
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from mara_jax.hf.architecture import architecture
 from mara_jax.hf.files import read_config, read_json, weight_files
 from mara_jax.hf.tensors import SafeTensors, read_params
 from mara_jax.parallel import sharding
+from mara_jax.policies import encoding
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
 
@@ -75,6 +77,8 @@ def make_policy(
             f"{source}: the end token {wrong} has no row in the embedding (0 to {limit - 1}): correct eos_token_id"
         )
     pad = next((token for token in pads if 0 <= token < limit), eos[0] if eos else 0)
+    if tokenizer is not None:
+        arch = dataclasses.replace(arch, without_token=encoding.ids_without_token(tokenizer, limit, eos))
     return Policy(arch, tokenizer, eos, pad, config, source)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import lora, parameters, transformer
+from mara_jax.policies import lora, parameters, transformer, vocabulary
 from mara_jax.policies.ops.select import select
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.transformer import KV
@@ -53,6 +53,7 @@ def _with_decoding_kernels(arch: Architecture, params: Any) -> Any:
 
 
 def logits(arch: Architecture, params: Any, hidden_bd: jax.Array) -> jax.Array:
-    """As `transformer.logits`, for the few rows of a decoding step."""
+    """As `transformer.logits`, for the few rows of a decoding step; ids without a token are masked."""
     rows_vd = transformer.head_rows(arch, params)
-    return select(arch).matmul_few_rows(hidden_bd, rows_vd, parameters.wide(hidden_bd.dtype))
+    logits_bv = select(arch).matmul_few_rows(hidden_bd, rows_vd, parameters.wide(hidden_bd.dtype))
+    return vocabulary.masked(logits_bv, arch.without_token)

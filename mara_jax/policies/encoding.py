@@ -106,9 +106,12 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return next((token for token in _plain(tokenizer, closing) if token in special), None) if answer else None
 
 
-def ids_without_token(tokenizer: Any, vocab_size: int) -> tuple[tuple[int, int], ...]:
-    """The rows of an embedding that stand for no text, as ranges (first, last + 1): padding, and holes."""
-    known = {*tokenizer.get_vocab().values(), vocab_size}
+def ids_without_token(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int] = ()) -> tuple[tuple[int, int], ...]:
+    """The rows of an embedding that stand for no token, as ranges (first, last + 1): padding, and holes.
+
+    Those that end a completion count, whether or not the tokenizer has them.
+    """
+    known = {*tokenizer.get_vocab().values(), *eos_ids, vocab_size}
     ranges, first = [], 0
     for token in sorted(known):
         ranges += [(first, token)] if first < token else []

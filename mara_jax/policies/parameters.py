@@ -71,7 +71,8 @@ class Architecture:
     every slice of a stacked array). `attention` is computed, in training, by "xla", by "kernels" that keep no scores,
     or by what `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of
     keeping: "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
-    where an adapter is trained in place of all parameters.
+    where an adapter is trained in place of all parameters. `without_token` are the rows of the vocabulary that stand
+    for no token, as ranges (first, last + 1): see `vocabulary`.
     """
 
     family: str
@@ -92,6 +93,7 @@ class Architecture:
     remat: str = "none"
     attention: str = "auto"
     lora: Lora | None = None
+    without_token: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
-from mara_jax.policies import transformer
+from mara_jax.policies import transformer, vocabulary
 from mara_jax.policies.ops import cpu
 from mara_jax.policies.ops.select import on_one_cpu
 from mara_jax.policies.parameters import wide
@@ -63,10 +63,10 @@ def token_stats(
     )
     blocks = sharded_head.blocks(-(-tokens_rn.size // sharding.shard_count("rows")), arch.vocab_size)
     if blocks:
-        stats: Any = sharded_head.stats(blocks, rows_vd, hidden_rnd, tokens_rn, ref)
+        stats: Any = sharded_head.stats(blocks, arch.without_token, rows_vd, hidden_rnd, tokens_rn, ref)
         return Stats(*stats)
     chunks = min(n, -(-tokens_rn.size // _positions(tokens_rn.size, arch.vocab_size, streams)))
-    out: Any = _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)
+    out: Any = _stats(chunks, streams, arch.without_token, rows_vd, hidden_rnd, tokens_rn, ref)
     return Stats(*out)
 
 
@@ -95,7 +95,11 @@ def _axis(hidden_rcd, rows_vd) -> int:
     return 0 if on_one_cpu() and rows_vd.shape[0] >= 16 * rows else -1
 
 
-def _logits(hidden_rcd, rows_vd):
+def _logits(hidden_rcd, rows_vd, without_token):
+    return vocabulary.masked(_all_logits(hidden_rcd, rows_vd), without_token, _axis(hidden_rcd, rows_vd))
+
+
+def _all_logits(hidden_rcd, rows_vd):
     dtype = wide(hidden_rcd.dtype)
     if _axis(hidden_rcd, rows_vd) == 0:
         # The barrier keeps XLA from folding the transposition into the matmul, where it costs more than it saves.
@@ -105,15 +109,15 @@ def _logits(hidden_rcd, rows_vd):
     return sharding.constrain(out, "rows", None, "vocab")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _stats(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
-    return _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _stats(chunks, streams, without_token, rows_vd, hidden_rnd, tokens_rn, ref):
+    return _stats_fwd(chunks, streams, without_token, rows_vd, hidden_rnd, tokens_rn, ref)[0]
 
 
-def _stats_of_chunk(rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd):
+def _stats_of_chunk(without_token, rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd):
     """((logp, entropy, ref_logp, kl), lse) of a chunk, and its logits."""
     axis = _axis(hidden_rcd, rows_vd)
-    logits = _logits(hidden_rcd, rows_vd)
+    logits = _logits(hidden_rcd, rows_vd, without_token)
     top = jnp.max(logits, axis=axis, keepdims=True)
     weight = jnp.exp(logits - top)
     total_rc = jnp.sum(weight, axis=axis)
@@ -121,7 +125,7 @@ def _stats_of_chunk(rows_vd, ref_rows_vd, hidden_rcd, tokens_rc, ref_hidden_rcd)
     entropy_rc = lse_rc - jnp.sum(weight * logits, axis=axis) / total_rc
     ref_logp_rc = kl_rc = None
     if ref_rows_vd is not None:
-        ref = _logits(ref_hidden_rcd, ref_rows_vd)
+        ref = _logits(ref_hidden_rcd, ref_rows_vd, without_token)
         ref_lse_rc = jax.nn.logsumexp(ref, axis=axis)
         ref_logp_rc = _chosen(ref, tokens_rc, axis) - ref_lse_rc
         kl_rc = jnp.sum(weight * (logits - ref), axis=axis) / total_rc - lse_rc + ref_lse_rc
@@ -147,10 +151,10 @@ def _joined(n, x_krc):
     return x_rkc.reshape(x_rkc.shape[0], -1, *x_rkc.shape[3:])[:, :n]
 
 
-def _stats_fwd(chunks, streams, rows_vd, hidden_rnd, tokens_rn, ref):
+def _stats_fwd(chunks, streams, without_token, rows_vd, hidden_rnd, tokens_rn, ref):
     ref_rows_vd, ref_hidden_rnd = (None, None) if ref is None else ref
     whole_vd, ref_whole_vd = (_gathered(x, hidden_rnd.dtype) for x in (rows_vd, ref_rows_vd))
-    stats_of_chunk = functools.partial(_stats_of_chunk, whole_vd, ref_whole_vd)
+    stats_of_chunk = functools.partial(_stats_of_chunk, without_token, whole_vd, ref_whole_vd)
     if chunks == 1:
         (out, lse_rn), logits_rnv = stats_of_chunk(hidden_rnd, tokens_rn, ref_hidden_rnd)
     else:
@@ -168,14 +172,14 @@ def _rows_gradient(d_logits_rcv, hidden_rcd):
     return jnp.einsum("rcv,rcd->vd", d_logits_rcv, hidden_rcd, preferred_element_type=dtype)
 
 
-def _stats_bwd(chunks, streams, saved, g):
+def _stats_bwd(chunks, streams, without_token, saved, g):
     rows_vd, hidden_rnd, tokens_rn, lse_rn, logits_rnv = saved
     g_rn = g[0]
     whole_vd = _gathered(rows_vd, hidden_rnd.dtype)
 
     def gradients_of_chunk(hidden_rcd, tokens_rc, lse_rc, g_rc, logits):
         axis = _axis(hidden_rcd, whole_vd)
-        logits = _logits(hidden_rcd, whole_vd) if logits is None else logits
+        logits = _logits(hidden_rcd, whole_vd, without_token) if logits is None else logits
         word = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % 3)
         tokens, lse, g = (jnp.expand_dims(x, axis) for x in (tokens_rc, lse_rc, g_rc))
         d_logits = (g * ((tokens == word) - jnp.exp(logits - lse))).astype(hidden_rcd.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax.parallel import sharding
+from mara_jax.policies import vocabulary
 from mara_jax.policies.parameters import wide
 
 # Float32 logits of one stream of positions held at once: 64 MB. Narrower blocks than WIDTH would cost more time for
@@ -56,14 +57,17 @@ def blocks(positions: int, vocab: int) -> int:
     return count if count > wanted / 4 else 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def stats(count: int, rows_vd: jax.Array, hidden_rnd: jax.Array, tokens_rn: jax.Array, ref: Any) -> tuple:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def stats(
+    count: int, without_token: vocabulary.Ranges, rows_vd: jax.Array, hidden_rnd: jax.Array, tokens_rn, ref: Any
+) -> tuple:
     """(logp, entropy, ref_logp, kl) of tokens, each [r, n] (nats); only logp has a gradient.
 
-    args: count: blocks, a divisor of each part of the vocabulary; rows_vd: the head's matrix; hidden_rnd: the hidden
-        states that predict the tokens; ref: (matrix, hidden states) of the reference, or None: its two are None then.
+    args: count: blocks, a divisor of each part of the vocabulary; without_token: as of the architecture; rows_vd: the
+        head's matrix; hidden_rnd: the hidden states that predict the tokens; ref: (matrix, hidden states) of the
+        reference, or None: its two are None then.
     """
-    return _fwd(count, rows_vd, hidden_rnd, tokens_rn, ref)[0]
+    return _fwd(count, without_token, rows_vd, hidden_rnd, tokens_rn, ref)[0]
 
 
 def _cut(count: int, rows_vd):
@@ -73,12 +77,19 @@ def _cut(count: int, rows_vd):
     return sharding.constrain(cut, None, "vocab", None, "embed")
 
 
-def _logits(hidden_rnd, rows_twd):
+def _known(count: int, without_token: vocabulary.Ranges, vocab_size: int) -> jax.Array:
+    """Where the blocks have a token, [count, t, w]."""
+    known_v = vocabulary.known(without_token, vocab_size)
+    return jnp.asarray(known_v.reshape(sharding.shard_count("vocab"), count, -1).swapaxes(0, 1))
+
+
+def _logits(hidden_rnd, rows_twd, known_tw):
     """The logits [r, n, t, w] of a block, and the block as the devices have gathered it, in the compute dtype."""
     rows_twd = sharding.constrain(rows_twd.astype(hidden_rnd.dtype), "vocab")
     dims = (((2,), (2,)), ((), ()))
     out = jax.lax.dot_general(hidden_rnd, rows_twd, dims, preferred_element_type=wide(hidden_rnd.dtype))
-    return sharding.constrain(out, "rows", None, "vocab"), rows_twd
+    out = sharding.constrain(out, "rows", None, "vocab")
+    return jnp.where(known_tw, out, vocabulary.LEAST), rows_twd
 
 
 def _is_token(tokens_rn, number, count: int, shape: tuple[int, ...]):
@@ -89,12 +100,12 @@ def _is_token(tokens_rn, number, count: int, shape: tuple[int, ...]):
     return at_rnt[..., None] == jax.lax.broadcasted_iota(jnp.int32, shape, 3)
 
 
-def _fwd(count, rows_vd, hidden_rnd, tokens_rn, ref):
+def _fwd(count, without_token, rows_vd, hidden_rnd, tokens_rn, ref):
     cut, ref_cut = _cut(count, rows_vd), None if ref is None else jax.lax.stop_gradient(_cut(count, ref[0]))
 
     def add(carry: tuple[Sums, RefSums | None], xs):
-        (sums, ref_sums), (number, rows_twd, ref_twd) = carry, xs
-        logits, _ = _logits(hidden_rnd, rows_twd)
+        (sums, ref_sums), (number, known_tw, rows_twd, ref_twd) = carry, xs
+        logits, _ = _logits(hidden_rnd, rows_twd, known_tw)
         chosen = _is_token(tokens_rn, number, count, logits.shape)
         top = jnp.maximum(sums.top, jnp.max(logits, axis=-1))
         before, weight = jnp.exp(sums.top - top), jnp.exp(logits - top[..., None])
@@ -106,7 +117,7 @@ def _fwd(count, rows_vd, hidden_rnd, tokens_rn, ref):
         )
         if ref is None or ref_sums is None:
             return (new, None), None
-        ref_logits, _ = _logits(ref[1], ref_twd)
+        ref_logits, _ = _logits(ref[1], ref_twd, known_tw)
         ref_top = jnp.maximum(ref_sums.top, jnp.max(ref_logits, axis=-1))
         ref_new = RefSums(
             ref_top,
@@ -119,7 +130,8 @@ def _fwd(count, rows_vd, hidden_rnd, tokens_rn, ref):
     shape, dtype = (*tokens_rn.shape, cut.shape[1]), wide(hidden_rnd.dtype)
     none, least = (sharding.constrain(jnp.full(shape, x, dtype), "rows", None, "vocab") for x in (0, -jnp.inf))
     begin = (Sums(least, none, none, none), None if ref is None else RefSums(least, none, none, none))
-    (sums, ref_sums), _ = jax.lax.scan(add, begin, (jnp.arange(count), cut, ref_cut))
+    known = _known(count, without_token, rows_vd.shape[0])
+    (sums, ref_sums), _ = jax.lax.scan(add, begin, (jnp.arange(count), known, cut, ref_cut))
     out, lse_rn = _joined(sums, ref_sums)
     return out, (rows_vd, hidden_rnd, tokens_rn, lse_rn)
 
@@ -142,13 +154,13 @@ def _joined(sums: Sums, ref: RefSums | None):
     return (logp, entropy, _over(ref.chosen) - ref_lse, kl), lse
 
 
-def _bwd(count, saved, g):
+def _bwd(count, without_token, saved, g):
     rows_vd, hidden_rnd, tokens_rn, lse_rn = saved
     g_rn, lse_rn = (x[..., None, None] for x in (g[0], lse_rn))
 
     def add(d_hidden_trnd, xs):
-        number, rows_twd = xs
-        logits, rows_twd = _logits(hidden_rnd, rows_twd)
+        number, known_tw, rows_twd = xs
+        logits, rows_twd = _logits(hidden_rnd, rows_twd, known_tw)
         chosen = _is_token(tokens_rn, number, count, logits.shape)
         d_logits = (g_rn * (chosen - jnp.exp(logits - lse_rn))).astype(hidden_rnd.dtype)
         dot = functools.partial(jax.lax.dot_general, preferred_element_type=logits.dtype)
@@ -158,7 +170,8 @@ def _bwd(count, saved, g):
 
     cut = _cut(count, rows_vd)
     zeros = jnp.zeros((cut.shape[1], *hidden_rnd.shape), wide(hidden_rnd.dtype))
-    d_hidden_trnd, d_rows_ktwd = jax.lax.scan(add, sharding.constrain(zeros, "vocab", "rows"), (jnp.arange(count), cut))
+    blocks = (jnp.arange(count), _known(count, without_token, rows_vd.shape[0]), cut)
+    d_hidden_trnd, d_rows_ktwd = jax.lax.scan(add, sharding.constrain(zeros, "vocab", "rows"), blocks)
     d_rows_vd = sharding.constrain(d_rows_ktwd.swapaxes(0, 1).reshape(rows_vd.shape), "vocab", "embed")
     return d_rows_vd, jnp.sum(d_hidden_trnd, axis=0).astype(hidden_rnd.dtype), None, None
 

@@ -49,8 +49,9 @@ def load_base(run: LanguageRun, task: Task) -> tuple[Policy, Any]:
     if cfg.weights != shape.NANO:
         return load(cfg.weights, cfg)
     tokenizer = nano_tokenizer(run, task)
-    arch = shape.nano(cfg)
-    ends = tokenizers.end_tokens(tokenizer)
+    arch, ends = shape.nano(cfg), tokenizers.end_tokens(tokenizer)
+    unused = encoding.ids_without_token(tokenizer, arch.vocab_size, ends)
+    arch = dataclasses.replace(arch, without_token=unused)
     policy = Policy(arch, tokenizer, ends, ends[0], {}, shape.NANO)
     layout, make = sharding.current(), functools.partial(transformer.init, arch)
     if layout is not None:
