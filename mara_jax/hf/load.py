@@ -79,7 +79,7 @@ def make_policy(
     pad = next((token for token in pads if 0 <= token < limit), eos[0] if eos else 0)
     if tokenizer is not None:
         arch = dataclasses.replace(arch, without_token=encoding.ids_without_token(tokenizer, limit, eos))
-    return Policy(arch, tokenizer, eos, pad, config, source)
+    return Policy(arch, tokenizer, eos, pad, config, source, dict(generation))
 
 
 def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, layout, choices: dict[str, Any]):

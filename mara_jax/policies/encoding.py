@@ -106,6 +106,12 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return next((token for token in _plain(tokenizer, closing) if token in special), None) if answer else None
 
 
+def closing_id(tokenizer: Any, chat: bool) -> int | None:
+    """The token that closes a completion: of the chat template's turn where there is one, else the tokenizer's eos."""
+    turn = end_of_turn(tokenizer) if chat else None
+    return tokenizer.eos_token_id if turn is None else turn
+
+
 def ids_without_token(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int] = ()) -> tuple[tuple[int, int], ...]:
     """The rows of an embedding that stand for no token, as ranges (first, last + 1): padding, and holes.
 

@@ -1,6 +1,6 @@
 """A language model as a whole: what a checkpoint holds beside its parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ class Policy:
     from.
 
     tokenizer: a transformers fast tokenizer, or None; eos_ids: sorted ids any of which ends a completion;
-    config: Hugging Face's config.json as read, kept for export.
+    config, generation: Hugging Face's config.json and generation_config.json as read, kept for export.
     """
 
     architecture: Architecture
@@ -34,6 +34,7 @@ class Policy:
     pad_id: int
     config: dict[str, Any]
     source: str
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def logits(self, params: Any, tokens_bt: Any, lengths_b: Any) -> jax.Array:
         """Next-token logits of right-padded sequences.

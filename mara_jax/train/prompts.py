@@ -1,5 +1,6 @@
 """A task's prompts as token ids, encoded when they are used."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,29 @@ class EncodedPrompts(Sequence[list[int]]):
 def encode(cfg: config.Policy, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Prompts as token ids, in the chat template where the config says so; errors as of `encoding.encode_prompts`."""
     return encoding.encode_prompts(tokenizer, prompts, cfg.chat, cfg.system, config.template_options(cfg))
+
+
+def ended_by_turns(policy: Policy, chat: bool) -> Policy:
+    """The policy with the token that closes a turn of its chat template, if any, among those that end a completion."""
+    turn = encoding.end_of_turn(policy.tokenizer) if chat else None
+    return policy if turn is None else dataclasses.replace(policy, eos_ids=tuple(sorted({*policy.eos_ids, turn})))
+
+
+def endings(policy: Policy, chat: bool) -> str:
+    """In words, what ends a completion; a warning where nothing does, or where the chat template has no end of turn."""
+    tokens = [str(policy.tokenizer.convert_ids_to_tokens(token)) for token in policy.eos_ids]
+    turn = encoding.end_of_turn(policy.tokenizer) if chat else None
+    unclosed = "the chat template closes a turn with no special token of the tokenizer"
+    if not tokens:
+        return (
+            f"WARNING: nothing will end a completion, each runs to rollout.max_new_tokens: {policy.source} names no end "
+            f"token{f', and {unclosed}' if chat else ''}; set eos_token_id in generation_config.json"
+        )
+    if chat and turn is None:
+        return (
+            f"WARNING: completions end at {', '.join(tokens)} alone: {unclosed}, so that an answer may run on behind it"
+        )
+    return f"completions end at {', '.join(tokens)}"
 
 
 def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task, text_of
 from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup
 from mara_jax.train.metrics import Display
-from mara_jax.train.prompts import EncodedPrompts, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, ended_by_turns, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples
 from mara_jax.train.setup import Setup
 
@@ -61,7 +61,8 @@ def load_base(run: LanguageRun, task: Task) -> tuple[Policy, Any]:
 
 def load(where: str, cfg: config.Policy) -> tuple[Policy, Any]:
     """Weights from a directory, file or hub id, computed with as the config says."""
-    return hf.load(where, **shape.choices(cfg), layout=sharding.current())
+    policy, params = hf.load(where, **shape.choices(cfg), layout=sharding.current())
+    return ended_by_turns(policy, cfg.chat), params
 
 
 def nano_tokenizer(run: LanguageRun, task: Task) -> Any:
@@ -119,7 +120,7 @@ def check_demonstrations(run: LanguageRun, policy: Policy, task: Task) -> None:
             f"warmup.steps={run.warmup.steps}, but the task {task.name!r} has no demonstrations to imitate: set "
             "warmup.steps=0, or give the task a method `demonstrations`"
         )
-    end = policy.tokenizer.eos_token_id
+    end = encoding.closing_id(policy.tokenizer, run.policy.chat)
     if end is None or end not in policy.eos_ids:
         names = f"is the id {end}, but completions end at" if end is not None else "is not set; completions end at"
         raise ValueError(
@@ -151,7 +152,8 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
     state = placement.fresh(policy.architecture, params, tx)
     prompts, encoded = EncodedPrompts(run, policy, task), {}
     checked = ids_of_step(run, len(task), 0)
-    most = max(cfg.steps, cfg.max_steps)
+    most, end = max(cfg.steps, cfg.max_steps), encoding.closing_id(policy.tokenizer, run.policy.chat)
+    assert end is not None, "check_demonstrations refuses a policy without it"
     words = "no check was made"
     for step in range(most):
         pairs = task.demonstrations(run.seed, step, cfg.batch)
@@ -159,7 +161,7 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
             if repr(prompt) not in encoded:
                 encoded[repr(prompt)] = prompts.encode([prompt])[0]
         rows = [(encoded[repr(prompt)], text) for prompt, text in pairs]
-        batch = warmup.placed(*warmup.demonstration_batch(policy, rows, run.rollout.max_new_tokens))
+        batch = warmup.placed(*warmup.demonstration_batch(policy, rows, run.rollout.max_new_tokens, end))
         state, loss = warmup.supervised_update(state, *batch, arch=policy.architecture, tx=tx)
         display.warm_up(step + 1, most, float(loss))
         may_end = step + 1 == most or (cfg.max_steps and step + 1 >= cfg.steps)

@@ -17,7 +17,7 @@ from mara_jax.train import adapter, inputs, optim, placement, reference, referen
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
-from mara_jax.train.prompts import EncodedPrompts, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, endings, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
@@ -78,6 +78,7 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
         return policy, params
 
     policy, params = hosts.raise_on_all_processes(read)
+    display.note(endings(policy, cfg.policy.chat))
 
     def claim() -> list[str]:
         begun_with = files | inputs.of_run(cfg, task, policy)

@@ -19,9 +19,9 @@ from mara_jax.train.state import State
 
 
 def demonstration_batch(
-    policy: Policy, pairs: Sequence[tuple[list[int], str]], width: int
+    policy: Policy, pairs: Sequence[tuple[list[int], str]], width: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of (prompt ids, completion text) pairs, each completion closed by the tokenizer's end token.
+    """Tokens of (prompt ids, completion text) pairs, each completion closed by the token `end`.
 
     Equal prompts share one row, so that the prompt is computed once.
 
@@ -30,7 +30,7 @@ def demonstration_batch(
     """
     rows = []
     for _, text in pairs:
-        ids = [*encoding.encode_completion(policy.tokenizer, text), policy.tokenizer.eos_token_id]
+        ids = [*encoding.encode_completion(policy.tokenizer, text), end]
         rows.append(ids)
     prompts = [prompt for prompt, _ in pairs]
     shared = all(prompt == prompts[0] for prompt in prompts)

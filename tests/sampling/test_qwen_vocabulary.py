@@ -89,7 +89,9 @@ def test_padded_rows_decode_to_nothing_and_never_crash(policy, prompts):
 
 def test_demonstrations_end_with_the_chats_end_token(policy, prompts):
     pairs = [(prompts[0], text) for _, text in onetwo.OneTwo().demonstrations(0, 0, 8)]
-    prompt_tokens, prompt_lengths, tokens, lengths = warmup.demonstration_batch(policy, pairs, 48)
+    prompt_tokens, prompt_lengths, tokens, lengths = warmup.demonstration_batch(
+        policy, pairs, 48, policy.tokenizer.eos_token_id
+    )
     assert prompt_tokens.shape[0] == 1 and prompt_lengths.tolist() == [len(prompts[0])]  # one row for equal prompts
     for row, length in zip(tokens[0], lengths[0], strict=True):
         assert row[length - 1] == 151_645

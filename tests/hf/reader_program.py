@@ -1,0 +1,53 @@
+"""Reads exported directories with whichever transformers is first on the path: python reader_program.py OUT DIR ...
+
+Writes OUT.json (version, and of each directory the ids of texts and a chat as text) and OUT.npz (its logits).
+"""
+
+import json
+import os
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+import transformers
+
+TEXTS = ["Two primes: 7, 11.\n", " a  ab é", "<|im_start|>12</s>"]
+CHAT = [
+    {"role": "user", "content": "Hi, 12?"},
+    {"role": "assistant", "content": "a"},
+    {"role": "user", "content": " b"},
+]
+IDS = [1, 3, 5, 7, 11, 13, 17, 19]
+
+
+def read(directory: str) -> tuple[dict, np.ndarray]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    said = {
+        "generation": json.loads(json.dumps(model.generation_config.to_dict(), default=str)),
+        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+    }
+    with torch.no_grad():
+        logits = model(torch.tensor([IDS])).logits[0].numpy()
+    if os.path.exists(os.path.join(directory, "tokenizer.json")):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        said |= {
+            "ids": [tokenizer(text).input_ids for text in TEXTS],
+            "texts": [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS],
+            "size": len(tokenizer),
+            "special": sorted(tokenizer.all_special_tokens),
+            "inputs": sorted(tokenizer("a")),
+        }
+        if tokenizer.chat_template is not None:
+            said["chat"] = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    return said, logits
+
+
+if __name__ == "__main__":
+    out, *directories = sys.argv[1:]
+    results = {directory: read(directory) for directory in directories}
+    said = {directory: said for directory, (said, _) in results.items()}
+    with open(out + ".json", "w") as stream:
+        json.dump({"version": transformers.__version__, "said": said}, stream)
+    np.savez(out + ".npz", **{directory: logits for directory, (_, logits) in results.items()})
