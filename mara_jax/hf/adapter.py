@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.config.schema import LORA_TARGETS
+from mara_jax.hf import export_check
 from mara_jax.hf.config_keys import ADAPTER
-from mara_jax.hf.export import another_process_writes, atomic_directory, rows_with_dtypes, write_json, write_safetensors
+from mara_jax.hf.export import (
+    another_process_writes,
+    atomic_directory,
+    check_finite,
+    rows_with_dtypes,
+    write_json,
+    write_safetensors,
+)
 from mara_jax.hf.files import read_json, refuse_pointers
 from mara_jax.hf.tensors import DTYPES, SafeTensors, check_floats, read_arrays
 from mara_jax.parallel import hosts, sharding
@@ -33,6 +41,7 @@ def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str =
     if arch.lora is None:
         raise ValueError("the policy's architecture has no adapter: export() writes whole models")
     rows = rows_with_dtypes(lora.rows(arch), arch.layers, adapter, dtype)
+    check_finite(rows, adapter)
     if another_process_writes(rows, adapter):
         return out
     alpha = arch.lora.alpha
@@ -51,7 +60,8 @@ def export_adapter(policy: Policy, adapter: Any, out: str | Path, *, base: str =
     }
     with atomic_directory(out) as building:
         write_json(building / _CONFIG, config)
-        write_safetensors(building / _WEIGHTS, rows, adapter)
+        written = write_safetensors(building / _WEIGHTS, rows, adapter)
+        export_check.check_tensors(rows, written, SafeTensors(str(building), [building / _WEIGHTS]), building)
     hosts.barrier("export")
     return out
 

@@ -9,47 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mara_jax.hf import export_check, export_files
 from mara_jax.hf.tensors import DTYPES
 from mara_jax.parallel import hosts
 from mara_jax.policies import lora, parameters
-from mara_jax.policies.parameters import Architecture, Row
+from mara_jax.policies.parameters import Row
 from mara_jax.policies.policy import Policy
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-def config_of(arch: Architecture) -> dict[str, Any]:
-    """The config.json of an architecture, for a model that did not come with one."""
-    rope: dict[str, Any] = {"rope_theta": arch.rope_theta, "rope_type": "default"}
-    if arch.rope_scaling is not None:
-        scaling = arch.rope_scaling
-        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            rope |= {
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_positions,
-            }
-    # Where that key is missing, transformers takes a window of 4,096 tokens.
-    window = {"sliding_window": None} if arch.traits.sliding_window else {}
-    return window | {
-        "architectures": [arch.traits.model_class],
-        "model_type": arch.family,
-        "vocab_size": arch.vocab_size,
-        "hidden_size": arch.embed,
-        "num_hidden_layers": arch.layers,
-        "num_attention_heads": arch.heads,
-        "num_key_value_heads": arch.kv_heads,
-        "head_dim": arch.head_dim,
-        "intermediate_size": arch.mlp,
-        "hidden_act": "silu",
-        "rms_norm_eps": arch.norm_eps,
-        "rope_parameters": rope,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "max_position_embeddings": arch.max_positions,
-    }
 
 
 def rows_with_dtypes(rows: Sequence[Row], layers: int, params: Any, dtype: str | None) -> list[tuple[Row, str]]:
@@ -81,6 +52,34 @@ def rows_with_dtypes(rows: Sequence[Row], layers: int, params: Any, dtype: str |
     return [(row, dtypes[row.path]) for row in rows]
 
 
+@jax.jit
+def _largest(params: Any) -> Any:
+    """The largest magnitude of each array, NaN where it holds one."""
+    return jax.tree.map(lambda x: jnp.max(jnp.abs(x)), params)
+
+
+def check_finite(rows: Iterable[tuple[Row, str]], params: Any) -> None:
+    """Refuses, on all processes alike and before anything is written, values that are not finite in the dtype written.
+
+    Raises:
+      ValueError: one line with the tensor's name.
+    """
+    largest = jax.device_get(_largest(params))
+    for row, dtype in rows:
+        if _fits(parameters.at(largest, row.path), dtype):
+            continue
+        value = float(jnp.max(jnp.abs(parameters.read(params, row))))  # of several layers' array, this layer's
+        if not np.isfinite(value):
+            raise ValueError(f"{row.name} holds NaN or infinity: export an earlier checkpoint")
+        if not _fits(value, dtype):
+            raise ValueError(f"{row.name} holds {value:.3g}, which is infinity in {dtype}: write dtype='bfloat16'")
+
+
+def _fits(value: Any, dtype: str) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.float32(value).astype(DTYPES[dtype]).astype(np.float32)))
+
+
 def _size(row: Row, dtype: str) -> int:
     return int(np.prod(row.shape)) * DTYPES[dtype].itemsize
 
@@ -99,8 +98,12 @@ def _shards(rows: list[tuple[Row, str]], limit: int) -> list[list[tuple[Row, str
     return shards
 
 
-def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> None:
-    """One safetensors file, a tensor in host memory at a time (the package's writer wants them all)."""
+def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) -> dict[str, int]:
+    """One safetensors file, a tensor in host memory at a time (the package's writer wants them all).
+
+    Returns:
+      The checksum of each tensor, as `export_check` compares it.
+    """
     rows = list(rows)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -114,32 +117,37 @@ def write_safetensors(file: Path, rows: Iterable[tuple[Row, str]], params: Any) 
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    sums: dict[str, int] = {}
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for row, dtype in rows:
             array = hosts.gather(parameters.read(params, row))
             array = array.T if row.transpose else array
+            array = np.ascontiguousarray(array, dtype=DTYPES[dtype])
+            sums[row.name] = export_check.checksum(array)
             # As bytes, which need no copy: bfloat16 has no buffer that Python knows.
-            stream.write(np.ascontiguousarray(array, dtype=DTYPES[dtype]).reshape(-1).view(np.uint8).data)
+            stream.write(array.reshape(-1).view(np.uint8).data)
+    return sums
 
 
 def write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_weights(directory: Path, rows: list[tuple[Row, str]], params: Any, limit: int) -> None:
+def _write_weights(directory: Path, rows: list[tuple[Row, str]], params: Any, limit: int) -> dict[str, int]:
     shards = _shards(rows, limit)
     if len(shards) == 1:
         return write_safetensors(directory / "model.safetensors", shards[0], params)
-    weight_map = {}
+    weight_map, sums = {}, {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(directory / name, shard, params)
+        sums |= write_safetensors(directory / name, shard, params)
         weight_map |= {row.name: name for row, _ in shard}
     total = sum(_size(row, dtype) for row, dtype in rows)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return write_json(directory / "model.safetensors.index.json", index)
+    write_json(directory / "model.safetensors.index.json", index)
+    return sums
 
 
 @contextmanager
@@ -175,36 +183,32 @@ def export(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
-    """Write config, weights and tokenizer so that transformers' AutoModelForCausalLM and AutoTokenizer load
-    them.
+    """Write config, weights and tokenizer so that AutoModelForCausalLM and AutoTokenizer of transformers 4 and 5 load
+    them, as vLLM and llama.cpp's converter do.
 
-    Everything is written to a temporary directory beside `out` and renamed at the end, so that `out` is never
-    half there. Of several processes, all of which call this, process 0 writes.
+    Everything is written to a temporary directory beside `out`, read back and compared (see `export_check`), and
+    renamed at the end, so that `out` is never half there. Of several processes, all of which call this, process 0
+    writes.
 
     args: policy; params: of the policy's architecture, unrolled or scanned, an adapter attached or not: it is merged
         into its kernels; out: a path that does not exist,
         or an empty directory; dtype: 'float32', 'bfloat16' or 'float16', by default each parameter's own;
         max_shard_bytes: of one file.
     returns: the path written.
-    errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's.
+    errors: FileExistsError where `out` holds something; ValueError where params are not the architecture's, or not
+        finite in the dtype that they are written in, or where what was written reads back differently.
     """
     arch, out, params = policy.architecture, Path(out), lora.merged(params)
     rows = rows_with_dtypes(parameters.table(arch), arch.layers, params, dtype)
+    check_finite(rows, params)
     if another_process_writes(rows, params):
         return out
-    generation: dict[str, Any] = {"eos_token_id": list(policy.eos_ids), "pad_token_id": policy.pad_id}
-    if not policy.eos_ids:
-        del generation["eos_token_id"]
-    # Without these, a class of transformers takes the ids of its family's first tokenizer.
-    token_ids = {"bos_token_id": None, "eos_token_id": None} | generation
-    config = dict(policy.config) or config_of(arch) | token_ids
-    config.pop("torch_dtype", None)  # the older name of the same key
-    config["dtype"] = rows[0][1]
     with atomic_directory(out) as building:
-        write_json(building / "config.json", config)
-        write_json(building / "generation_config.json", generation)
-        _write_weights(building, rows, params, max_shard_bytes)
+        write_json(building / "config.json", export_files.config(policy, rows[0][1]))
+        write_json(building / "generation_config.json", export_files.generation(policy))
+        written = _write_weights(building, rows, params, max_shard_bytes)
         if policy.tokenizer is not None:
-            policy.tokenizer.save_pretrained(building)
+            export_files.write_tokenizer(policy.tokenizer, building)
+        export_check.check(policy, rows, params, written, building)
     hosts.barrier("export")
     return out

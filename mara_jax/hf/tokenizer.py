@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from mara_jax.policies.encoding import encode_prompts
+from mara_jax.policies.encoding import encode_prompts, front_ids
 
 if TYPE_CHECKING:  # transformers takes two seconds to import; only the functions that build one pay for it
     from transformers import PreTrainedTokenizerFast
@@ -52,6 +52,8 @@ def _qwen_pieces() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated"), _byte_level(False)])
 
 
+# Classes of transformers 4 that put BOS in front of texts by add_bos_token, whatever tokenizer.json says.
+_HEED_ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 # tokenizer.ggml.pre -> (normaliser, pre-tokeniser)
 _PRE_TOKENIZERS = {
     "smollm": (None, _digits_then_words),
@@ -92,9 +94,32 @@ def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     if (path / "chat_template.jinja").is_file():
         _read_text(path / "chat_template.jinja")
     try:
-        return _fast_class().from_pretrained(str(path))
+        tokenizer = _fast_class().from_pretrained(str(path))
     except Exception as error:  # the Rust reader raises a bare Exception on any malformed file
         raise ValueError(f"{file} is not a tokenizer that can be read: {_one_line(error)}") from None
+    settings = path / "tokenizer_config.json"
+    _follow_bos_setting(tokenizer, json.loads(_read_text(settings)) if settings.is_file() else {})
+    return tokenizer
+
+
+def _follow_bos_setting(tokenizer: "PreTrainedTokenizerFast", settings: dict[str, Any]) -> None:
+    """BOS as add_bos_token of tokenizer_config.json asks for it, where tokenizer.json says otherwise.
+
+    True counts whatever the tokenizer's class, False in the classes that transformers 4 had heed it.
+    """
+    bos, wanted = tokenizer.bos_token, settings.get("add_bos_token")
+    heeds = str(settings.get("tokenizer_class")).removesuffix("Fast") in _HEED_ADD_BOS
+    if bos is None or wanted is None or (wanted is False and not heeds):
+        return
+    if bool(wanted) != (front_ids(tokenizer)[:1] == [tokenizer.bos_token_id]):
+        tokenizer.backend_tokenizer.post_processor = _in_front(bos, tokenizer.bos_token_id) if wanted else _in_front()
+
+
+def _in_front(*marks: Any) -> processors.TemplateProcessing:
+    """A post-processor that puts a token, given as text and id, in front of a text, or none."""
+    return processors.TemplateProcessing(
+        single=f"{marks[0]} $A" if marks else "$A", special_tokens=[marks] if marks else []
+    )
 
 
 def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokenizerFast":
@@ -137,9 +162,7 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokeniz
     }  # fmt: skip
     if read.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
         bos = special["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokens.index(bos))]
-        )
+        tokenizer.post_processor = _in_front(bos, tokens.index(bos))
     return _fast(tokenizer, read.get("tokenizer.chat_template"), **special)
 
 

@@ -65,13 +65,11 @@ def endings(policy: Policy, chat: bool) -> str:
     unclosed = "the chat template closes a turn with no special token of the tokenizer"
     if not tokens:
         return (
-            f"WARNING: nothing will end a completion, each runs to rollout.max_new_tokens: {policy.source} names no end "
-            f"token{f', and {unclosed}' if chat else ''}; set eos_token_id in generation_config.json"
+            f"WARNING: nothing will end a completion, each runs to rollout.max_new_tokens: {policy.source} names no "
+            f"end token{f', and {unclosed}' if chat else ''}; set eos_token_id in generation_config.json"
         )
     if chat and turn is None:
-        return (
-            f"WARNING: completions end at {', '.join(tokens)} alone: {unclosed}, so that an answer may run on behind it"
-        )
+        return f"WARNING: completions end at {', '.join(tokens)} alone: {unclosed}, so an answer may run on"
     return f"completions end at {', '.join(tokens)}"
 
 

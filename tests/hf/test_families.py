@@ -10,7 +10,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from mara_jax import hf
 from mara_jax.hf.architecture import architecture
-from mara_jax.hf.export import config_of
+from mara_jax.hf.export_files import config_of
 from mara_jax.policies.families import FAMILIES
 from mara_jax.policies.ops.rms_norm import rms_norm
 from mara_jax.policies.parameters import Architecture
