@@ -19,29 +19,25 @@ CHAT = [
     {"role": "assistant", "content": "a"},
     {"role": "user", "content": " b"},
 ]
-IDS = [1, 3, 5, 7, 11, 13, 17, 19]
 
 
 def read(directory: str) -> tuple[dict, np.ndarray]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = [tokenizer(text).input_ids for text in TEXTS]
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     said = {
-        "generation": json.loads(json.dumps(model.generation_config.to_dict(), default=str)),
-        "tied": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        "tied": model.lm_head.weight is model.model.embed_tokens.weight,
+        "ends": model.generation_config.eos_token_id,
+        "ids": ids,
+        "texts": [tokenizer.decode(row) for row in ids],
+        "size": len(tokenizer),
+        "special": sorted(tokenizer.all_special_tokens),
+        "inputs": sorted(tokenizer("a")),
     }
+    if tokenizer.chat_template is not None:
+        said["chat"] = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     with torch.no_grad():
-        logits = model(torch.tensor([IDS])).logits[0].numpy()
-    if os.path.exists(os.path.join(directory, "tokenizer.json")):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        said |= {
-            "ids": [tokenizer(text).input_ids for text in TEXTS],
-            "texts": [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS],
-            "size": len(tokenizer),
-            "special": sorted(tokenizer.all_special_tokens),
-            "inputs": sorted(tokenizer("a")),
-        }
-        if tokenizer.chat_template is not None:
-            said["chat"] = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
-    return said, logits
+        return said, model(torch.tensor([ids[0]])).logits[0].numpy()
 
 
 if __name__ == "__main__":
@@ -50,4 +46,4 @@ if __name__ == "__main__":
     said = {directory: said for directory, (said, _) in results.items()}
     with open(out + ".json", "w") as stream:
         json.dump({"version": transformers.__version__, "said": said}, stream)
-    np.savez(out + ".npz", **{directory: logits for directory, (_, logits) in results.items()})
+    np.savez(out + ".npz", *(logits for _, logits in results.values()))

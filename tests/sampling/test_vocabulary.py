@@ -1,6 +1,7 @@
 """Rows of the head without a token, padding and holes: never drawn, and in no softmax, of sampler and trainer alike."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def test_statistics_are_those_of_a_vocabulary_without_these_rows(case, chunks):
     place = jnp.asarray(random.integers(0, len(KNOWN), (2, 6)))
 
     def summed(without, rows, ref_rows, tokens, hidden):
-        stats = head._stats(chunks, 1, without, rows, hidden, tokens, (ref_rows, ref_hidden))
+        stats: Any = head._stats(chunks, 1, without, rows, hidden, tokens, (ref_rows, ref_hidden))
         return jnp.sum(stats[0]), stats
 
     def gradients(*args):
