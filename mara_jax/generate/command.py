@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
 from absl import flags
@@ -54,12 +55,16 @@ def generate(argv: list[str]) -> int:
     """
     values = parse(argv)
     from mara_jax.generate import drawing
+    from mara_jax.train import prompts
 
     rows = _rows(values)
     console = Console(soft_wrap=True, highlight=False)
     with drawing.answer_function(values.answer, rows) as answer:
         policy, params = drawing.load(values.weights)
         chat = values.chat == "yes" or (values.chat == "auto" and drawing.has_template(policy))
+        policy = prompts.ended_by_turns(policy, chat)
+        if not policy.eos_ids:
+            print(prompts.endings(policy, chat), file=sys.stderr)
         for number, row in enumerate(rows):
             settings = {"temperature": values.temperature, "top_p": values.top_p}
             samples = drawing.draw(

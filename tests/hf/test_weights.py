@@ -55,6 +55,8 @@ def test_export_leaves_nothing_behind_when_it_fails(tmp_path):
     policy, params = load_tied(tmp_path)
 
     class Broken:
+        bos_token_id = eos_token_id = pad_token_id = None
+
         def save_pretrained(self, directory):
             raise OSError("disk full")
 
