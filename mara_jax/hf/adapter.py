@@ -16,7 +16,7 @@ from mara_jax.hf.export import (
     write_json,
     write_safetensors,
 )
-from mara_jax.hf.files import read_json, refuse_pointers
+from mara_jax.hf.files import read_json
 from mara_jax.hf.tensors import DTYPES, SafeTensors, check_floats, read_arrays
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora
@@ -76,7 +76,6 @@ def load_adapter(
     errors: FileNotFoundError where a file is not there; ValueError, one line, for an adapter of another kind or model.
     """
     directory = Path(where)
-    refuse_pointers(directory)
     for name in (_CONFIG, _WEIGHTS):
         if not (directory / name).is_file():
             raise FileNotFoundError(

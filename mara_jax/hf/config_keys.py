@@ -86,14 +86,14 @@ MODEL = Keys(
         {
             "bookkeeping": """_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
                 use_bfloat16 unsloth_fixed unsloth_version transformers.js_config is_decoder tokenizer_class
-                max_sequence_length model_max_length""",
+                max_sequence_length model_max_length seq_length""",
             "the tokenizer decides": "bos_token_id unk_token_id sep_token_id cls_token_id mask_token_id prefix",
             "training alone": "initializer_range attention_dropout gradient_checkpointing neftune_noise_alpha",
             "how a library computes or returns the same numbers": """use_cache pretraining_tp chunk_size_feed_forward
                 torchscript tf_legacy_loss return_dict output_attentions output_hidden_states attn_implementation
                 _attn_implementation _attn_implementation_autoset _attn_implementation_internal
-                _flash_attn_2_enabled experts_implementation _experts_implementation
-                _experts_implementation_internal tie_last_hidden_states""",
+                _flash_attn_2_enabled use_flash_attn use_flash_attention_2 experts_implementation
+                _experts_implementation _experts_implementation_internal tie_last_hidden_states""",
             "of classifiers alone": "id2label label2id num_labels problem_type finetuning_task task_specific_params",
             "use_sliding_window must be false": "max_window_layers",
             "defaults of another sampler; this one's are those of the run": """max_length min_length do_sample

@@ -13,6 +13,7 @@ _SAVE_AGAIN = "read it with transformers and write it again with save_pretrained
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError in one line where it is not UTF-8, not JSON or no object."""
+    refuse_pointer(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -22,14 +23,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_pointers(directory: Path) -> None:
-    """ValueError where a file is the few lines that git-lfs leaves in place of one that it has not fetched."""
-    for file in sorted(directory.iterdir()) if directory.is_dir() else []:
-        refuse_pointer(file)
-
-
 def refuse_pointer(file: Path) -> None:
-    """As `refuse_pointers`, for one file."""
+    """ValueError where a file is the few lines that git-lfs leaves in place of one that it has not fetched."""
     if not file.is_file() or file.stat().st_size > _POINTER_BYTES:
         return
     with file.open("rb") as stream:
@@ -46,7 +41,6 @@ def read_config(directory: Path) -> dict[str, Any]:
       FileNotFoundError: there is none; the error says what the directory holds instead.
       ValueError: it is no JSON object, or an adapter lies beside it, which transformers would load as well.
     """
-    refuse_pointers(directory)
     adapter = (directory / "adapter_config.json").is_file()
     if (directory / "config.json").is_file():
         if adapter:
@@ -54,7 +48,10 @@ def read_config(directory: Path) -> dict[str, Any]:
                 f"{directory} has adapter_config.json beside config.json: move the adapter to a folder of its own and "
                 "name that in lora.adapter, or merge it into the weights"
             )
-        return read_json(directory / "config.json")
+        config = read_json(directory / "config.json")
+        if "model_type" not in config and (directory / "model" / "config.json").is_file():
+            raise ValueError(f"{directory} is the folder of a run, not a model: give {directory / 'model'}")
+        return config
     if adapter:
         base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
         raise FileNotFoundError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mara_jax.hf.architecture import architecture
-from mara_jax.hf.files import read_config, read_json, weight_files
+from mara_jax.hf.files import read_config, read_json, refuse_pointer, weight_files
 from mara_jax.hf.tensors import SafeTensors, read_params
 from mara_jax.parallel import sharding
 from mara_jax.policies import encoding
@@ -90,6 +90,8 @@ def _load_directory(directory: Path, with_tokenizer: bool, param_dtype: str, lay
     if with_tokenizer:
         from mara_jax.hf.tokenizer import from_directory  # transformers takes seconds to import
 
+        for name in _BESIDE_WEIGHTS:
+            refuse_pointer(directory / name)
         tokenizer = from_directory(directory)
     generation = read_json(generation_file) if generation_file.is_file() else {}
     # Ids are checked first: it is cheap, and the weights may take minutes.

@@ -169,7 +169,8 @@ def _store(tensors: Tensors, row: Row, array: np.ndarray, slot: np.ndarray) -> N
     """Write a tensor, or a part of one, into its place in our tree; ValueError where it is not finite there."""
     with np.errstate(over="ignore"):  # a number beyond the range becomes infinite, which is then found
         slot[...] = array.T if row.transpose else array
-    if _is_finite(slot):
+    # A wider dtype holds every number of a narrower one: the one with fewer bytes tells of both.
+    if _is_finite(array if array.itemsize < slot.itemsize else slot):
         return
     wide = array.astype(np.float32)
     wrong, where = np.count_nonzero(~np.isfinite(wide)), f"{tensors.source} holds {row.name}"
@@ -182,15 +183,17 @@ def _store(tensors: Tensors, row: Row, array: np.ndarray, slot: np.ndarray) -> N
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite, by its bits: three times as fast as numpy's isfinite, more in 16 bits.
+    """Whether no number is NaN or infinite: in one or two passes, without a copy, faster than numpy's isfinite.
 
-    Infinity and NaN have the largest exponent, so that they are the largest integers of their sign.
+    Infinity and NaN have the largest exponent, so that their bits are the largest integers of their sign.
     """
+    if array.dtype == np.float32 and np.isfinite(np.vdot(array, array)):
+        return True  # a sum of squares is finite only if every number is; large ones may overflow it all the same
     size = array.dtype.itemsize
     infinity = np.array(np.inf, array.dtype).view(f"u{size}").item()
     sign = 1 << (8 * size - 1)
     largest, largest_negative = (array.view(f"{kind}{size}").max(initial=0) for kind in "iu")
-    return int(largest) < infinity and not int(largest_negative) >= sign + infinity
+    return int(largest) < infinity and int(largest_negative) < sign + infinity
 
 
 def read_params(

@@ -62,6 +62,10 @@ _PRE_TOKENIZERS = {
 }
 
 
+# Our name of a special token -> GGUF's.
+_GGUF_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
 def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     """Reads tokenizer.json and, beside it, tokenizer_config.json and chat_template.jinja.
 
@@ -141,29 +145,44 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> "PreTrainedTokeniz
         reader = _open_gguf(path)
     read = {name: item.contents() for name, item in reader.fields.items() if name.startswith("tokenizer.")}
     kind, pre = read.get("tokenizer.ggml.model"), read.get("tokenizer.ggml.pre")
+    cure = "load the model's safetensors with its tokenizer.json instead"
     if kind != "gpt2":
-        raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is known")
-    if pre not in _PRE_TOKENIZERS:
+        raise ValueError(f"{path} holds a tokenizer of kind {kind!r}; only 'gpt2' (byte-level BPE) is known: {cure}")
+    if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
         known = ", ".join(sorted(_PRE_TOKENIZERS))
-        raise ValueError(f"{path} splits text by the rule {pre!r}; the known ones are {known}")
-    tokens, kinds = read["tokenizer.ggml.tokens"], read["tokenizer.ggml.token_type"]
-    merges = [tuple(line.split(" ")) for line in read["tokenizer.ggml.merges"]]
+        raise ValueError(f"{path} splits text by the rule {pre!r}; the known ones are {known}: {cure}")
+    tokens, kinds, merges = _gguf_vocabulary(read, path)
     normalizer, pieces = _PRE_TOKENIZERS[pre]
     tokenizer = _bpe({token: i for i, token in enumerate(tokens)}, merges, normalizer, pieces, path)
     control, user_defined = 3, 4  # GGUF token types
     tokenizer.add_special_tokens([_added(t, True) for t, k in zip(tokens, kinds, strict=True) if k == control])
     tokenizer.add_tokens([_added(t, False) for t, k in zip(tokens, kinds, strict=True) if k == user_defined])
-    special = {
-        role: tokens[read[f"tokenizer.ggml.{field}_token_id"]]
-        for role, field in {
-            "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"
-        }.items()
-        if f"tokenizer.ggml.{field}_token_id" in read
-    }  # fmt: skip
+    special = {}
+    for role, field in _GGUF_ROLES.items():
+        token = read.get(f"tokenizer.ggml.{field}_token_id")
+        if token is not None and not 0 <= token < len(tokens):
+            raise ValueError(
+                f"{path} has {field}_token_id={token}, but tokens 0 to {len(tokens) - 1}: download it again"
+            )
+        if token is not None:
+            special[role] = tokens[token]
     if read.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
         bos = special["bos_token"]
         tokenizer.post_processor = _in_front(bos, tokens.index(bos))
     return _fast(tokenizer, read.get("tokenizer.chat_template"), **special)
+
+
+def _gguf_vocabulary(read: dict[str, Any], path: Path) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """Tokens, their types and the merges of a GGUF file; ValueError where one is not there or they do not agree."""
+    tokens, kinds, lines = (read.get(f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type", "merges"))
+    merges = [tuple(line.split(" ")) for line in lines]
+    odd = next((merge for merge in merges if len(merge) != 2), None)
+    if not tokens or not merges or len(kinds) != len(tokens) or len(set(tokens)) != len(tokens) or odd:
+        raise ValueError(
+            f"{path} has a broken vocabulary ({len(tokens)} tokens, {len(set(tokens))} of them distinct, {len(kinds)} "
+            f"types, {len(merges)} merges{f', the merge {odd}' if odd else ''}): download it again"
+        )
+    return tokens, kinds, merges
 
 
 def nano(texts: Iterable[str], vocab_size: int = 512) -> "PreTrainedTokenizerFast":

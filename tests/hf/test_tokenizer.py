@@ -231,15 +231,15 @@ def test_prompts_without_chat_are_taken_as_they_are(qwen):
         tok.encode_prompts(bare, ["1"], chat=True)
 
 
-def _write_gguf(path: Path, *, kind="gpt2", pre="gpt-2", merges=("a b",), add_bos=True) -> Path:
+def _write_gguf(path: Path, *, kind="gpt2", pre="gpt-2", merges=("a b",), add_bos=True, first="<s>", end=0) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(["<s>", "a", "b", "ab", "<tool>", "\u0120"])
+    writer.add_token_list([first, "a", "b", "ab", "<tool>", "\u0120"])
     writer.add_token_types([3, 1, 1, 1, 4, 1])
     writer.add_token_merges(list(merges))
     writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
+    writer.add_eos_token_id(end)
     writer.add_add_bos_token(add_bos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -274,6 +274,10 @@ def test_bad_gguf_files_give_one_line(tmp_path):
     _one_line(lambda: tok.from_gguf(tmp_path / "cut.gguf"), "cut.gguf")
     _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "k.gguf", kind="llama")), "k.gguf", "'llama'")
     _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "p.gguf", pre="dbrx")), "'dbrx'", "smollm")
+    _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "s.gguf", kind="llama")), "load the model's safetensors")
+    _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "m.gguf", merges=["ab"])), "the merge ('ab',)", "again")
+    _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "t.gguf", first="a")), "6 tokens, 5 of them distinct")
+    _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "e.gguf", end=6)), "eos_token_id=6, but tokens 0 to 5")
     _one_line(lambda: tok.from_gguf(_write_gguf(tmp_path / "v.gguf", merges=["a x"])), "v.gguf", "vocabulary")
 
 

@@ -198,7 +198,7 @@ def test_the_largest_numbers_of_a_dtype_are_finite_and_those_beyond_are_named(si
 def test_finiteness_by_bits_is_numpys(dtype):
     numbers = np.array([0.0, -0.0, 1.0, -1.0, np.nan, -np.nan, np.inf, -np.inf, 1e-7, -1e-7], dtype)
     largest = ml_dtypes.finfo(dtype).max
-    for chosen in ([0], [1], [1, 3], [2, 4], [3, 5], [1, 6], [0, 7], [8, 9], [7], [5]):
+    for chosen in ([], [0], [1], [1, 3], [2, 4], [3, 5], [1, 6], [0, 7], [8, 9], [7], [5]):
         array = np.append(numbers[chosen], [largest, -largest]).astype(dtype)
         assert _is_finite(array) == bool(np.isfinite(array.astype(np.float32)).all()), array
     assert _is_finite(np.array([-1.0, -2.0], dtype)) and _is_finite(np.zeros((0, 3), dtype))
@@ -240,8 +240,15 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_pointers_of_git_lfs(single, name):
+    (single / "pytorch_model.bin").write_bytes(POINTER)  # which nobody reads
+    assert hf.load(single, tokenizer=False)
     (single / name).write_bytes(POINTER)
-    refused(single, f"{name} is a pointer of git-lfs", "git lfs pull")
+    refused(single, f"{name} is a pointer of git-lfs", "git lfs pull", tokenizer=name == "tokenizer.json")
+
+
+def test_the_folder_of_a_run(single, tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 3}')
+    refused(tmp_path, "is the folder of a run, not a model", f"give {single}")
 
 
 def test_a_gguf_that_is_a_pointer(tmp_path):
