@@ -84,8 +84,8 @@ class Checkpoints:
         self.every = cfg.every
         hosts.on_process_zero(self._remove_unfinished)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
-        self.complete = self.manager.latest_step()  # the newest that is known to be
-        hosts.on_process_zero(self._record)
+        latest = self.manager.latest_step()
+        hosts.on_process_zero(lambda: self._record(latest))
 
     def due(self, step: int, last: bool) -> bool:
         """Whether a checkpoint follows `step` steps."""
@@ -108,9 +108,8 @@ class Checkpoints:
                 self._remove_unfinished()
             raise
         # Orbax finishes one checkpoint before it begins the next.
-        self.complete = begun if self.asynchronous else step
         if hosts.is_process_zero():
-            self._record()
+            self._record(begun if self.asynchronous else step)
         memory.give_back()
 
     def latest(self) -> int | None:
@@ -135,9 +134,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes under way."""
         self.manager.wait_until_finished()
-        self.complete = self.latest()
         if hosts.is_process_zero():
-            self._record()
+            self._record(self.latest())
         self.manager.close()
 
     def finish_alone(self) -> None:
@@ -149,13 +147,13 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
 
-    def _record(self) -> None:
+    def _record(self, complete: int | None) -> None:
         """Says in saved.json which checkpoint is complete, if any is."""
         path = self.workdir / SAVED
-        if self.complete is None:
+        if complete is None:
             path.unlink(missing_ok=True)
         else:
-            workdirs.write_json(path, {"step": self.complete})
+            workdirs.write_json(path, {"step": complete})
 
     def _remove_unfinished(self) -> None:
         """Removes what Orbax renames only when it is complete: a kill or a full disk leaves gigabytes of it."""
