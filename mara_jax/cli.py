@@ -29,6 +29,7 @@ COMMANDS = {
     "audit": "says what a setting really optimises",
     "plan": "counts a run's memory and work for any devices",
     "bench": "measures a training step",
+    "export": "writes a checkpoint's policy as a model directory",
     "generate": "samples completions, and counts answers",
     "evaluate": "shows and compares finished runs",
     "figures": "draws the papers' figures and checks them",

@@ -22,7 +22,7 @@ from mara_jax.tasks import digits, onetwo
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
 # They read files that the page tells to write: see the test of that page.
-WRITTEN = ("--config=colours_config.py", "own.jsonl")
+WRITTEN = ("--config=colours_config.py", "own.jsonl", "runs/own ")
 PACKAGE = [
     command
     for command in COMMANDS
@@ -281,7 +281,7 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     page = (ROOT / "docs" / "prompts.md").read_text()
     for name, language in (("own.jsonl", "json"), ("own.py", "python")):
         (tmp_path / name).write_text(re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[0])
-    train, *sample = [command for command in COMMANDS if WRITTEN[1] in command.text]
+    train, export, *sample = [command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:])]
     small = ["--config.steps=2", "--config.warmup.steps=60", "--config.warmup.batch=16"]
     environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
 
@@ -296,6 +296,7 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     assert "how the run changed its completions" in printed(train.target, *train.arguments, *small)
     last = json.loads((tmp_path / "runs" / "own" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["valid/fraction"] == last["reward/mean"] > 0.5 and last["task/failed"] == 0
+    assert "step 2 of runs/own: model: runs/own-model" in printed(export.target, *export.arguments)
     shown, as_json = (printed(one.target, *one.arguments, "--samples=8") for one in sample)
     assert "Name a warm colour.\n8 completions, " in shown
     rows = [json.loads(line) for line in as_json.splitlines()]

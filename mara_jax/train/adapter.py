@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun, lora_targets
-from mara_jax.parallel import hosts, sharding
+from mara_jax.parallel import sharding
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.policy import Policy
 from mara_jax.train import reference
@@ -73,18 +72,6 @@ def _check_same(cfg: LanguageRun, saved: parameters.Lora | None) -> None:
             raise ValueError(
                 f"lora.{name}={configured}, but {cfg.lora.adapter} has {stored}: set --config.lora.{name}={stored}"
             )
-
-
-def export(cfg: LanguageRun, policy: Policy, adapter: Any, workdir: pathlib.Path) -> pathlib.Path | None:
-    """Writes WORKDIR/adapter, which peft loads, in place of what an earlier end of the run left there; returns it.
-
-    Without an adapter nothing is written, and None returned.
-    """
-    if policy.architecture.lora is None:
-        return None
-    out = workdir / NAME
-    hosts.on_process_zero(lambda: shutil.rmtree(out, ignore_errors=True))
-    return hf.export_adapter(policy, adapter, out, base=base(cfg, workdir), dtype="float32")
 
 
 def base(cfg: LanguageRun, workdir: pathlib.Path) -> str:

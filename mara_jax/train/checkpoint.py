@@ -57,6 +57,43 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
+def step_to_read(workdir: pathlib.Path, step: int | None) -> int:
+    """The step whose checkpoint is asked for, or the newest one's.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    saved = saved_steps(workdir)
+    if not saved:
+        raise ValueError(f"{workdir} holds no checkpoint yet: wait for the first, or name another --workdir")
+    if step is None:
+        return saved[-1]
+    if step not in saved:
+        raise ValueError(f"{workdir} holds no checkpoint of step {step}: it has {', '.join(map(str, saved))}")
+    return step
+
+
+def read_params(workdir: pathlib.Path, step: int, shapes: Any) -> Any:
+    """The trained parameters of a checkpoint, without the optimiser's state.
+
+    Args:
+      shapes: a tree of them, as `State.params`.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    folder, wanted = (workdir / "checkpoints" / str(step)).absolute(), {"params": shapes}
+    args = ocp.args.PyTreeRestore(
+        item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
+    )
+    try:
+        with _one_error(), ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(folder / "default", args=args)["params"]
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+        reason = " ".join(str(error).split())[:160]
+    raise _unreadable(folder, reason)
+
+
 def _told_of_a_checkpoint(workdir: pathlib.Path, rows: int) -> bool:
     if (workdir / "inputs.json").exists():
         return (workdir / SAVED).exists()

@@ -17,7 +17,6 @@ from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
-    adapter,
     checkpoint,
     guard,
     memory,
@@ -28,6 +27,7 @@ from mara_jax.train import (
     scoring,
     startup,
     summary,
+    trained,
 )
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import ids_of_step
@@ -59,7 +59,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             raise
         checkpoints.close()
         file.close()
-        adapter_folder = adapter.export(cfg, setup.policy, state.params, workdir)
+        written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
     figure = summary.final_figure(workdir)
@@ -68,8 +68,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     if skipped:
         display.note(skipped)
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
-    if adapter_folder is not None:
-        display.note(f"adapter: {adapter_folder}   (peft loads it beside {adapter.base(cfg, workdir)})")
+    display.note(written)
 
 
 def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, window: profile.Window) -> State:

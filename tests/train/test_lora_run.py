@@ -99,6 +99,8 @@ def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(c
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * trained + 1  # two moments and a counter
     saved = sum(path.stat().st_size for path in (whole / "checkpoints" / "3").rglob("*") if path.is_file())
     assert saved < 4 * sum(x.size for x in jax.tree.leaves(ref_params))  # the base is in none of them
+    shapes = placement.abstract_params(arch)
+    chex.assert_trees_all_equal(checkpoint.read_params(whole, 3, shapes), state.params)
     loaded, written = hf.load_adapter(policy, whole / "adapter")
     assert loaded.architecture == arch
     chex.assert_trees_all_equal(written, state.params)

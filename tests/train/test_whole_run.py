@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 
+import chex
 import commands
 import numpy as np
 import pytest
 from small_run import SMALL, refused, rows
 
-from mara_jax import config
+from mara_jax import config, hf
 from mara_jax.tasks import onetwo
-from mara_jax.train import reference, reference_samples
+from mara_jax.train import checkpoint, placement, reference, reference_samples
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_metrics_have_the_keys_and_agree_with_each_other(whole):
 
 
 def test_a_run_leaves_what_it_says(whole):
-    assert {"config.json", "reference.json", "reference", "metrics.jsonl", "checkpoints", "figure.png"} <= {
+    assert {"config.json", "reference.json", "reference", "metrics.jsonl", "checkpoints", "model", "figure.png"} <= {
         path.name for path in whole.iterdir()
     }
     reference = json.loads((whole / "reference.json").read_text())
@@ -57,6 +58,34 @@ def test_a_run_leaves_what_it_says(whole):
     if sum(reference["counts"]):
         assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
     assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
+
+
+def test_checkpoints_are_exported_as_models(whole, command, tmp_path):
+    """The newest is the model that the run left, byte for byte; another step's is that step's checkpoint."""
+    names = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json")
+    for step, flags in ((6, []), (4, ["--step=4"])):
+        done = command("mara_jax.export", f"--workdir={whole}", f"--out={tmp_path / str(step)}", *flags)
+        assert (done.returncode, done.stderr) == (0, "") and f"step {step} of {whole}: model: {tmp_path}" in done.stdout
+        for name in names:
+            same = (tmp_path / str(step) / name).read_bytes() == (whole / "model" / name).read_bytes()
+            assert same == (step == 6 or name != "model.safetensors"), (step, name)
+    policy, exported = hf.load(str(tmp_path / "4"))
+    shapes = placement.abstract_params(policy.architecture)
+    chex.assert_trees_all_equal(exported, checkpoint.read_params(whole, 4, shapes))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--step=5"], "holds no checkpoint of step 5: it has 4, 6"),
+        (["--out=mara_jax"], "mara_jax exists already: choose another --out"),
+        (["--workdir=nowhere"], "nowhere/config.json does not exist: --workdir names the folder of a run"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(whole, command, tmp_path, flags, words):
+    done = command("mara_jax.export", f"--workdir={whole}", f"--out={tmp_path / 'out'}", *flags)
+    refused(done, words)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
 
 
 def test_the_gap_to_the_optimum_follows_from_counts(whole):

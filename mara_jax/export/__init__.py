@@ -1,0 +1,1 @@
+"""A trained policy from any checkpoint of a run, as a Hugging Face directory."""

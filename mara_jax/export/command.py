@@ -1,0 +1,73 @@
+"""The export command: the policy of a checkpoint as a directory that transformers, or peft, loads."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+
+from mara_jax import cli, config
+from mara_jax.cli import Flag
+
+COMMAND = cli.Command(
+    name="export",
+    purpose="""Writes the policy of one of a run's checkpoints as a Hugging Face directory, with tokenizer, chat
+    template and generation config; of a run that trains an adapter, the adapter as peft has it. The run may still be
+    going on.""",
+    examples=(
+        "python -m mara_jax.export --workdir=runs/digits --out=runs/digits-model",
+        "python -m mara_jax.export --workdir=runs/digits --step=40 --out=runs/digits-40",
+    ),
+    flags=(
+        Flag("workdir", "DIR", "the run"),
+        Flag("step", "N", "of the checkpoint; by default the newest", kind=int, least=1),
+        Flag("out", "DIR", "where to write; it must not exist, or be empty"),
+    ),
+    required=("workdir", "out"),
+)
+
+
+def main(argv: list[str]) -> int:
+    """Writes; returns the exit status."""
+    return cli.run(COMMAND, export, argv)
+
+
+def export(argv: list[str]) -> int:
+    """Writes the policy of the checkpoint that the command line names.
+
+    Raises:
+      ValueError, OSError: one line.
+    """
+    values = parse(argv)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every read
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    workdir = pathlib.Path(values.workdir)
+    run = _run(workdir)
+    from mara_jax.train import checkpoint, trained
+
+    step = checkpoint.step_to_read(workdir, values.step)
+    trained.check_place(pathlib.Path(values.out))
+    policy = trained.policy_of(run, workdir)
+    params = checkpoint.read_params(workdir, step, trained.abstract_params(policy))
+    written = trained.write(run, policy, params, pathlib.Path(values.out), workdir)
+    print(f"step {step} of {workdir}: {written}")
+    return 0
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """The flags of this command; errors as of `cli.parse`."""
+    return cli.parse(COMMAND, argv)
+
+
+def _run(workdir: pathlib.Path) -> Any:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: --workdir names the folder of a run that has begun")
+    try:
+        run = config.resolve(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if isinstance(run, config.ToyRun):
+        raise ValueError(f"{workdir} is a toy run, which has no model to export")
+    return run

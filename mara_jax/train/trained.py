@@ -1,0 +1,60 @@
+"""What a run leaves of its policy: WORKDIR/model, or WORKDIR/adapter where an adapter was trained."""
+
+import pathlib
+import shutil
+from typing import Any
+
+from mara_jax import hf
+from mara_jax.config import LanguageRun
+from mara_jax.parallel import hosts
+from mara_jax.policies.policy import Policy
+from mara_jax.train import adapter, inputs, placement, reference
+
+MODEL = "model"  # the folder in WORKDIR
+
+
+def write_end(cfg: LanguageRun, policy: Policy, params: Any, workdir: pathlib.Path) -> str:
+    """Writes the policy at the end of a run, in place of what an earlier end left; returns words that say where."""
+    out = workdir / (MODEL if policy.architecture.lora is None else adapter.NAME)
+    hosts.on_process_zero(lambda: shutil.rmtree(out, ignore_errors=True))
+    return write(cfg, policy, params, out, workdir)
+
+
+def write(cfg: LanguageRun, policy: Policy, params: Any, out: pathlib.Path, workdir: pathlib.Path) -> str:
+    """Writes a policy's trained parameters as a Hugging Face directory; returns words that say where.
+
+    Args:
+      policy: as from `adapter.trained`; params: what is trained of it; out: a path that does not exist, or is empty.
+
+    Raises:
+      FileExistsError: `out` holds something.
+    """
+    if policy.architecture.lora is None:
+        return f"model: {hf.export(policy, params, out)}   (transformers and vLLM load it)"
+    base = adapter.base(cfg, workdir)
+    hf.export_adapter(policy, params, out, base=base, dtype="float32")
+    return f"adapter: {out}   (peft loads it beside {base})"
+
+
+def check_place(out: pathlib.Path) -> None:
+    """Refuses, before anything is loaded, a place that holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already: choose another --out, or remove it")
+
+
+def policy_of(cfg: LanguageRun, workdir: pathlib.Path) -> Policy:
+    """The policy of a run that has begun, without its parameters.
+
+    Raises:
+      FileNotFoundError: its warm-up has not ended.
+    """
+    saved = workdir / "reference"
+    if cfg.warmup.steps and not saved.is_dir():
+        raise FileNotFoundError(f"{saved} does not exist: the run has not finished its warm-up")
+    where = str(saved) if cfg.warmup.steps else inputs.pinned(workdir, cfg)
+    return adapter.trained(cfg, reference.load(where, cfg.policy)[0])
+
+
+def abstract_params(policy: Policy) -> Any:
+    """Shapes of what is trained of a policy, a tree as `State.params`."""
+    return placement.abstract_params(policy.architecture)
