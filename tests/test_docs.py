@@ -17,7 +17,7 @@ import pytest
 
 from mara_jax import config
 from mara_jax.config import schema
-from mara_jax.tasks import digits, onetwo
+from mara_jax.tasks import digits, onetwo, prompts
 
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
@@ -276,6 +276,7 @@ def test_the_task_of_the_page_is_trained_by_its_command(tmp_path, quick_environm
     assert "how the run changed its completions" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quick_environment):
     """The files that docs/prompts.md tells to write, in a folder of their own."""
     page = (ROOT / "docs" / "prompts.md").read_text()
@@ -360,7 +361,7 @@ def test_fields_that_pages_name_exist():
     for page in documented.PAGES:
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
             if section in sections and name != "json":
-                places = [onetwo.Config(), digits.Config()] if section == "task" else [sections[section]]
+                places = [onetwo.Config(), digits.Config(), prompts.Config()] if section == "task" else [sections[section]]
                 assert any(hasattr(place, name) for place in places), f"{page.name}: {section}.{name}"
 
 
