@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import gguf
 import numpy as np
@@ -88,8 +90,9 @@ def test_gguf_and_safetensors_of_one_model_are_the_same_model(tmp_path, name):
     policy, params = hf.load(tmp_path / "model.gguf", tokenizer=False)
     chex.assert_trees_all_equal(params, expected)
     assert policy.eos_ids == (1, 5)
-    ours, theirs = vars(policy.architecture), vars(expected_policy.architecture)
-    assert ours == pytest.approx({**theirs, "norm_eps": np.float32(theirs["norm_eps"])})
+    ours, theirs = policy.architecture, expected_policy.architecture
+    assert ours.norm_eps == np.float32(theirs.norm_eps)
+    assert dataclasses.replace(ours, norm_eps=theirs.norm_eps) == theirs
 
 
 def test_unpermute_undoes_the_converter():
