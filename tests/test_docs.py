@@ -361,7 +361,9 @@ def test_fields_that_pages_name_exist():
     for page in documented.PAGES:
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
             if section in sections and name != "json":
-                places = [onetwo.Config(), digits.Config(), prompts.Config()] if section == "task" else [sections[section]]
+                places = (
+                    [onetwo.Config(), digits.Config(), prompts.Config()] if section == "task" else [sections[section]]
+                )
                 assert any(hasattr(place, name) for place in places), f"{page.name}: {section}.{name}"
 
 

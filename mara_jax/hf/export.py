@@ -209,6 +209,7 @@ def export(
         written = _write_weights(building, rows, params, max_shard_bytes)
         if policy.tokenizer is not None:
             export_files.write_tokenizer(policy.tokenizer, building)
-        export_check.check(policy, rows, params, written, building)
+        with export_check.refusals(out):
+            export_check.check(policy, rows, params, written, building)
     hosts.barrier("export")
     return out

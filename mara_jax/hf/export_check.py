@@ -2,6 +2,8 @@
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from mara_jax.hf.files import read_config, read_json, weight_files
 from mara_jax.hf.load import make_policy
 from mara_jax.hf.tensors import DTYPES, SafeTensors, Tensors, read_params
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import encoding, parameters
+from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Row
 from mara_jax.policies.policy import Policy
 
@@ -42,19 +44,24 @@ def check(policy: Policy, rows: list[tuple[Row, str]], params: Any, written: dic
     for field in dataclasses.fields(again.architecture):
         ours, theirs = (getattr(one.architecture, field.name) for one in (policy, again))
         if ours != theirs and field.name not in ("lora", "without_token"):
-            raise _error(directory, f"{field.name} was {ours!r} and is {theirs!r}")
+            raise ValueError(f"{field.name} was {ours!r} and is {theirs!r}")
     if policy.eos_ids and again.eos_ids != policy.eos_ids:
-        raise _error(directory, f"the end tokens were {list(policy.eos_ids)} and are {list(again.eos_ids)}")
-    _check_tokenizer(policy.tokenizer, again.tokenizer, directory)
+        raise ValueError(f"the end tokens were {list(policy.eos_ids)} and are {list(again.eos_ids)}")
+    _check_tokenizer(policy.tokenizer, again.tokenizer)
     tensors = SafeTensors(str(directory), weight_files(directory))
-    check_tensors(rows, written, tensors, directory)
+    check_tensors(rows, written, tensors)
     small = parameters.count(policy.architecture) <= FEW
     if small and sharding.current() is None and not hosts.several_processes():
-        _check_logits(policy, rows, params, tensors, directory)
+        _check_logits(policy, rows, params, tensors)
 
 
-def _error(directory: Path, difference: str) -> ValueError:
-    return ValueError(f"the export to {directory.parent} reads back differently, so it is not kept: {difference}")
+@contextmanager
+def refusals(out: Path) -> Iterator[None]:
+    """One line that names the export for what `check` and `check_tensors` raise."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{out} reads back differently from what was written, so it is not kept: {error}") from None
 
 
 def _read(policy: Policy, directory: Path) -> Policy:
@@ -71,28 +78,28 @@ def _read(policy: Policy, directory: Path) -> Policy:
     return make_policy(arch, tokenizer, read_json(directory / "generation_config.json"), config, str(directory))
 
 
-def _check_tokenizer(ours: Any, theirs: Any, directory: Path) -> None:
+def _check_tokenizer(ours: Any, theirs: Any) -> None:
     if ours is None:
         return
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(ours, name) != getattr(theirs, name):
-            raise _error(directory, f"{name} was {getattr(ours, name)} and is {getattr(theirs, name)}")
+            raise ValueError(f"{name} was {getattr(ours, name)} and is {getattr(theirs, name)}")
     templates = [str(one.chat_template).replace("\r\n", "\n") for one in (ours, theirs)]  # as Python reads a file
     if templates[0] != templates[1]:
-        raise _error(directory, "the chat template changed")
+        raise ValueError("the chat template changed")
     for text in _TEXTS:
-        ids = [encoding.encode_prompts(one, [text], chat=False) for one in (ours, theirs)]
-        if ids[0] != ids[1]:
-            raise _error(directory, f"the tokens of {text!r} were {ids[0][0]} and are {ids[1][0]}")
+        before, after = (one(text).input_ids for one in (ours, theirs))
+        if before != after:
+            raise ValueError(f"the tokens of {text!r} were {before} and are {after}")
 
 
-def check_tensors(rows: list[tuple[Row, str]], written: dict[str, int], tensors: SafeTensors, directory: Path) -> None:
+def check_tensors(rows: list[tuple[Row, str]], written: dict[str, int], tensors: SafeTensors) -> None:
     """That each tensor on the disk is the one that was written; errors as of `check`."""
     for row, dtype in rows:
         array = tensors.read(row.name)
         same = array.shape == row.stored_shape and array.dtype == DTYPES[dtype]
         if not same or checksum(array) != written[row.name]:
-            raise _error(directory, f"{row.name} on the disk is not what was written")
+            raise ValueError(f"{row.name} on the disk is not what was written")
 
 
 def checksum(array: np.ndarray) -> int:
@@ -101,7 +108,7 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _check_logits(policy: Policy, rows: list[tuple[Row, str]], params: Any, tensors: Tensors, directory: Path) -> None:
+def _check_logits(policy: Policy, rows: list[tuple[Row, str]], params: Any, tensors: Tensors) -> None:
     """Both models in float32, ours rounded as it was written: nothing but an error sets them apart."""
     dtypes = {row.path: dtype for row, dtype in rows}
     rounded: dict[str, Any] = {}
@@ -115,4 +122,4 @@ def _check_logits(policy: Policy, rows: list[tuple[Row, str]], params: Any, tens
     theirs = np.asarray(plain.logits(read_params(plain.architecture, tensors, "float32"), ids, count))
     gap, most = np.max(np.abs(ours - theirs)), TOLERANCE * np.max(np.abs(ours))
     if not gap <= most:
-        raise _error(directory, f"logits differ by {gap:.3g}, more than {most:.3g}")
+        raise ValueError(f"logits differ by {gap:.3g}, more than {most:.3g}")
