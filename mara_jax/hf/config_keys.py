@@ -16,13 +16,14 @@ class Keys:
 
     read: key -> what it decides.
     harmless: key -> why its value does not matter.
-    only_at: key -> (the values that change nothing, what any other value asks for).
+    only_at: key -> (the values that change nothing, what any other value asks for, and the cure if it is not to choose
+        a model without that).
     where: what holds the settings, as errors call it.
     """
 
     read: Mapping[str, str]
     harmless: Mapping[str, str]
-    only_at: Mapping[str, tuple[tuple[Any, ...], str]]
+    only_at: Mapping[str, tuple[tuple[Any, ...], str] | tuple[tuple[Any, ...], str, str]]
     where: str = "config.json"
 
     def check(self, settings: Mapping[str, Any]) -> None:
@@ -35,13 +36,13 @@ class Keys:
                     f"{key}={shown(value)} in {self.where} is a setting that this code does not know: choose another "
                     "model, or remove the setting if it has no effect on the logits"
                 )
-            allowed, meaning = self.only_at[key]
+            allowed, meaning, *cure = self.only_at[key]
             # 1 == True in Python; here a number is no switch.
             if not any(value == fine and isinstance(value, bool) == isinstance(fine, bool) for fine in allowed):
                 fine = " or ".join(repr(fine) for fine in allowed if fine not in (None, {}, []))
+                cure = cure or [f"choose one with {key}={fine}" if fine else "choose one without it"]
                 raise ValueError(
-                    f"{key}={shown(value)} in {self.where} asks for {meaning}, which this code does not have: choose "
-                    + (f"one with {key}={fine}" if fine else "one without it")
+                    f"{key}={shown(value)} in {self.where} asks for {meaning}, which this code does not have: {cure[0]}"
                 )
 
 
@@ -57,7 +58,7 @@ def _listed(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 _NO, _NULL = (False, None), (None,)
-_QUANTISED = "quantised weights (it reads float32, bfloat16 and float16)"
+_QUANTISED = (_NULL, "quantised weights", "choose the model's weights in float32, bfloat16 or float16")
 
 MODEL = Keys(
     read={
@@ -132,10 +133,10 @@ MODEL = Keys(
         "vision_config": (_NULL, "images beside text"),
         "audio_config": (_NULL, "audio beside text"),
         "auto_map": (({}, None), "the author's own Python code"),
-        "quantization_config": (_NULL, _QUANTISED),
-        "compression_config": (_NULL, _QUANTISED),
-        "quantization": (_NULL, _QUANTISED),
-        "quant_config": (_NULL, _QUANTISED),
+        "quantization_config": _QUANTISED,
+        "compression_config": _QUANTISED,
+        "quantization": _QUANTISED,
+        "quant_config": _QUANTISED,
     },
 )
 
@@ -205,8 +206,8 @@ ADAPTER = Keys(
         "init_lora_weights": (
             # With these the base stays as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from it.
             (True, False, "gaussian", "orthogonal", "eva", "mica", None),
-            "a start that changes the base weights (convert it: save_pretrained with "
-            "path_initial_model_for_weight_conversion)",
+            "a start that changes the base weights",
+            "let peft convert the adapter, by save_pretrained with path_initial_model_for_weight_conversion",
         ),
         "bias": (("none", None), "trained biases"),
         "lora_bias": (_NO, "trained biases"),

@@ -172,8 +172,11 @@ def pinned(where: str | Path) -> str:
 def files_of(where: str | Path) -> list[Path]:
     """Every file that `load` reads of a model, weights and tokenizer; errors as of `load`."""
     place = locate(where)
-    if not place.is_dir():
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist: give a .gguf file")
+    if place.is_file():
         return [place]
+    read_config(place)  # which says what a directory holds that is no model's
     beside = [place / name for name in _BESIDE_WEIGHTS]
     return [path for path in (*weight_files(place), *beside) if path.is_file()]
 

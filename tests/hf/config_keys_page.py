@@ -63,7 +63,7 @@ def treatment(keys: Keys, key: str) -> str:
         return f"read | {keys.read[key]}"
     if key in keys.harmless:
         return f"harmless | {keys.harmless[key]}"
-    values, meaning = keys.only_at[key]
+    values, meaning, *_ = keys.only_at[key]
     shown = ", ".join("null" if value is None else f"`{value!r}`" for value in values)
     return f"only at {shown} | else: {meaning}"
 

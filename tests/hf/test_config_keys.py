@@ -59,6 +59,6 @@ def test_values_are_compared_as_what_they_are():
 def test_refusals_name_the_value_that_is_fine():
     with pytest.raises(ValueError, match="choose one with hidden_act='silu'"):
         MODEL.check({"hidden_act": "gelu"})
-    with pytest.raises(ValueError, match=r"quantised weights .* choose one without it"):
+    with pytest.raises(ValueError, match=r"quantised weights, .* choose the model's weights in float32"):
         MODEL.check({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
     assert "\n" not in config_keys.shown("a\nb" * 100) and len(config_keys.shown("x" * 200)) == 80
