@@ -76,7 +76,10 @@ def _check_same(cfg: LanguageRun, saved: parameters.Lora | None) -> None:
 
 def base(cfg: LanguageRun, workdir: pathlib.Path) -> str:
     """The weights that the run's adapter belongs to."""
-    return str((workdir / "reference").absolute()) if cfg.warmup.steps else cfg.policy.weights
+    if cfg.warmup.steps:
+        return str((workdir / "reference").absolute())
+    weights = cfg.policy.weights
+    return weights if pathlib.Path(weights).exists() else weights.partition("@")[0]  # peft knows no owner/name@revision
 
 
 def describe(policy: Policy) -> str:
