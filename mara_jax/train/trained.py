@@ -52,6 +52,8 @@ def policy_of(cfg: LanguageRun, workdir: pathlib.Path) -> Policy:
     if cfg.warmup.steps and not saved.is_dir():
         raise FileNotFoundError(f"{saved} does not exist: the run has not finished its warm-up")
     where = str(saved) if cfg.warmup.steps else inputs.pinned(workdir, cfg)
+    group = inputs.REFERENCE if cfg.warmup.steps else inputs.WEIGHTS
+    inputs.check(workdir, inputs.of_files(cfg, where, group))
     return adapter.trained(cfg, reference.load(where, cfg.policy)[0])
 
 

@@ -76,7 +76,7 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
 
 def _is_unfinished(path: pathlib.Path) -> bool:
     """Whether this is a folder of weights that was being written, which hf.export renames at its end."""
-    return path.name.startswith((".reference.", ".adapter.")) and path.is_dir()
+    return path.name.startswith((".reference.", ".adapter.", ".model.")) and path.is_dir()
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
