@@ -40,9 +40,17 @@ def first_nonfinite(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number of a tree of arrays is finite; a bool scalar, traced."""
-    return jnp.all(jnp.stack([_is_finite(x) for x in jax.tree.leaves(tree)]))
+def all_usable(params: Any) -> jax.Array:
+    """Whether every parameter is finite, and its square, too; a bool scalar, traced.
+
+    Where squares overflow, RMSNorm returns zeros: all tokens are then equally likely, and nothing else is amiss.
+    """
+    return jnp.all(jnp.stack([_is_usable(x) for x in jax.tree.leaves(params)]))
+
+
+@jax.jit
+def _is_usable(x: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(jnp.square(x)))
 
 
 @jax.jit
@@ -59,12 +67,14 @@ def _is_log(x: jax.Array) -> jax.Array:
 def nonfinite_array(state: State) -> str | None:
     """The name of a state's first array that holds NaN or infinity, parameters first; None where all are finite.
 
-    A prompt's log Z is -inf before its first visit.
+    A parameter's square must be finite, too, see `all_usable`; a prompt's log Z is -inf before its first visit.
     """
-    parts = {"params": state.params, "opt_state": state.opt_state}
-    named = [(f"{part}{jax.tree_util.keystr(path)}", x) for part, tree in parts.items() for path, x in _leaves(tree)]
     # One small program a shape, all of them dispatched before the first answer is waited for.
-    answers = [(name, _is_finite(x)) for name, x in named]
+    answers = [
+        (f"{part}{jax.tree_util.keystr(path)}", check(x))
+        for part, tree, check in (("params", state.params, _is_usable), ("opt_state", state.opt_state, _is_finite))
+        for path, x in _leaves(tree)
+    ]
     if state.log_z is not None:
         answers.append(("log_z", _is_log(state.log_z)))
     return next((name for name, finite in answers if not finite), None)

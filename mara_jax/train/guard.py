@@ -48,7 +48,7 @@ class Guard:
         if cfg.guard == "skip" and self.in_a_row < cfg.guard_limit:
             return f"WARNING: step {row['step']}: {what} is not finite, and its update was skipped (guard=skip)"
         many = f"{self.in_a_row} updates in a row were skipped, guard_limit={cfg.guard_limit}; " * (cfg.guard == "skip")
-        cure = CURE if cfg.guard == "skip" else f"{CURE}, or pass over such steps with guard=skip"
+        cure = CURE if cfg.guard == "skip" else f"{CURE}, or pass over such steps with --config.guard=skip"
         saved = self._save(row, what, ids, completions, scores)
         place = _place(ids, completions.logp) if what == finite.SUMMARIES["sampler/logp_gap"] else ""
         self._stop(f"step {row['step']}: {what}{place} is not finite; {many}the batch is in {saved}", cure)

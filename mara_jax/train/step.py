@@ -253,8 +253,9 @@ def update(
         told = jnp.argmin(finite.is_finite(rows))  # the first where all are finite
         metrics = {name: row[-1 if _is_of_ratios(name) else told] for name, row in rows.items()}
     if choices.skip:
-        sampler_logp = batches.policy.sampler_logp
-        good = finite.is_finite(metrics) & finite.all_finite((state.params, sampler_logp))
+        good = finite.is_finite(metrics) & finite.all_usable(state.params)
+        if batches.policy.sampler_logp is not None:
+            good &= jnp.all(jnp.isfinite(batches.policy.sampler_logp))
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), state, before)
         metrics["guard/skipped"] = 1.0 - good
     return dataclasses.replace(state, step=before.step + 1), metrics

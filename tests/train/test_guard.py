@@ -12,13 +12,16 @@ import pytest
 import small_run
 import test_loop
 import test_updates
-from test_loop import RUN, Ended, setup  # noqa: F401 - a fixture
+from test_loop import setup  # noqa: F401 - a fixture
 
-from mara_jax.config import Algorithm
+from mara_jax.config import Algorithm, Rollout
 from mara_jax.core.scored import Numbers
 from mara_jax.train import checkpoint, finite, guard, loop, optim, reference, startup, step, strict_json, summary
 from mara_jax.train.state import BySampler
 
+# One shape of prompts and of completions: few programs to compile.
+PROMPTS = [[7, 9], [5]]
+RUN = dataclasses.replace(test_loop.RUN, rollout=Rollout(group_size=4, max_new_tokens=7, length_buckets=0))
 SKIP = dataclasses.replace(RUN, guard="skip", guard_limit=3)
 ADAM = optax.inject_hyperparams(optax.adam)(1e-2)  # its rate is a part of the state: one program for all rates
 FINITE_ROW = dict.fromkeys(finite.SUMMARIES, 1.0)
@@ -56,7 +59,7 @@ def trained(monkeypatch, setup, workdir, run, at=(), poison=jnp.inf, draws=False
         for module, name, function in (
             (startup, "reference_policy", lambda *_: (setup.policy, setup.ref_params)),
             (startup, "measure", lambda *_: None),
-            (startup, "EncodedPrompts", lambda *_: test_loop.PROMPTS),
+            (startup, "EncodedPrompts", lambda *_: PROMPTS),
             (optim, "make", lambda _: test_loop.TX),
             (loop, "update", poisoned),
         ):
@@ -90,6 +93,8 @@ def test_the_first_array_that_is_not_finite_is_named():
     state = test_updates.fresh(test_updates._adam()).replace(log_z=jnp.array([-jnp.inf, 1.0]))
     assert finite.nonfinite_array(state) is None
     assert finite.nonfinite_array(state.replace(log_z=jnp.array([jnp.inf, 1.0]))) == "log_z"
+    large = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(1e20), state.params)
+    assert finite.nonfinite_array(state.replace(params=large)).startswith("params[")
     nu = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.opt_state[1][0].nu)
     adam = state.opt_state[1][0]._replace(nu=nu)
     broken = state.replace(opt_state=(state.opt_state[0], (adam, *state.opt_state[1][1:])))
@@ -130,8 +135,9 @@ def test_a_later_update_that_is_not_finite_is_told_though_the_first_was_fine():
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
 
 
-def test_an_update_to_infinite_parameters_is_skipped():
-    before, after, metrics = one_update(1.0, 1, True, rate=1e39)
+@pytest.mark.parametrize("rate", [1e39, 1e21])  # 1e21 is finite, its square is not, as RMSNorm takes it
+def test_an_update_to_infinite_parameters_is_skipped(rate):
+    before, after, metrics = one_update(1.0, 1, True, rate=rate)
     assert metrics["guard/skipped"] == 1 and np.isfinite(metrics["grad/norm"])
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
 
