@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mara_jax.train import strict_json
+from mara_jax.train import workdir as workdirs
 from mara_jax.train.tables import NumberTable
 
 SHOWN = {
@@ -67,9 +68,7 @@ class Log:
 
 def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Writes one JSON object a line to a sibling and renames it: all of them or none."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(strict_json.text(row) + "\n" for row in rows))
-    part.replace(path)
+    workdirs.replace(path, "".join(strict_json.text(row) + "\n" for row in rows))
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
