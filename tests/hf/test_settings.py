@@ -8,7 +8,7 @@ import published_configs
 import pytest
 import torch
 import torch_models
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mara_jax import hf
 from mara_jax.hf.architecture import architecture
@@ -72,6 +72,13 @@ def test_published_configurations_are_accepted(name):
     assert arch.rope_theta == theta
     factor = (config.get("rope_scaling") or {}).get("factor")
     assert factor == (arch.rope_scaling.factor if arch.rope_scaling else None)
+
+
+@pytest.mark.parametrize("name", published_configs.PUBLISHED)
+def test_what_transformers_5_writes_for_a_published_configuration_is_the_same_architecture(name):
+    config = published_configs.PUBLISHED[name]
+    written = json.loads(AutoConfig.for_model(**config).to_json_string(use_diff=False))
+    assert architecture(written, "written") == architecture(config, name)
 
 
 ROPES = {
