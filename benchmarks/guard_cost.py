@@ -37,7 +37,7 @@ from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
 
-SIZES = {"nano": (1, 32, 40), "small": (2, 8, 32)}  # prompts, completions of each, new tokens
+SIZES = {"nano": (1, 32, 40), "small": (1, 8, 16)}  # prompts, completions of each, new tokens
 SIDES = ("without", "stop", "skip")
 
 

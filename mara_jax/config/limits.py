@@ -16,7 +16,7 @@ class Limit(NamedTuple):
 
 COUNT = Limit(lambda v: 1 <= v <= LARGEST, "at least 1 and below 2**31")
 FROM_ZERO = Limit(lambda v: 0 <= v <= LARGEST, "at least 0 and below 2**31")
-POSITIVE = Limit(lambda v: 0 < v < inf, "positive and finite")
+POSITIVE = Limit(lambda v: 0 < v < 3e38, "positive and finite in float32")
 NOT_NEGATIVE = Limit(lambda v: 0 <= v < inf, "at least 0 and finite")
 SHARE = Limit(lambda v: 0 <= v <= 1, "a share, from 0 to 1")
 DECAY = Limit(lambda v: 0 <= v < 1, "at least 0 and below 1")
