@@ -96,3 +96,19 @@ def command(quick_environment) -> Iterator[Callable[..., subprocess.CompletedPro
 def main(command) -> Callable[..., subprocess.CompletedProcess]:
     """Runs the training command with flags."""
     return functools.partial(command, "mara_jax.main")
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """A directory with a random policy of 259 tokens that ends its completions now and then."""
+    from mara_jax import hf
+    from mara_jax.hf import tokenizer as tokenizers
+    from mara_jax.policies import transformer
+    from mara_jax.policies.policy import Policy
+
+    tokenizer = tokenizers.nano(["a b c"], 259)
+    ends = tokenizers.end_tokens(tokenizer)
+    shape = {"heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 16, "tie_embeddings": True, "max_positions": 64}
+    policy = Policy(transformer.Architecture("qwen2", 259, 16, 1, **shape), tokenizer, ends, ends[0], {}, "random")
+    out = tmp_path_factory.mktemp("random") / "model"
+    return hf.export(policy, transformer.init(policy.architecture, jax.random.key(0)), out)

@@ -282,7 +282,9 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     page = (ROOT / "docs" / "prompts.md").read_text()
     for name, language in (("own.jsonl", "json"), ("own.py", "python")):
         (tmp_path / name).write_text(re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[0])
-    train, export, *sample = [command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:])]
+    train, export, *sample, measure = [
+        command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:])
+    ]
     small = ["--config.steps=2", "--config.warmup.steps=60", "--config.warmup.batch=16"]
     environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
 
@@ -300,6 +302,7 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     assert "step 2 of runs/own: model: runs/own-model" in printed(export.target, *export.arguments)
     shown, as_json = (printed(one.target, *one.arguments, "--samples=8") for one in sample)
     assert "Name a warm colour.\n8 completions, " in shown
+    assert "pass@8" in printed(measure.target, *measure.arguments, "--samples=8")
     rows = [json.loads(line) for line in as_json.splitlines()]
     assert [row["prompt"] for row in rows] == ["Name a warm colour.", "Name a cold colour."]
 

@@ -173,6 +173,7 @@ class Rollout:
         "compiled when it is first met; 0: padded rows",
         limits.FROM_ZERO,
     )
+    save: bool = setting(True, "keep every step's completions in WORKDIR/rollouts")
     slots: int = setting(
         0,
         "continuous batching: completions decoded at once; as one ends, the next takes its row. 0: a static batch",

@@ -1,5 +1,7 @@
 """How diverse a policy's answers are: entropy, shares with intervals, distances, trends; pure functions."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -119,6 +121,21 @@ def gap(counts: ArrayLike, log_optimum: ArrayLike) -> dict[str, float]:
         "tv_optimum": total_variation(counts / counts.sum(), optimum),
         "tv_uniform": total_variation(counts / counts.sum(), uniform),
     }
+
+
+def pass_at_k(count: int, good: int, k: int) -> float:
+    """Probability that at least one of k samples is good, unbiased from `count` samples of which `good` are.
+
+    Args:
+      count: n samples; good: c of them; k: from 1 to n.
+
+    Returns:
+      1 - C(n - c, k) / C(n, k).
+
+    Source:
+      Chen et al., arXiv 2107.03374, section 2.1.
+    """
+    return 1 - math.comb(count - good, k) / math.comb(count, k)
 
 
 def slope(series: ArrayLike) -> float:

@@ -1,23 +1,43 @@
 """The evaluate command: one finished run in full, or several side by side."""
 
+import pathlib
+from typing import Any
+
 from absl import flags
 from rich.console import Console
 
 from mara_jax import cli
 from mara_jax.cli import Flag
 
-ACTIONS = ("show", "compare")
+CHAT = ("auto", "yes", "no")
+ACTIONS = ("show", "compare", "run")
+NEEDED = ("weights", "prompts", "reward", "out")  # of run
 COMMAND = cli.Command(
     name="evaluate",
     purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
     draws its figure again; compare prints several runs side by side, with means over those that differ in their seed
-    alone.""",
+    alone. run measures weights on a file of prompts: reward, pass@k, and how many different answers they give; it
+    writes OUT/evaluation.json.""",
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
+        "python -m mara_jax.evaluate run --weights=runs/own/model --out=runs/own-test \\\n"
+        "      --prompts=test.jsonl --reward=own.py:reward --answer=own.py:answer",
     ),
-    flags=(Flag("markdown", "", "print the comparison as a markdown table", False, bool),),
-    arguments="show|compare RUN ...",
+    flags=(
+        Flag("markdown", "", "print the comparison as a markdown table", False, bool),
+        Flag("weights", "DIR_OR_NAME", "directory of a model or an adapter, .gguf file, hub id, embedded name"),
+        Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
+        Flag("reward", "FILE.py:FUNCTION", "function(prompts, completions, **columns); several, separated by commas"),
+        Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)", ""),
+        Flag("threshold", "R", "a completion is good from this reward on", 0.8, float),
+        Flag("samples", "N", "completions of each prompt", 16, int, least=1, most=65536),
+        Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
+        Flag("chat", "", "whether prompts stand in the chat template; auto: where there is one", "auto", choices=CHAT),
+        Flag("seed", "N", "of the random draws", 0, int, least=0, most=(1 << 31) - 1),
+        Flag("out", "DIR", "where run writes"),
+    ),
+    arguments="show|compare RUN ... | run",
 )
 
 
@@ -27,16 +47,24 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """Prints one run's final table and draws its figure again, or prints a comparison of several.
+    """Prints one run's final table and draws its figure again, prints a comparison of several, or measures weights.
 
     Raises:
       ValueError, OSError: one line.
     """
     values, action, workdirs = parse(argv)
+    console = Console(soft_wrap=True, highlight=False)
+    if action == "run":
+        from mara_jax.evaluate import measuring
+
+        given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
+        settings = measuring.Settings(**given)
+        console.print(measuring.run(settings, pathlib.Path(values.out)), markup=False)
+        console.print(f"written: {values.out}/{measuring.FILE}", markup=False)
+        return 0
     from mara_jax.evaluate import comparison
     from mara_jax.train import summary
 
-    console = Console(soft_wrap=True, highlight=False)
     if action == "compare":
         compared = comparison.compare(workdirs)
         console.print(compared.markdown if values.markdown else compared.table)
@@ -56,6 +84,12 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, str, list[str]]:
     values, arguments = cli.parse_with_arguments(COMMAND, argv)
     if not arguments or arguments[0] not in ACTIONS:
         raise ValueError(f"say what to do, {' or '.join(ACTIONS)}, as in {COMMAND.examples[0]}")
+    if arguments[0] == "run":
+        missing = [name for name in NEEDED if values[name].value is None]
+        if missing or arguments[1:]:
+            what = f"--{missing[0]} is missing" if missing else f"unexpected argument {arguments[1]!r}"
+            raise ValueError(f"{what}: evaluate run takes --weights, --prompts, --reward, --out, and maybe --answer")
+        return values, "run", []
     if not arguments[1:]:
         raise ValueError(f"name at least one workdir, as in {COMMAND.examples[0]}")
     return values, arguments[0], arguments[1:]

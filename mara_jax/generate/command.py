@@ -55,25 +55,18 @@ def generate(argv: list[str]) -> int:
     """
     values = parse(argv)
     from mara_jax.generate import drawing
-    from mara_jax.train import prompts
+    from mara_jax.train import sampled
 
     rows = _rows(values)
     console = Console(soft_wrap=True, highlight=False)
+    settings = {"temperature": values.temperature, "top_p": values.top_p}
     with drawing.answer_function(values.answer, rows) as answer:
-        policy, params = drawing.load(values.weights)
-        chat = values.chat == "yes" or (values.chat == "auto" and drawing.has_template(policy))
-        policy = prompts.ended_by_turns(policy, chat)
-        if not policy.eos_ids:
-            print(prompts.endings(policy, chat), file=sys.stderr)
+        policy = sampled.load(values.weights, values.chat)
+        if policy.warning():
+            print(policy.warning(), file=sys.stderr)
         for number, row in enumerate(rows):
-            settings = {"temperature": values.temperature, "top_p": values.top_p}
-            samples = drawing.draw(
-                policy,
-                params,
-                drawing.encoded(policy, row["prompt"], chat, values.max_new_tokens),
-                drawing.Sizes(number, values.samples, values.max_new_tokens, AT_ONCE, values.seed),
-                settings,
-            )
+            sizes = drawing.Sizes(number, values.samples, values.max_new_tokens, AT_ONCE, values.seed)
+            samples = drawing.draw(policy, row["prompt"], sizes, settings)
             samples = drawing.answered(samples, row, answer)
             if values.json:
                 print(json.dumps(_as_json(row, samples), ensure_ascii=False, allow_nan=False))

@@ -5,20 +5,16 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.table import Table
 
-from mara_jax import hf
-from mara_jax.hf.load import read_json
-from mara_jax.policies import encoding, lora
-from mara_jax.policies.policy import Policy
 from mara_jax.sampling import sample
 from mara_jax.tasks import functions
 from mara_jax.tasks.calls import Calls
+from mara_jax.train.sampled import Sampled
 
 TIME_LIMIT = 60.0  # seconds for a call of the answer function
 LONGEST_SHOWN = 100  # characters of an answer in the table
@@ -54,47 +50,16 @@ class Counted:
     text: str
 
 
-def load(where: str) -> tuple[Policy, Any]:
-    """A model, or an adapter upon the model that it names; errors as of `hf.load` and `hf.load_adapter`."""
-    config = Path(where) / "adapter_config.json"
-    if not config.is_file():
-        return hf.load(where)
-    base = read_json(config).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{config} does not name its base model: add base_model_name_or_path")
-    policy, params = hf.load(str(base))
-    policy, adapter = hf.load_adapter(policy, where)
-    return policy, lora.attached(policy.architecture, params, adapter)
-
-
-def has_template(policy: Policy) -> bool:
-    """Whether the policy's tokenizer has a chat template."""
-    return policy.tokenizer is not None and policy.tokenizer.chat_template is not None
-
-
-def encoded(policy: Policy, prompt: Any, chat: bool, max_new_tokens: int) -> list[int]:
-    """The tokens of a prompt; ValueError where no completion of that length fits behind it."""
-    if policy.tokenizer is None:
-        raise ValueError(f"{policy.source} has no tokenizer: put its tokenizer.json beside the weights")
-    ids = encoding.encode_prompts(policy.tokenizer, [prompt], chat)[0]
-    most = policy.architecture.max_positions
-    if len(ids) + max_new_tokens > most:
-        raise ValueError(
-            f"a prompt of {len(ids)} tokens and --max_new_tokens={max_new_tokens} make {len(ids) + max_new_tokens}, "
-            f"but {policy.source} has {most} positions: shorten one of them"
-        )
-    return ids
-
-
-def draw(policy: Policy, params: Any, tokens: list[int], sizes: Sizes, settings: Mapping[str, float]) -> list[Sample]:
+def draw(sampled: Sampled, prompt: Any, sizes: Sizes, settings: Mapping[str, float]) -> list[Sample]:
     """Completions of one prompt, their texts as answers; the same whatever `sizes.at_once` is."""
     samples: list[Sample] = []
+    tokens = sampled.encode([prompt], sizes.max_new_tokens)
     chunk = min(sizes.samples, sizes.at_once)
     for first in range(0, sizes.samples, chunk):
         drawn = sample(
-            policy,
-            params,
-            [tokens],
+            sampled.policy,
+            sampled.params,
+            tokens,
             key=jax.random.key(sizes.seed),
             group_size=chunk,
             max_new_tokens=sizes.max_new_tokens,

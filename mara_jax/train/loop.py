@@ -24,6 +24,7 @@ from mara_jax.train import (
     profile,
     programs,
     reference,
+    rollouts,
     scoring,
     startup,
     summary,
@@ -50,10 +51,12 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
+        keeps = hosts.is_process_zero() and cfg.rollout.save
+        completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
         watch = guard.Guard(setup, workdir, file.rows, checkpoints)
         try:
-            state = train(setup, state, checkpoints, StepLog(setup, file, display, watch), window)
+            state = train(setup, state, checkpoints, StepLog(setup, file, completions, display, watch), window)
         except BaseException:
             checkpoints.finish_alone()
             raise

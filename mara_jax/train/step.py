@@ -17,6 +17,8 @@ from mara_jax.sampling import head, logprobs
 from mara_jax.train import finite, placement
 from mara_jax.train.state import Batch, BySampler, Hyperparameters, State
 
+REF_LOGP = "completions/ref_logp"  # of the metrics: [p, g], the reference's log-prob of each completion (nats)
+
 
 class Choices(NamedTuple):
     """What is static in an update: another value is another compiled program.
@@ -43,8 +45,8 @@ class OldPolicy(NamedTuple):
 
 
 class Auxiliary(NamedTuple):
-    """What a loss gives besides its value: metrics (scalars), the log-probs [p, g, t] of the policy's samples, and each
-    prompt's log Z [p] as learned from them, where the objective learns it."""
+    """What a loss gives besides its value: metrics (scalars, and REF_LOGP), the log-probs [p, g, t] of the policy's
+    samples, and each prompt's log Z [p] as learned from them, where the objective learns it."""
 
     metrics: dict[str, jax.Array]
     logp: jax.Array
@@ -172,6 +174,7 @@ def _loss_of_stats(
     metrics |= {
         "kl/reverse": jnp.mean(jnp.sum(stats.policy.kl * scored.mask, axis=-1)),
         "length/mean": jnp.mean(batches.policy.lengths.astype(jnp.float32)),
+        REF_LOGP: jax.lax.stop_gradient(scored.ref_logp),
     }
     return value, Auxiliary(metrics, scored.logp, log_z)
 

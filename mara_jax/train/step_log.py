@@ -11,11 +11,14 @@ from mara_jax.config import LanguageRun
 from mara_jax.core import diversity
 from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
+from mara_jax.sampling.rollout import whole_text
 from mara_jax.train import group_metrics, metrics, reference
 from mara_jax.train.guard import Guard
+from mara_jax.train.rollouts import Rollouts
 from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
+from mara_jax.train.step import REF_LOGP
 from mara_jax.train.warnings import Warnings
 
 
@@ -39,8 +42,10 @@ class Step(NamedTuple):
 class StepLog:
     """Writes and shows the steps of a run."""
 
-    def __init__(self, setup: Setup, file: metrics.Log, display: metrics.Display, guard: Guard) -> None:
-        self.setup, self.file, self.display, self.guard = setup, file, display, guard
+    def __init__(
+        self, setup: Setup, file: metrics.Log, rollouts: Rollouts, display: metrics.Display, guard: Guard
+    ) -> None:
+        self.setup, self.file, self.rollouts, self.display, self.guard = setup, file, rollouts, display, guard
         self.warnings = Warnings(setup.cfg, setup.task)
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
@@ -65,6 +70,7 @@ class StepLog:
             total = group_metrics.summed(row[COUNTS])
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
+        self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
         self.display.step(row, _shown(self.setup.cfg, step))
         for warning in filter(None, [skipped, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
             self.display.note(warning)
@@ -98,7 +104,8 @@ COUNTS = "answers/by_prompt"  # of a row: for each of its prompts, [its number, 
 
 def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
     """Waits for a step's update: its row, and the clock when the update ended."""
-    row: dict[str, Any] = {"step": step.number} | {name: float(value) for name, value in step.metrics.items()}
+    scalars = {name: float(value) for name, value in step.metrics.items() if name != REF_LOGP}
+    row: dict[str, Any] = {"step": step.number} | scalars
     ended = time.perf_counter()
     completions = step.rollout
     tokens, lengths, finished = (
@@ -115,6 +122,16 @@ def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
         "time/step_s": ended - step.started,
     }
     return row, ended
+
+
+def _completions(setup: Setup, step: Step) -> tuple[list[list[str]], GroupScores, dict[str, np.ndarray]]:
+    """What `Rollouts` writes of a step, on every process."""
+    logp_pgt, ref_logp_pg, finished_pg = (
+        hosts.gather(x) for x in (step.rollout.logp, step.metrics[REF_LOGP], step.rollout.finished)
+    )
+    logp_pg = np.sum(logp_pgt, axis=-1, dtype=np.float32)
+    columns = {"logp": logp_pg, "ref_logp": ref_logp_pg.astype(np.float32), "finished": finished_pg}
+    return whole_text(setup.policy, step.rollout), step.scores, columns
 
 
 def _shown(cfg: LanguageRun, step: Step) -> list[tuple[str, bool]]:

@@ -11,23 +11,10 @@ import pytest
 from mara_jax import hf
 from mara_jax.generate import drawing
 from mara_jax.generate.drawing import Counted, Sample
-from mara_jax.hf import tokenizer as tokenizers
-from mara_jax.policies import lora, transformer
+from mara_jax.policies import lora
 from mara_jax.policies.parameters import Lora
 from mara_jax.policies.policy import Policy
-
-ARCH = {"heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 16, "tie_embeddings": True, "max_positions": 64}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A directory with a random policy that ends its completions now and then."""
-    tokenizer = tokenizers.nano(["a b c"], 259)
-    ends = tokenizers.end_tokens(tokenizer)
-    policy = Policy(transformer.Architecture("qwen2", 259, 16, 1, **ARCH), tokenizer, ends, ends[0], {}, "random")
-    out = tmp_path_factory.mktemp("generate") / "model"
-    hf.export(policy, transformer.init(policy.architecture, jax.random.key(0)), out)
-    return out
+from mara_jax.train import sampled
 
 
 def test_answers_are_counted():
@@ -39,26 +26,26 @@ def test_answers_are_counted():
     ]
 
 
-def test_draws_do_not_depend_on_how_they_are_divided(model):
-    policy, params = drawing.load(str(model))
-    tokens = drawing.encoded(policy, "a b", True, 8)
+def test_draws_do_not_depend_on_how_they_are_divided(random_model):
+    policy = sampled.load(str(random_model), "yes")
     whole, parts, other = (
-        drawing.draw(policy, params, tokens, drawing.Sizes(number, 10, 8, at_once, 0), {})
+        drawing.draw(policy, "a b", drawing.Sizes(number, 10, 8, at_once, 0), {})
         for number, at_once in ((3, 256), (3, 4), (4, 256))
     )
     texts = [[one.text for one in drawn] for drawn in (whole, parts, other)]
     assert len(texts[0]) == 10 and texts[0] == texts[1] != texts[2]
     assert [one.logp for one in whole] == pytest.approx([one.logp for one in parts], abs=1e-5)
-    likeliest = drawing.draw(policy, params, tokens, drawing.Sizes(0, 5, 8, 256, 0), {"temperature": 0.0})
+    likeliest = drawing.draw(policy, "a b", drawing.Sizes(0, 5, 8, 256, 0), {"temperature": 0.0})
     assert len({one.text for one in likeliest}) == 1
 
 
-def test_an_adapter_is_put_upon_its_base(model, tmp_path):
-    base, params = hf.load(str(model))
+def test_an_adapter_is_put_upon_its_base(random_model, tmp_path):
+    base, params = hf.load(str(random_model))
     policy = Policy(**{**vars(base), "architecture": lora_of(base.architecture)})
     adapter = jax.tree.map(lambda x: x + 0.1, lora.init(policy.architecture, jax.random.key(1)))
-    hf.export_adapter(policy, adapter, tmp_path / "adapter", base=str(model))
-    loaded, attached = drawing.load(str(tmp_path / "adapter"))
+    hf.export_adapter(policy, adapter, tmp_path / "adapter", base=str(random_model))
+    loaded, attached, chat = sampled.load(str(tmp_path / "adapter"), "auto")
+    assert chat
     tokens, lengths = np.array([[5, 6, 7]]), np.array([3])
     right = policy.logits(lora.attached(policy.architecture, params, adapter), tokens, lengths)
     assert np.abs(np.asarray(loaded.logits(attached, tokens, lengths)) - np.asarray(right)).max() < 1e-6
@@ -74,12 +61,12 @@ def generate(command):
     return functools.partial(command, "mara_jax.generate")
 
 
-def test_json_has_every_completion_and_its_counts(model, generate, tmp_path):
+def test_json_has_every_completion_and_its_counts(random_model, generate, tmp_path):
     (tmp_path / "own.py").write_text("def first(prompt, completion, kind):\n    return kind if completion else None\n")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "kind": "x"}\n{"prompt": "b", "kind": "y"}\n')
     done = generate(
-        f"--weights={model}", f"--prompts={tmp_path}/rows.jsonl", f"--answer={tmp_path}/own.py:first", "--samples=5",
-        "--max_new_tokens=6", "--json",
+        f"--weights={random_model}", f"--prompts={tmp_path}/rows.jsonl", f"--answer={tmp_path}/own.py:first",
+        "--samples=5", "--max_new_tokens=6", "--json",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -90,8 +77,8 @@ def test_json_has_every_completion_and_its_counts(model, generate, tmp_path):
         assert all(one["logp"] < 0 for one in row["samples"])
 
 
-def test_the_table_shows_what_was_said(model, generate):
-    done = generate(f"--weights={model}", "--prompt=a b", "--samples=6", "--max_new_tokens=4", "--temperature=0")
+def test_the_table_shows_what_was_said(random_model, generate):
+    done = generate(f"--weights={random_model}", "--prompt=a b", "--samples=6", "--max_new_tokens=4", "--temperature=0")
     assert (done.returncode, done.stderr) == (0, "")
     assert "6 completions, 1 different, effectively 1.00" in done.stdout and "100.0%" in done.stdout
 
@@ -107,6 +94,6 @@ def test_the_table_shows_what_was_said(model, generate):
         (("--prompt=a", "--samples=0"), "--samples=0 must be at least 1"),
     ],
 )
-def test_a_command_line_that_cannot_be_is_one_line(model, generate, arguments, words):
-    done = generate(f"--weights={model}", *arguments)
+def test_a_command_line_that_cannot_be_is_one_line(random_model, generate, arguments, words):
+    done = generate(f"--weights={random_model}", *arguments)
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1 and not done.stdout

@@ -17,7 +17,7 @@ from small_run import SMALL, refused, rows
 
 from mara_jax import config, hf
 from mara_jax.tasks import onetwo
-from mara_jax.train import checkpoint, placement, reference, reference_samples
+from mara_jax.train import checkpoint, placement, reference, reference_samples, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,37 @@ def test_metrics_have_the_keys_and_agree_with_each_other(whole):
 
 
 def test_a_run_leaves_what_it_says(whole):
-    assert {"config.json", "reference.json", "reference", "metrics.jsonl", "checkpoints", "model", "figure.png"} <= {
-        path.name for path in whole.iterdir()
-    }
+    assert {
+        "config.json",
+        "reference.json",
+        "reference",
+        "metrics.jsonl",
+        "checkpoints",
+        "rollouts",
+        "model",
+        "figure.png",
+    } <= {path.name for path in whole.iterdir()}
     reference = json.loads((whole / "reference.json").read_text())
     shares = [count / 16 for count in reference["counts"]]
     assert reference["valid"] == pytest.approx(sum(shares))
     if sum(reference["counts"]):
         assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
     assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
+
+
+def test_rollouts_are_kept_with_all_that_metrics_are_made_of(whole):
+    """Rewards and answers are the task's of the texts; log-probs and rewards have the means that the metrics say."""
+    assert rollouts.read(whole).num_rows == 6 * 8 and rollouts.read(whole, 2, 3).num_rows == 2 * 8
+    for number, row in enumerate(rows(whole), 1):
+        one = rollouts.read(whole, number, number).to_pydict()
+        assert one["step"] == [number] * 8 and one["sample"] == list(range(8)) and one["prompt_id"] == [0] * 8
+        assert one["prompt"] == [onetwo.PROMPT] * 8
+        score = onetwo.OneTwo().score(one["prompt_id"], one["completion"], one["finished"])
+        assert (one["reward"], one["answer"]) == (score.reward, score.answer)
+        assert np.mean(one["reward"]) == pytest.approx(row["reward/mean"])
+        assert 1 - np.mean(one["finished"]) == pytest.approx(row["completions/truncated"])
+        assert np.mean(one["logp"]) - row["sampler/logp_gap"] == pytest.approx(row["logp/mean"], rel=1e-5)
+        assert row["logp/mean"] - np.mean(one["ref_logp"]) == pytest.approx(row["kl/k1"], abs=1e-3)
 
 
 def test_checkpoints_are_exported_as_models(whole, command, tmp_path):
@@ -138,6 +160,7 @@ def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment,
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stdout
     assert rows(workdir) == rows(whole)
+    assert rollouts.read(workdir).equals(rollouts.read(whole))
 
 
 def test_more_steps_continue_a_finished_run(main, whole, tmp_path):

@@ -1,0 +1,59 @@
+"""Weights measured on a file of prompts: what `evaluate run` prints and writes."""
+
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+from rich.table import Table
+
+from mara_jax import tasks
+from mara_jax.config import LanguageRun
+from mara_jax.tasks import prompts
+from mara_jax.train import evaluation, sampled
+
+FILE = "evaluation.json"
+COMPLETIONS_AT_ONCE = 512
+
+
+class Settings(NamedTuple):
+    """What is measured and how: flags of the command, under their names."""
+
+    weights: str
+    prompts: str
+    reward: str
+    answer: str
+    samples: int
+    max_new_tokens: int
+    threshold: float
+    chat: str
+    seed: int
+
+
+def run(settings: Settings, out: pathlib.Path) -> Table:
+    """Samples, scores and writes OUT/evaluation.json; returns the table to print.
+
+    Raises:
+      ValueError, OSError: one line, for weights, prompts or functions that cannot be used.
+    """
+    config = prompts.Config(prompts=settings.prompts, reward=settings.reward, answer=settings.answer)
+    task = tasks.make(LanguageRun(task=config))
+    out.mkdir(parents=True, exist_ok=True)
+    policy = sampled.load(settings.weights, settings.chat)
+    if policy.warning():
+        print(policy.warning(), file=sys.stderr)
+    encoded = policy.encode([task.prompt(number) for number in range(len(task))], settings.max_new_tokens)
+    at_once = max(1, COMPLETIONS_AT_ONCE // settings.samples)
+    sizes = evaluation.Sizes(settings.samples, settings.max_new_tokens, at_once, settings.threshold)
+    key = jax.random.key(settings.seed)
+    measured = evaluation.measure(task, policy.policy, policy.params, encoded, key, sizes)
+    (out / FILE).write_text(evaluation.as_json({"settings": settings._asdict()} | measured))
+    return _table(measured, len(task), settings)
+
+
+def _table(measured: dict[str, Any], count: int, settings: Settings) -> Table:
+    title = f"{settings.weights}: {count} prompts, {settings.samples} completions each"
+    shown = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 2), show_header=False)
+    for name, value in measured["metrics"].items():
+        shown.add_row(name, f"{value:.3f}")
+    return shown

@@ -1,0 +1,80 @@
+"""WORKDIR/rollouts: the completions of each step, one Parquet file a step, with rewards, answers and log-probs."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mara_jax.tasks.base import Task
+from mara_jax.train.scoring import GroupScores
+
+FOLDER = "rollouts"
+
+
+class Rollouts:
+    """Writes the files of a run; those of steps behind the restored one are removed, as the run makes them again.
+
+    keeps: whether this process writes.
+    """
+
+    def __init__(self, workdir: pathlib.Path, task: Task, steps_done: int, keeps: bool) -> None:
+        self.folder, self.task, self.keeps = workdir / FOLDER, task, keeps
+        if not keeps:
+            return
+        self.folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.suffix == ".part" or _step(path) > steps_done:
+                path.unlink()
+
+    def write(
+        self, step: int, ids: np.ndarray, texts: list[list[str]], scores: GroupScores, arrays: dict[str, np.ndarray]
+    ) -> None:
+        """Writes the file of a step, whole or not at all.
+
+        Args:
+          step: its number; ids: [p] of its prompts; texts: [p][g]; arrays: [p, g] each, by the names of their columns.
+        """
+        if not self.keeps:
+            return
+        from pyarrow import parquet, table
+
+        count, group_size = scores.reward.shape
+        task_prompts = [_as_text(self.task.prompt(int(number))) for number in ids]
+        columns: dict[str, Any] = {
+            "step": np.full(count * group_size, step, np.int32),
+            "prompt_id": np.repeat(ids.astype(np.int64), group_size),
+            "prompt": [prompt for prompt in task_prompts for _ in range(group_size)],
+            "sample": np.tile(np.arange(group_size, dtype=np.int32), count),
+            "completion": [text for group in texts for text in group],
+            "reward": scores.reward.ravel(),
+            "answer": [answer for group in scores.answer for answer in group],
+        } | {name: array.ravel() for name, array in arrays.items()}
+        path = self.folder / f"step_{step:06d}.parquet"
+        part = path.with_suffix(".part")
+        parquet.write_table(table(columns), part)
+        part.replace(path)
+
+
+def read(workdir: pathlib.Path, first: int = 1, last: int | None = None) -> Any:
+    """The completions of a run's steps, from `first` to `last`, as one Arrow table.
+
+    Raises:
+      FileNotFoundError: the run has written none.
+    """
+    from pyarrow import concat_tables, parquet
+
+    files = [path for path in sorted((workdir / FOLDER).glob("step_*.parquet")) if first <= _step(path)]
+    files = [path for path in files if last is None or _step(path) <= last]
+    if not files:
+        raise FileNotFoundError(f"{workdir / FOLDER} holds no rollouts of these steps")
+    return concat_tables([parquet.read_table(path) for path in files])
+
+
+def _step(path: pathlib.Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
+def _as_text(prompt: Any) -> str:
+    """A prompt as it stands in the column: chat messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(list(prompt), ensure_ascii=False)
