@@ -175,8 +175,7 @@ def test_the_first_update_of_a_rollout_is_todays():
     """Its gradient's norm and every metric, though ratios come with it."""
     _, known = updated(TODAY)
     _, first = updated(TOKEN, updates=3)
-    for name, value in known.items():
-        assert float(first[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    chex.assert_trees_all_close({name: first[name] for name in known}, known, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
