@@ -59,7 +59,7 @@ def evaluate(argv: list[str]) -> int:
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
         settings = measuring.Settings(**given)
-        console.print(measuring.run(settings, pathlib.Path(values.out)), markup=False)
+        console.print(measuring.run(settings, pathlib.Path(values.out)))
         console.print(f"written: {values.out}/{measuring.FILE}", markup=False)
         return 0
     from mara_jax.evaluate import comparison

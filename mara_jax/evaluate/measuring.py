@@ -5,12 +5,13 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-from rich.table import Table
+from rich.markup import escape
 
 from mara_jax import tasks
 from mara_jax.config import LanguageRun
 from mara_jax.tasks import prompts
 from mara_jax.train import evaluation, sampled
+from mara_jax.train.tables import NumberTable
 
 FILE = "evaluation.json"
 COMPLETIONS_AT_ONCE = 512
@@ -30,7 +31,7 @@ class Settings(NamedTuple):
     seed: int
 
 
-def run(settings: Settings, out: pathlib.Path) -> Table:
+def run(settings: Settings, out: pathlib.Path) -> NumberTable:
     """Samples, scores and writes OUT/evaluation.json; returns the table to print.
 
     Raises:
@@ -51,9 +52,9 @@ def run(settings: Settings, out: pathlib.Path) -> Table:
     return _table(measured, len(task), settings)
 
 
-def _table(measured: dict[str, Any], count: int, settings: Settings) -> Table:
-    title = f"{settings.weights}: {count} prompts, {settings.samples} completions each"
-    shown = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 2), show_header=False)
+def _table(measured: dict[str, Any], count: int, settings: Settings) -> NumberTable:
+    title = f"{escape(settings.weights)}: {count} prompts, {settings.samples} completions each"
+    shown = NumberTable.with_headers("", "mean", title=title)
     for name, value in measured["metrics"].items():
         shown.add_row(name, f"{value:.3f}")
     return shown

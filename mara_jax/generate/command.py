@@ -71,7 +71,7 @@ def generate(argv: list[str]) -> int:
             if values.json:
                 print(json.dumps(_as_json(row, samples), ensure_ascii=False, allow_nan=False))
             else:
-                console.print(drawing.table(row["prompt"], samples), markup=False)
+                console.print(drawing.table(row["prompt"], samples))
     return 0
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
+from rich.markup import escape
 
 from mara_jax.sampling import sample
 from mara_jax.tasks import functions
 from mara_jax.tasks.calls import Calls
 from mara_jax.train.sampled import Sampled
+from mara_jax.train.tables import NumberTable
 
 TIME_LIMIT = 60.0  # seconds for a call of the answer function
 LONGEST_SHOWN = 100  # characters of an answer in the table
@@ -110,7 +111,7 @@ def counted(samples: Sequence[Sample]) -> list[Counted]:
     return [Counted(answer, counts[answer], counts[answer] / len(samples), examples[answer]) for answer in order]
 
 
-def table(prompt: Any, samples: Sequence[Sample]) -> Table:
+def table(prompt: Any, samples: Sequence[Sample]) -> NumberTable:
     """The answers of one prompt with their counts, and how many they effectively are."""
     rows = counted(samples)
     entropy = -sum(row.share * math.log(row.share) for row in rows)
@@ -118,11 +119,8 @@ def table(prompt: Any, samples: Sequence[Sample]) -> Table:
     words = f"{len(samples)} completions, {len(rows)} different, effectively {math.exp(entropy):.2f}"
     words += f"; {cut} cut at the length limit" if cut else ""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    shown = Table(title=f"{text}\n{words}", title_justify="left", title_style="", box=None, padding=(0, 2))
-    shown.add_column("count", justify="right")
-    shown.add_column("share", justify="right")
-    shown.add_column("answer")
+    shown = NumberTable.with_headers("answer", "count", "share", title=f"{escape(text)}\n{words}")
     for row in rows:
         answer = "(no answer)" if row.answer is None else " ".join(row.answer.split())
-        shown.add_row(str(row.count), f"{row.share:.1%}", answer[:LONGEST_SHOWN] or "(empty)")
+        shown.add_row(escape(answer[:LONGEST_SHOWN]) or "(empty)", str(row.count), f"{row.share:.1%}")
     return shown

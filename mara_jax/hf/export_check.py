@@ -120,6 +120,8 @@ def _check_logits(policy: Policy, rows: list[tuple[Row, str]], params: Any, tens
     ids, count = (np.arange(_TOKENS) * vocab // _TOKENS)[None], np.array([_TOKENS])
     ours = np.asarray(plain.logits(rounded, ids, count))
     theirs = np.asarray(plain.logits(read_params(plain.architecture, tensors, "float32"), ids, count))
+    if not np.isfinite(ours).all():
+        raise ValueError("the parameters give logits that are not finite, before anything was written")
     gap, most = np.max(np.abs(ours - theirs)), TOLERANCE * np.max(np.abs(ours))
     if not gap <= most:
         raise ValueError(f"logits differ by {gap:.3g}, more than {most:.3g}")

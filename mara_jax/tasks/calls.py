@@ -28,8 +28,9 @@ class Calls:
     def of(self, kind: str, name: str, values: Mapping[str, Sequence[Any]], groups: Sequence[int]) -> list[Outcome]:
         """Calls a function for n completions.
 
-        Groups stay whole, as a function may compare the completions of a prompt. Where a call fails, its completions
-        are given to the function one by one, so that only those are lost at which it fails.
+        Groups stay whole, as a function may compare the completions of a prompt. Where a call raises or hangs, its
+        completions are given to the function one by one, so that only those are lost at which it fails; all of them
+        are lost where it fails at none, or returns a wrong number of values.
 
         Args:
           kind: "reward" or "answer"; values: [n] of each argument; groups: [n] the prompt of each.
@@ -43,8 +44,9 @@ class Calls:
             try:
                 outcomes += _outcomes(kind, worker.result())
             except WorkerError as error:
-                alone = [self._alone(worker, kind, name, _rows(values, [row])) for row in part if len(part) > 1]
-                outcomes += alone or [Outcome(error=str(error))]
+                alone = [self._alone(worker, kind, name, _rows(values, [row])) for row in part if error.repeated]
+                found = any(outcome.error is not None for outcome in alone)
+                outcomes += alone if found else [Outcome(error=str(error))] * len(part)
         return outcomes
 
     def _alone(self, worker: Worker, kind: str, name: str, values: Mapping[str, Sequence[Any]]) -> Outcome:

@@ -17,6 +17,10 @@ from mara_jax.tasks.base import TaskError
 from mara_jax.tasks.checked import described
 
 
+class WrongShape(TaskError):
+    """A function that returned no list with a value for each completion."""
+
+
 class Function(NamedTuple):
     """A function of the user's own.
 
@@ -117,7 +121,7 @@ def reward(function: Function, values: Mapping[str, Any], count: int) -> tuple[l
     returned = function.call(**function.arguments(values))
     columns = dict(returned) if isinstance(returned, Mapping) else {"reward": returned}
     if "reward" not in columns:
-        raise TaskError(f"{function.name} returned a dict without 'reward', only {', '.join(map(repr, columns))}")
+        raise WrongShape(f"{function.name} returned a dict without 'reward', only {', '.join(map(repr, columns))}")
     lists = {str(name): _list(function, str(name), column, count) for name, column in columns.items()}
     return lists.pop("reward"), lists
 
@@ -134,7 +138,7 @@ def _list(function: Function, name: str, column: Any, count: int) -> list[Any]:
     if hasattr(column, "tolist"):
         column = column.tolist()  # of numpy, jax and torch
     if not isinstance(column, list | tuple):
-        raise TaskError(f"{function.name} returned {name!r} {column!r:.80}: return a list of {count} numbers")
+        raise WrongShape(f"{function.name} returned {name!r} {column!r:.80}: return a list of {count} numbers")
     if len(column) != count:
-        raise TaskError(f"{function.name} returned {len(column)} values of {name!r} for {count} completions")
+        raise WrongShape(f"{function.name} returned {len(column)} values of {name!r} for {count} completions")
     return [value.item() if hasattr(value, "item") else value for value in column]

@@ -114,7 +114,7 @@ class Prompts(Task):
             except TaskError as error:
                 if self.cfg.failure == "stop":
                     where = f"{self.rows.where(prompt_index[row])}, completion {texts[row]!r:.80}"
-                    raise TaskError(f"{error} ({where}); --config.task.failure=value goes on without it") from None
+                    raise TaskError(f"{error} ({where}): mend it, or set task.failure=value") from None
                 value, given = self.cfg.failure_value, None
                 failed.append(True)
             reward.append(0.0 if cut[row] else value)

@@ -20,7 +20,15 @@ _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class WorkerError(TaskError):
-    """A call that failed: the function raised, did not return in time, or its process died."""
+    """A call that failed: the function raised, did not return in time, or its process died.
+
+    Attributes:
+      repeated: whether calls for its completions one by one may tell which of them it was.
+    """
+
+    def __init__(self, message: str, repeated: bool = True) -> None:
+        super().__init__(message)
+        self.repeated = repeated
 
 
 class Worker:
@@ -74,7 +82,7 @@ class Worker:
                 self.close()
                 self._start()
                 raise WorkerError(f"{what} did not return within {limit:g} s")
-            worked, value = self.connection.recv()
+            worked, value, repeated = self.connection.recv()
         except (EOFError, ConnectionError):
             status = self.process.wait()
             self.close()
@@ -83,7 +91,7 @@ class Worker:
                 self._start()
             raise WorkerError(f"{what}: its process ended {words}") from None
         if not worked:
-            raise WorkerError(value)
+            raise WorkerError(value, repeated)
         return value
 
     def close(self) -> None:
@@ -98,11 +106,11 @@ def serve(connection: Connection) -> None:
     try:
         known = {name: functions.find(name) for name in connection.recv()}
     except (ValueError, OSError) as error:
-        connection.send((False, str(error)))
+        connection.send((False, str(error), False))
         return
     needed = {name: function.needed for name, function in known.items()}
     files = sorted({function.file for function in known.values() if function.file})
-    connection.send((True, (needed, files)))
+    connection.send((True, (needed, files), False))
     while True:
         try:
             kind, name, values, count = connection.recv()
@@ -110,12 +118,14 @@ def serve(connection: Connection) -> None:
             return
         call = functions.reward if kind == "reward" else functions.answers
         try:
-            reply = (True, call(known[name], values, count))
+            reply = (True, call(known[name], values, count), False)
             pickle.dumps(reply)
+        except functions.WrongShape as error:
+            reply = (False, str(error), False)
         except TaskError as error:
-            reply = (False, str(error))
+            reply = (False, str(error), True)
         except BaseException as error:  # somebody's Python: it can fail in any way, sys.exit among them
-            reply = (False, f"{name} failed: {described(error)}")
+            reply = (False, f"{name} failed: {described(error)}", True)
         connection.send(reply)
 
 

@@ -54,7 +54,8 @@ def check(workdir: pathlib.Path, steps: int) -> None:
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The steps at which there are checkpoints, in order; those whose writing was cut short have other names."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    folders = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit() and path.is_dir()]
+    return sorted(int(path.name) for path in folders)
 
 
 def step_to_read(workdir: pathlib.Path, step: int | None) -> int:
@@ -105,8 +106,11 @@ def _told_of_a_checkpoint(workdir: pathlib.Path, rows: int) -> bool:
 def _unreadable(folder: pathlib.Path, reason: str) -> ValueError:
     earlier = [step for step in saved_steps(folder.parents[1]) if step < int(folder.name)]
     complete = [s for s in earlier if all((folder.parent / str(s) / name).is_file() for name in _PARTS)]
-    then = f"resume from step {max(complete)}" if complete else "start again"
-    return ValueError(f"checkpoint {folder} cannot be read ({reason}): delete that folder to {then}")
+    if complete:
+        cure = f"delete that folder to resume from step {max(complete)}"
+    else:
+        cure = f"delete that folder and {folder.parents[1] / 'metrics.jsonl'} to start again"
+    return ValueError(f"checkpoint {folder} cannot be read ({reason}): {cure}")
 
 
 class Checkpoints:

@@ -64,6 +64,11 @@ def _is_log(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x) | (x == -jnp.inf))
 
 
+def all_finite(tree: Any) -> bool:
+    """Whether every number of a tree of arrays is finite; waits for them."""
+    return all([bool(answer) for answer in [_is_finite(x) for x in jax.tree.leaves(tree)]])
+
+
 def nonfinite_array(state: State) -> str | None:
     """The name of a state's first array that holds NaN or infinity, parameters first; None where all are finite.
 

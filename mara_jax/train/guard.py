@@ -45,17 +45,31 @@ class Guard:
             return None
         what = what or "a parameter after the update"
         self.in_a_row += 1
-        if cfg.guard == "skip" and self.in_a_row < cfg.guard_limit:
+        # What the sampler recorded depends on the weights alone, which a skipped update leaves as they are.
+        heals = what != finite.SUMMARIES["sampler/logp_gap"]
+        if cfg.guard == "skip" and heals and self.in_a_row < cfg.guard_limit:
             return f"WARNING: step {row['step']}: {what} is not finite, and its update was skipped (guard=skip)"
-        many = f"{self.in_a_row} updates in a row were skipped, guard_limit={cfg.guard_limit}; " * (cfg.guard == "skip")
+        skipped = cfg.guard == "skip" and heals
+        many = f"{self.in_a_row} updates in a row were skipped, guard_limit={cfg.guard_limit}; " * skipped
         cure = CURE if cfg.guard == "skip" else f"{CURE}, or pass over such steps with --config.guard=skip"
         saved = self._save(row, what, ids, completions, scores)
         place = _place(ids, completions.logp) if what == finite.SUMMARIES["sampler/logp_gap"] else ""
         self._stop(f"step {row['step']}: {what}{place} is not finite; {many}the batch is in {saved}", cure)
         return None
 
+    def check_saved(self, step: int, state: State, hidden: Any) -> None:
+        """Refuses to save a state that is not finite, or a policy whose numbers are not; errors as of `check_row`.
+
+        hidden: of the policy after the update, on the step's completions.
+        """
+        self.check_state(step, state)
+        if not finite.all_finite(hidden):
+            self._stop(
+                f"step {step}: the policy after the update gives values that are not finite, and is not saved", CURE
+            )
+
     def check_state(self, step: int, state: State) -> None:
-        """Refuses to go on from, or to save, a state that is not finite; errors as of `check_row`."""
+        """Refuses to go on from a state that is not finite; errors as of `check_row`."""
         name = finite.nonfinite_array(state)
         if name is None:
             return

@@ -51,6 +51,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
+        if file.lost:
+            steps = ", ".join(map(str, file.lost[:8])) + (", ..." if len(file.lost) > 8 else "")
+            display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
         keeps = hosts.is_process_zero() and cfg.rollout.save
         completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
@@ -103,7 +106,9 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
         last = done + 1 == cfg.steps
         if checkpoints.due(done + 1, last):
-            log.write(previous, state)  # a resumed run begins after its checkpoint: no row before it may be missing
+            # A resumed run begins after its checkpoint: no row before it may be missing, and its policy must work.
+            hidden = hidden_states(setup, policy_params(setup, state), completions, packing_of(cfg, completions))
+            log.write(previous, (state, hidden))
             previous = None
         checkpoints.save(done + 1, state, last)
     return state
@@ -175,8 +180,7 @@ def scored_batch(
     """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way)."""
     packing = packing_of(setup.cfg, completions)
     # Dispatched first, so that the device works while the host scores texts.
-    arch = setup.policy.architecture
-    ref_hidden = programs.reference_program(setup.cfg, arch, setup.ref_params, completions, packing)()
+    ref_hidden = hidden_states(setup, setup.ref_params, completions, packing)
     group_size = completions.lengths.shape[1]
     samples = reference_scores(setup, ids, answers, group_size) if reads_masses(setup.cfg.algorithm) else {}
     scores = scoring.score(setup.task, ids, completions)
@@ -192,6 +196,11 @@ def scored_batch(
         packing=packing,
         **samples,
     )
+
+
+def hidden_states(setup: Setup, params: Any, completions: rollout.Rollout, packing: Packing | None) -> logprobs.Hidden:
+    """Dispatches a policy's forward pass over completions."""
+    return programs.reference_program(setup.cfg, setup.policy.architecture, params, completions, packing)()
 
 
 def reference_scores(setup: Setup, ids: np.ndarray, answers: AnswerIndices, group_size: int) -> dict[str, jax.Array]:

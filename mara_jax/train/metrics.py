@@ -40,11 +40,14 @@ class Log:
     """
 
     def __init__(self, path: pathlib.Path, steps_done: int, keeps: bool = True):
+        self.path = path
         self.rows: list[dict[str, Any]] = []
+        self.lost: list[int] = []  # steps before the restored one that the file has no row of
         self.file = None
         if not keeps:
             return
         kept = [row for row in _rows(path) if row["step"] <= steps_done]
+        self.lost = sorted(set(range(1, steps_done + 1)) - {row["step"] for row in kept})
         write_rows(path, kept)
         self.rows = kept
         self.file = path.open("a")
@@ -52,6 +55,8 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         if self.file is None:
             return
+        if not self.path.exists():
+            raise ValueError(f"{self.path} is gone, with all that the run would still write there: start it again")
         self.rows.append(row)
         try:
             self.file.write(strict_json.text(row) + "\n")
@@ -86,10 +91,18 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or not {"step", "answers/by_prompt", "samples"} <= row.keys():
+        if not isinstance(row, dict) or not {"step", "answers/by_prompt", "samples"} <= row.keys() or not _numbers(row):
             raise ValueError(f"{path}, line {number} is no step of a run: delete that line, or the workdir")
+        if rows and row["step"] <= rows[-1]["step"]:
+            raise ValueError(f"{path}, line {number} is step {row['step']} again: delete that line, or the workdir")
         rows.append(row)
     return rows
+
+
+def _numbers(row: dict[str, Any]) -> bool:
+    """Whether what a row has under names with a stroke are numbers, or null; answers are not."""
+    values = [value for name, value in row.items() if "/" in name and not name.startswith("answers/")]
+    return isinstance(row["step"], int) and all(value is None or isinstance(value, int | float) for value in values)
 
 
 class Display:

@@ -11,6 +11,7 @@ from mara_jax.config import LanguageRun
 from mara_jax.core import diversity
 from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
+from mara_jax.sampling.logprobs import Hidden
 from mara_jax.sampling.rollout import whole_text
 from mara_jax.train import group_metrics, metrics, reference
 from mara_jax.train.guard import Guard
@@ -50,10 +51,10 @@ class StepLog:
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
 
-    def write(self, step: Step, to_save: State | None = None) -> float:
+    def write(self, step: Step, to_save: tuple[State, Hidden] | None = None) -> float:
         """Waits for a step's update, then writes and shows its row; returns the clock when the update ended.
 
-        to_save: the state after the step, where a checkpoint follows.
+        to_save: where a checkpoint follows, the state after the step, and its policy's hidden states at completions.
 
         Raises:
           NonFiniteError: see `guard.Guard`; the row is not written.
@@ -61,7 +62,7 @@ class StepLog:
         row, ended = fetch(self.setup.cfg, step)
         skipped = self.guard.check_row(row, step.ids, step.rollout, step.scores)
         if to_save is not None:
-            self.guard.check_state(step.number, to_save)
+            self.guard.check_saved(step.number, *to_save)
         self.window.append(row[COUNTS])
         counts = group_metrics.pooled(self.window)
         row |= group_metrics.of_window(counts) | self._gaps(counts)

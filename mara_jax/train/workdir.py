@@ -28,7 +28,9 @@ def check(workdir: pathlib.Path, run: Run) -> None:
             before = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): delete the workdir, or choose another") from error
-        if isinstance(before, dict) and "algorithm" in before and only_begun(workdir):
+        if not isinstance(before, dict):
+            raise ValueError(f"{path} is no run's config: delete the workdir, or choose another")
+        if "algorithm" in before and only_begun(workdir):
             return
         fields = sorted(_differences(before, _as_json(run)))
         changed = [name for name in fields if name.split(".")[0] not in RESUMABLE]

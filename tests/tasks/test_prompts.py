@@ -43,6 +43,7 @@ def behaves(prompts, completions):
     """Does what the completion says."""
     rewards = []
     for text in completions:
+        if text == "two" and len(completions) > 1: raise ValueError("only in company")
         if text == "raise": raise RuntimeError("two\\nlines")
         if text == "hang": time.sleep(1000)
         if text == "exit": os._exit(3)
@@ -118,8 +119,9 @@ FAILURES = [
     ("list", "behaves returned [1]: return finite numbers"),
     ("big", "return finite numbers"),
     ("none", "behaves returned None: at least one function must judge each completion"),
-    ("short", "behaves returned 0 values of 'reward' for 1 completions"),
-    ("nothing", "behaves returned 'reward' None: return a list of 1 numbers"),
+    ("short", "behaves returned 1 values of 'reward' for 2 completions"),
+    ("nothing", "behaves returned 'reward' None: return a list of 2 numbers"),
+    ("two", "behaves failed: ValueError: only in company ("),
 ]
 
 
@@ -137,8 +139,10 @@ def test_a_failure_stops_the_run_and_names_the_completion(behaves, text, words):
     with pytest.raises(ValueError) as caught:
         scored(behaves["stop"], ["good", text], [0, 1])
     message = str(caught.value)
-    assert words in message and f"rows.jsonl, line 2, completion {text!r}" in message and "\n" not in message
-    assert "--config.task.failure=value" in message
+    # What a call of both says of neither belongs to the first.
+    place = "line 1, completion 'good'" if text in ("short", "nothing", "two") else f"line 2, completion {text!r}"
+    assert words in message and f"rows.jsonl, {place}" in message and "\n" not in message
+    assert "set task.failure=value" in message
 
 
 def test_a_failure_can_be_a_value(behaves):

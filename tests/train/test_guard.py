@@ -123,7 +123,7 @@ def test_a_skipped_update_leaves_every_bit_of_the_state_and_counts_the_step():
 def test_an_update_that_is_finite_is_the_same_whether_it_may_be_skipped_or_not():
     (_, plain, _), (_, after, metrics) = one_update(1.0, 3, False), one_update(1.0, 3, True)
     assert metrics["guard/skipped"] == 0
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), plain, after)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), plain, after)
 
 
 def test_a_later_update_that_is_not_finite_is_told_though_the_first_was_fine():
@@ -181,6 +181,30 @@ def test_a_state_that_is_not_finite_is_not_saved_though_its_row_is_fine(monkeypa
     ):
         trained(monkeypatch, setup, tmp_path, RUN)
     assert saved(tmp_path) == [] and len(rows_of(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("cfg", "broken", "words", "kept"),
+    [
+        (RUN, 2, "step 2: the policy after the update gives values that are not finite, and is not saved", []),
+        (SKIP, 3, r"step 4: a log-prob that the sampler recorded \(prompt .* is not finite; the batch is in ", [2]),
+    ],
+)  # fmt: skip
+def test_a_policy_that_no_longer_works_is_not_kept(monkeypatch, setup, tmp_path, cfg, broken, words, kept):  # noqa: F811
+    """Weights that are finite, whose attention overflows: seen when they are saved, or sampled from; no skip heals."""
+    update = loop.update
+
+    def large(setup, state, batches):
+        done = int(state.step) + 1
+        state, scalars = update(setup, state, batches)
+        if done == broken:
+            state = state.replace(params=jax.tree.map(lambda x: x * 1e15, state.params))
+        return state, scalars
+
+    monkeypatch.setattr(loop, "update", large)
+    with pytest.raises(guard.NonFiniteError, match=words):
+        trained(monkeypatch, setup, tmp_path, cfg)
+    assert saved(tmp_path) == kept and not (tmp_path / "model").exists()
 
 
 def test_skipped_steps_are_written_shown_counted_and_passed_over(monkeypatch, setup, tmp_path, capsys):  # noqa: F811
