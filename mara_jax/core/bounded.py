@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LARGEST = 30.0  # nats
+LARGEST = 30.0  # nats, in float32
+LARGEST_FLOAT64 = 300.0  # nats: there the exact optima of objectives are computed, some of them that far away
+
+
+def _bounded(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """min(log_ratio, the bound of its dtype)."""
+    return jnp.minimum(log_ratio, LARGEST_FLOAT64 if jnp.result_type(log_ratio) == jnp.float64 else LARGEST)
 
 
 @jax.custom_jvp
@@ -21,9 +27,9 @@ def exp(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
         log_ratio: log of one probability over another (nats).
 
     Returns:
-        The ratio, at most exp(LARGEST); NaN stays NaN.
+        The ratio, at most exp(LARGEST) (float64: exp(LARGEST_FLOAT64)); NaN stays NaN.
     """
-    return jnp.exp(jnp.minimum(log_ratio, LARGEST))
+    return jnp.exp(_bounded(log_ratio))
 
 
 @exp.defjvp
@@ -42,7 +48,7 @@ def expm1(log_ratio: Float[Array, "*n"]) -> Float[Array, "*n"]:
     Returns:
         The ratio less 1; NaN stays NaN.
     """
-    return jnp.expm1(jnp.minimum(log_ratio, LARGEST))
+    return jnp.expm1(_bounded(log_ratio))
 
 
 @expm1.defjvp

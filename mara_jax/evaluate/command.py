@@ -21,15 +21,13 @@ COMMAND = cli.Command(
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
-        "python -m mara_jax.evaluate run --weights=runs/own/model --out=runs/own-test \\\n"
-        "      --prompts=test.jsonl --reward=own.py:reward --answer=own.py:answer",
     ),
     flags=(
         Flag("markdown", "", "print the comparison as a markdown table", False, bool),
         Flag("weights", "DIR_OR_NAME", "directory of a model or an adapter, .gguf file, hub id, embedded name"),
         Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
         Flag("reward", "FILE.py:FUNCTION", "function(prompts, completions, **columns); several, separated by commas"),
-        Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)", ""),
+        Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)"),
         Flag("threshold", "R", "a completion is good from this reward on", 0.8, float),
         Flag("samples", "N", "completions of each prompt", 16, int, least=1, most=65536),
         Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
@@ -58,6 +56,7 @@ def evaluate(argv: list[str]) -> int:
         from mara_jax.evaluate import measuring
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
+        given["answer"] = given["answer"] or ""
         settings = measuring.Settings(**given)
         console.print(measuring.run(settings, pathlib.Path(values.out)))
         console.print(f"written: {values.out}/{measuring.FILE}", markup=False)
