@@ -95,7 +95,10 @@ def algorithms():
                 yield Algorithm(**own, level="token")
 
 
-@pytest.mark.parametrize(("gap", "dtype"), [(FAR, "float64"), (100.0, "float32")])
+FAR_APART = [(FAR, "float64"), pytest.param(100.0, "float32", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("gap", "dtype"), FAR_APART)
 def test_every_loss_and_gradient_is_finite_a_thousand_nats_apart(gap, dtype):
     """In float32 a hundred nats, and the gradient's squared norm as well."""
     scored = far_apart(gap, jnp.dtype(dtype))

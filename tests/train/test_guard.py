@@ -207,6 +207,7 @@ def test_a_policy_that_no_longer_works_is_not_kept(monkeypatch, setup, tmp_path,
     assert saved(tmp_path) == kept and not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_written_shown_counted_and_passed_over(monkeypatch, setup, tmp_path, capsys):  # noqa: F811
     trained(monkeypatch, setup, tmp_path, SKIP, at=(2, 5), draws=True)
     said, rows = capsys.readouterr().out, rows_of(tmp_path)
@@ -218,6 +219,7 @@ def test_skipped_steps_are_written_shown_counted_and_passed_over(monkeypatch, se
     assert guard.skipped_in_a_row(rows) == 0 and guard.skipped_in_a_row(rows[:5]) == 1
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_stop_the_run_across_a_resume(monkeypatch, setup, tmp_path):  # noqa: F811
     """Steps 3 and 4 are skipped, the run ends there and is made longer: step 5 is the third in a row."""
     trained(monkeypatch, setup, tmp_path, dataclasses.replace(SKIP, steps=4), at=(3, 4))
