@@ -51,7 +51,7 @@ def pinned(workdir: pathlib.Path, cfg: LanguageRun) -> str:
 def of_files(cfg: LanguageRun, weights: str, group: str) -> Inputs:
     """Digests of every byte of the files of the model and of the adapter that a run reads.
 
-    A few seconds for a model of 15 GB that is in the page cache, where loading finds it afterwards.
+    It reads them once before they are loaded, which leaves them in the page cache where there is room.
 
     Args:
       weights: as `hf.load` takes them, or "nano".
