@@ -1,9 +1,9 @@
 """Prompts of a file, scored by functions of your own. Does the model keep all good answers of each prompt?
 
-Claim: demonstrations favour one answer of each prompt, and vanilla KL-regularised RL keeps that preference; MARA over
-answers makes the answers that the reference policy gives equally likely.
+Question: demonstrations favour one answer of each prompt, and vanilla KL-regularised RL keeps that preference; does
+MARA over answers make the answers that the reference policy gives equally likely?
 
-  ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, which have 2 to 50 answers each.
+  ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each; not measured yet.
   nano    a two-layer model trained from scratch on the same prompts: only to try things out.
 
   python -m mara_jax.main --config=configs/prompts.py --workdir=runs/prompts

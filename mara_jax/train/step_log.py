@@ -71,7 +71,8 @@ class StepLog:
             total = group_metrics.summed(row[COUNTS])
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
-        self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
+        if self.setup.cfg.rollout.save:  # the same on every process, as all of them gather
+            self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
         self.display.step(row, _shown(self.setup.cfg, step))
         for warning in filter(None, [skipped, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
             self.display.note(warning)
