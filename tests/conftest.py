@@ -13,6 +13,8 @@ import jax
 import pytest
 from jax._src import compiler
 
+from mara_jax.train import memory
+
 FUSION = {"xla_cpu_use_fusion_emitters": False}
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -53,6 +55,14 @@ def x64():
     """Float64 where jax has float32 otherwise."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_go():
+    """What a module has compiled goes with it: two workers would else keep some 10 GB of programs in memory."""
+    yield
+    jax.clear_caches()
+    memory.give_back()
 
 
 @pytest.fixture(scope="module", autouse=True)

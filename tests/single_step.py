@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from mara_jax.sampling import rollout
-from mara_jax.train import loop, prompts, step_log
+from mara_jax.train import groups, loop, prompts, step_log
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.startup import Setup
 from mara_jax.train.state import State
@@ -24,8 +24,8 @@ def train_step(setup: Setup, state: State, done: int) -> tuple[State, dict]:
     """The state after the step that follows `done` steps, and the step's row."""
     started = time.perf_counter()
     ids = prompts.ids_of_step(setup.cfg, len(setup.prompts), done)
-    key = loop.rollout_key(setup.cfg, "rollout", done)
-    completions = rollout.collect(loop.start_rollout(setup, loop.policy_params(setup, state), ids, key))
+    key = groups.rollout_key(setup.cfg, "rollout", done)
+    completions = rollout.collect(groups.start_rollout(setup, groups.policy_params(setup, state), ids, key))
     sampled = time.perf_counter()
     scores, batches = loop.scored_batches(setup, completions, ids, done)
     scored = time.perf_counter()

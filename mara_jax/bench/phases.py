@@ -18,7 +18,7 @@ from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import loop, optim, placement, programs, reference_samples
+from mara_jax.train import groups, loop, optim, placement, programs, reference_samples
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import BySampler, State
 
@@ -94,7 +94,7 @@ def fresh_state(setup: Setup) -> State:
 
 def sample_completions(setup: Setup, params: Any, seed: int) -> rollout.Rollout:
     """One rollout of the policy with these params."""
-    pending = loop.start_rollout(setup, params, _ids(setup), jax.random.key(seed))
+    pending = groups.start_rollout(setup, params, _ids(setup), jax.random.key(seed))
     return jax.block_until_ready(rollout.collect(pending))
 
 

@@ -22,6 +22,8 @@ IMPORTANCES = ("none", "sequence", "length_normalised", "token")
 FIRST_MOMENTS = ("float32", "bfloat16")
 REFERENCE_DRAWN = ("auto", "before_training", "on_first_use")
 FEW_PROMPTS = 16  # up to so many, the reference policy is measured under each of them before training
+EQUAL_GROUPS = ("auto", "keep", "redraw", "replace")
+LONG_PROMPTS = ("error", "replace")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 GUARDS = ("stop", "skip")
@@ -152,7 +154,8 @@ class Reference:
     drawn: str = setting(
         "auto",
         "before_training: of every prompt; on_first_use: of a prompt when a step first uses it; auto: before training "
-        f"where there are at most {FEW_PROMPTS} prompts. They are kept in the run directory",
+        f"where there are at most {FEW_PROMPTS} prompts and rollout.long_prompts=error. They are kept in the run "
+        "directory",
         REFERENCE_DRAWN,
     )
     samples: int = setting(
@@ -172,6 +175,17 @@ class Rollout:
         "reference and update run on packed sequences, padded to one of so many fractions of the padded batch, each "
         "compiled when it is first met; 0: padded rows",
         limits.FROM_ZERO,
+    )
+    equal_groups: str = setting(
+        "auto",
+        "groups whose rewards are all equal: keep them, or draw up to three times again, of the same prompts (redraw) "
+        "or of others (replace); auto: redraw for DAPO, else keep",
+        EQUAL_GROUPS,
+    )
+    long_prompts: str = setting(
+        "error",
+        "prompts too long for the model's context end the run, or are replaced by others, which is counted",
+        LONG_PROMPTS,
     )
     save: bool = setting(True, "keep every step's completions in WORKDIR/rollouts")
     slots: int = setting(

@@ -115,6 +115,29 @@ def best_minus_second(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
     return jnp.where(reward_pg == largest_p1, largest_p1 - second_p1, 0)
 
 
+def leave_one_out_of(counted_pg: Float[Array, "p g"]) -> Advantage:
+    """`leave_one_out` among some samples of each group; the others get 0.
+
+    With the finished completions as those samples the mean gradient is, up to a positive factor, that of
+    E[signal | finished]: how often completions finish is neither rewarded nor penalised (docs/objectives.md).
+
+    Args:
+        counted_pg: 1 for a sample that counts, 0 for one that does not.
+
+    Returns:
+        The advantage function; a group with less than two samples that count gets zeros.
+    """
+
+    def advantage(reward_pg: Float[Array, "p g"]) -> Float[Array, "p g"]:
+        count_p1 = jnp.sum(counted_pg, axis=-1, keepdims=True)
+        kept_pg = jnp.where(counted_pg > 0, reward_pg, 0)
+        mean_p1 = jnp.sum(kept_pg, axis=-1, keepdims=True) / jnp.maximum(count_p1, 1)
+        scale_p1 = jnp.where(count_p1 > 1, count_p1 / jnp.maximum(count_p1 - 1, 1), 0)
+        return jnp.where(counted_pg > 0, (reward_pg - mean_p1) * scale_p1, 0)
+
+    return advantage
+
+
 BY_NAME: dict[str, Advantage] = {
     "none": none,
     "mean": mean,

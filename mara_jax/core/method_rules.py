@@ -250,6 +250,26 @@ def check_rewards(algorithm: Algorithm, reward: Any) -> None:
         )
 
 
+def check_leaving_out(algorithm: Algorithm) -> None:
+    """Refuses to leave completions out of an update whose mean gradient is then no longer that of a stated objective.
+
+    Args:
+        algorithm: as configured, or resolved.
+
+    Raises:
+        ValueError: one line.
+    """
+    row = resolved(algorithm)
+    wanted = {"objective": "policy_gradient", "estimator": "k1_in_reward", "level": "sequence", "importance": "none"}
+    wanted["baseline"] = "leave_one_out"
+    for name, value in wanted.items():
+        if getattr(row, name) != value:
+            raise ValueError(
+                f"truncated completions are left out (mask), which needs algorithm.{name}={value}, not "
+                f"{getattr(row, name)}: with others the objective would have no name; use task.truncated=score or zero"
+            )
+
+
 def check_prompts(algorithm: Algorithm, prompts: int, visits: int) -> None:
     """Refuses a log Z for each prompt where a run sees most prompts too rarely to learn it.
 

@@ -29,6 +29,9 @@ def loss(algorithm: Algorithm, scored: Scored, reference: Scored | None, numbers
     """
     off_policy = off_policy_weights(algorithm, scored)
     advantage = advantages.BY_NAME[algorithm.baseline]
+    if scored.counted is not None:
+        assert algorithm.baseline == "leave_one_out", "completions are left out with the leave-one-out baseline alone"
+        advantage = advantages.leave_one_out_of(scored.counted)
     shared = {"beta": numbers.beta, "advantage": advantage, "off_policy": off_policy}
     estimator = algorithm.estimator
     whole = scored.logp, scored.mask, scored.ref_logp, scored.reward

@@ -68,7 +68,8 @@ class Scored(NamedTuple):
     `anchor_reward` and `anchor_ref_logp` [p]: MARA's anchor over more than the group; `old_logp` [p, g, t] of the
     policy before the rollout's first update (None: it is this one); `sampler_logp` [p, g, t] that the sampler recorded;
     `unseen_log_mass` [p]: log-mass of an answer that was not seen; `prompt_log_z` [p]: log Z of the prompt, as
-    trajectory balance has learned it; `ref_weight` [p, g]: transformed over own reference probability.
+    trajectory balance has learned it; `ref_weight` [p, g]: transformed over own reference probability;
+    `counted` [p, g]: 0 for a completion that is left out of the update (None: all count).
     """
 
     logp: jax.Array
@@ -85,3 +86,4 @@ class Scored(NamedTuple):
     unseen_log_mass: jax.Array | None = None
     prompt_log_z: jax.Array | None = None
     ref_weight: jax.Array | None = None
+    counted: jax.Array | None = None

@@ -209,16 +209,25 @@ def collect(pending: Pending) -> Rollout:
 
 
 def replaced(completions: Rollout, others: Rollout, of_prompt: np.ndarray) -> Rollout:
-    """Completions with the groups of the prompts where `of_prompt` [p] holds from `others`, of the same prompts."""
+    """Completions with the groups of the prompts where `of_prompt` [p] holds from `others`, maybe of other prompts."""
     chosen_p = hosts.shard_prompts(of_prompt, completions.lengths.shape[1])
+    width = max(completions.prompt_tokens.shape[1], others.prompt_tokens.shape[1])
+    completions, others = (
+        one._replace(prompt_tokens=_widened(one.prompt_tokens, width)) for one in (completions, others)
+    )
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(chosen_p.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    names = ("tokens", "logp", "lengths", "finished")
+    names = ("tokens", "logp", "lengths", "finished", "prompt_tokens", "prompt_lengths")
     arrays = {name: choose(getattr(others, name), getattr(completions, name)) for name in names}
     text = [new if chosen else old for new, old, chosen in zip(others.text, completions.text, of_prompt, strict=True)]
     return completions._replace(text=text, **arrays)
+
+
+def _widened(tokens_ps: jax.Array, width: int) -> jax.Array:
+    """Padded prompts with more padding, which nothing reads."""
+    return jnp.pad(tokens_ps, ((0, 0), (0, width - tokens_ps.shape[1])))
 
 
 def sampling_params(prompts: int, temperature: Any, top_k: Any = 0, top_p: Any = 1.0) -> SamplingParams:

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,17 @@ class Score:
     columns: Mapping[str, Sequence[float] | np.ndarray] = field(default_factory=dict)
 
 
+class Context(NamedTuple):
+    """What a run knows of completions besides their texts.
+
+    step: of the run, from 1; 0 for samples of the reference policy, and outside of training. ref_logp: [n] log-probs of
+    the completions under the reference policy (nats); None where the task does not read them, or nothing knows them.
+    """
+
+    step: int = 0
+    ref_logp: Sequence[float] | None = None
+
+
 class Task(abc.ABC):
     """A set of prompts with a reward.
 
@@ -54,6 +66,9 @@ class Task(abc.ABC):
       name: as reports have it.
       max_reward: the largest reward that a completion can get, if it is known.
       invalid_reward: the reward of every completion without an answer, if there is one such number.
+      reads_ref_logp: whether `score_in_run` wants the completions' log-probs under the reference policy.
+      leaves_out_truncated: whether completions that were cut at the length limit are left out of the update, so that
+        E[R - beta log-ratio | finished] is maximised.
       answers_have_equally_many_strings: whether each answer of a declared set has as many good completions as any
         other, so that equally likely good strings mean equally likely answers.
     """
@@ -61,6 +76,8 @@ class Task(abc.ABC):
     name: str = "task"
     max_reward: float | None = None
     invalid_reward: float | None = None
+    reads_ref_logp: bool = False
+    leaves_out_truncated: bool = False
     answers_have_equally_many_strings: bool = False
 
     @abc.abstractmethod
@@ -83,6 +100,12 @@ class Task(abc.ABC):
         Returns:
           n rewards and n answers.
         """
+
+    def score_in_run(
+        self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool], context: Context
+    ) -> Score:
+        """As `score`, for a task whose rewards depend on the step or on the reference policy; by default `score`."""
+        return self.score(prompt_index, texts, finished)
 
     def answer_set(self, index: int) -> tuple[str, ...] | None:
         """All answers that a prompt has, where they are known; answers are else discovered as they appear.

@@ -23,7 +23,8 @@ class Calls:
 
     def __init__(self, names: Sequence[str], workers: int, time_limit: float) -> None:
         self.workers = [Worker(names, time_limit) for _ in range(workers)]
-        self.needed, self.files = self.workers[0].needed, self.workers[0].files
+        first = self.workers[0]
+        self.named, self.needed, self.files = first.named, first.needed, first.files
 
     def of(self, kind: str, name: str, values: Mapping[str, Sequence[Any]], groups: Sequence[int]) -> list[Outcome]:
         """Calls a function for n completions.

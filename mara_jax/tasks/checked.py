@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mara_jax.tasks.base import Prompt, Score, Task, TaskError, is_prompt
+from mara_jax.tasks.base import Context, Prompt, Score, Task, TaskError, is_prompt
 
 _LARGEST = float(np.finfo(np.float32).max)
 _ROUNDING = 1e-6  # relative, of rewards in float32
@@ -24,6 +24,8 @@ class CheckedTask(Task):
         self.task = task
         self.name = str(task.name)
         self.max_reward, self.invalid_reward = (self._limit(name) for name in ("max_reward", "invalid_reward"))
+        self.reads_ref_logp = bool(task.reads_ref_logp)
+        self.leaves_out_truncated = bool(task.leaves_out_truncated)
         self.answers_have_equally_many_strings = bool(task.answers_have_equally_many_strings)
 
     def __len__(self) -> int:
@@ -84,8 +86,14 @@ class CheckedTask(Task):
         return verdict
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
+        """As `score_in_run`, outside of a run."""
+        return self.score_in_run(prompt_index, texts, finished, Context())
+
+    def score_in_run(
+        self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool], context: Context
+    ) -> Score:
         """As of the task: finite numbers, and answers that belong to the declared set where there is one."""
-        verdict = self._scored(prompt_index, texts, finished)
+        verdict = self._scored(prompt_index, texts, finished, context)
         if not isinstance(verdict, Score):
             raise self._error("score", f"returned {verdict!r:.80} instead of a mara_jax.tasks.Score")
         if not isinstance(verdict.columns, Mapping):
@@ -96,17 +104,21 @@ class CheckedTask(Task):
         columns = {str(name): self._numbers(name, x, prompt_index) for name, x in verdict.columns.items()}
         return Score(reward, answer, columns)
 
-    def _scored(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Any:
+    def _scored(
+        self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool], context: Context
+    ) -> Any:
         """What the task returns; where it raises, the completion at which it does is found by scoring each alone."""
         try:
-            return self.task.score(prompt_index, texts, finished)
+            return self.task.score_in_run(prompt_index, texts, finished, context)
         except TaskError:
             raise
         except Exception as whole:
             error, found = whole, ""
-            for number, text, ended in zip(prompt_index, texts, finished, strict=True):
+            ref_logp = context.ref_logp
+            for row, (number, text, ended) in enumerate(zip(prompt_index, texts, finished, strict=True)):
+                alone_in_run = context._replace(ref_logp=None if ref_logp is None else [ref_logp[row]])
                 try:
-                    self.task.score([number], [text], [ended])
+                    self.task.score_in_run([number], [text], [ended], alone_in_run)
                 except Exception as alone:
                     error, found = alone, f" of the completion {text!r:.80} of prompt {number}"
                     break

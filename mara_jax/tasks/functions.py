@@ -118,7 +118,10 @@ def reward(function: Function, values: Mapping[str, Any], count: int) -> tuple[l
     Raises:
       ValueError: what it returns is no list of so many numbers or None.
     """
-    returned = function.call(**function.arguments(values))
+    arguments = function.arguments(values)
+    if "step" in arguments:
+        arguments["step"] = arguments["step"][0]  # one for all completions of a call
+    returned = function.call(**arguments)
     columns = dict(returned) if isinstance(returned, Mapping) else {"reward": returned}
     if "reward" not in columns:
         raise WrongShape(f"{function.name} returned a dict without 'reward', only {', '.join(map(repr, columns))}")

@@ -11,11 +11,13 @@ import numpy as np
 from mara_jax import config
 from mara_jax.config import limits, setting
 from mara_jax.tasks import functions, prompt_file
-from mara_jax.tasks.base import Prompt, Score, Task, TaskError
+from mara_jax.tasks.base import Context, Prompt, Score, Task, TaskError
 from mara_jax.tasks.calls import Calls, Outcome
 from mara_jax.tasks.checked import is_number
 
-TRUNCATED = ("score", "zero")
+_OF_REWARDS = ("prompts", "completions", "step", "ref_logp")  # what functions are always given, beside columns
+_OF_ANSWERS = ("prompt", "completion")
+TRUNCATED = ("score", "zero", "mask")
 FAILURE = ("stop", "value")
 
 
@@ -29,7 +31,10 @@ class Config(config.Task):
     reward_weights: str = setting("", "of several reward functions, separated by commas; empty: 1 each")
     answer: str = setting("", "FILE.py:FUNCTION that names a completion's answer; empty: its text is the answer")
     truncated: str = setting(
-        "score", "completions cut at rollout.max_new_tokens are scored like others, or have reward zero", TRUNCATED
+        "score",
+        "completions cut at rollout.max_new_tokens are scored like others, have reward zero and no answer, or, beyond "
+        "that, are left out of the update (mask)",
+        TRUNCATED,
     )
     failure: str = setting(
         "stop", "where a function fails at a completion: stop the run, or give the completion a value", FAILURE
@@ -46,6 +51,7 @@ class Prompts(Task):
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
+        self.leaves_out_truncated = cfg.truncated == "mask"
         if not cfg.prompts or not cfg.reward:
             missing = "prompts" if not cfg.prompts else "reward"
             example = {"prompts": "prompts.jsonl", "reward": "rewards.py:correct"}[missing]
@@ -55,8 +61,12 @@ class Prompts(Task):
         self.calls = Calls([*self.rewards, *filter(None, [cfg.answer])], cfg.workers, cfg.time_limit)
         weakref.finalize(self, self.calls.close)
         for name, needed in self.calls.needed.items():
-            given = ("prompts", "completions") if name in self.rewards else ("prompt", "completion")
+            given = _OF_REWARDS if name in self.rewards else _OF_ANSWERS
             functions.check_arguments(name, needed, given, self._others())
+        self.reads_ref_logp = any("ref_logp" in self.calls.named[name] for name in self.rewards)
+        clash = [name for name in self._others() if name in ("step", "ref_logp")]
+        if clash:
+            raise TaskError(f"{self.rows.path} has a column {clash[0]!r}, which rewards have from the run: rename it")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,16 +105,29 @@ class Prompts(Task):
         raise TaskError(f"no row of {self.rows.path} has a completion: give some, or set warmup.steps=0")
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
+        """As `score_in_run`, outside of a run."""
+        return self.score_in_run(prompt_index, texts, finished, Context())
+
+    def score_in_run(
+        self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool], context: Context
+    ) -> Score:
         """Rewards and answers by the functions, in their processes."""
+        if self.reads_ref_logp and context.ref_logp is None:
+            raise TaskError(
+                f"{self.cfg.reward} reads ref_logp, which is known in training alone: name another reward here"
+            )
         rows = [self.rows[index] for index in prompt_index]
         values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in self._others()}
         prompts = [row["prompt"] for row in rows]
         values |= {"prompts": prompts, "completions": [_completion(*pair) for pair in zip(prompts, texts, strict=True)]}
-        said = {name: self.calls.of("reward", name, values, prompt_index) for name in self.rewards}
+        of_run = {"step": [context.step] * len(texts)} | (
+            {} if context.ref_logp is None else {"ref_logp": context.ref_logp}
+        )
+        said = {name: self.calls.of("reward", name, values | of_run, prompt_index) for name in self.rewards}
         answers = [Outcome(text.strip() or None) for text in texts]
         if self.cfg.answer:
             answers = self.calls.of("answer", self.cfg.answer, values, prompt_index)
-        cut = [not ended and self.cfg.truncated == "zero" for ended in finished]
+        cut = [not ended and self.cfg.truncated != "score" for ended in finished]
         reward, answer, failed = [], [], []
         for row in range(len(texts)):
             try:

@@ -38,7 +38,8 @@ class Worker:
       names: of the functions, as `functions.find` takes them; time_limit: seconds for a call.
 
     Attributes:
-      needed: of each function, the arguments without a default; files: the Python files that define them.
+      named: of each function, the arguments that it names; needed: those without a default; files: the Python files
+        that define them.
 
     Raises:
       WorkerError: a function cannot be imported.
@@ -46,9 +47,10 @@ class Worker:
 
     def __init__(self, names: Sequence[str], time_limit: float) -> None:
         self.names, self.time_limit, self.waits_for = list(names), time_limit, ""
+        self.named: dict[str, tuple[str, ...]]
         self.needed: dict[str, tuple[str, ...]]
         self.files: list[str]
-        self.needed, self.files = self._start()
+        self.named, self.needed, self.files = self._start()
 
     def _start(self) -> Any:
         self.connection, theirs = Pipe()
@@ -108,9 +110,10 @@ def serve(connection: Connection) -> None:
     except (ValueError, OSError) as error:
         connection.send((False, str(error), False))
         return
+    named = {name: function.named for name, function in known.items()}
     needed = {name: function.needed for name, function in known.items()}
     files = sorted({function.file for function in known.values() if function.file})
-    connection.send((True, (needed, files), False))
+    connection.send((True, (named, needed, files), False))
     while True:
         try:
             kind, name, values, count = connection.recv()

@@ -11,34 +11,31 @@ import numpy as np
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.core import method_rules
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
     checkpoint,
+    groups,
     guard,
     memory,
     metrics,
     profile,
     programs,
-    reference,
     rollouts,
-    scoring,
     startup,
     summary,
     trained,
 )
 from mara_jax.train.checkpoint import Checkpoints
-from mara_jax.train.prompts import ids_of_step
+from mara_jax.train.groups import Groups, policy_params, rollout_key, start_rollout
+from mara_jax.train.prompts import fitting, ids_of_step
 from mara_jax.train.reference_samples import reads_masses
 from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
-
-MOST_REDRAWS = 3  # of a group whose rewards are all equal, where the method draws such groups again
 
 
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
@@ -86,13 +83,14 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
     for done in range(first, cfg.steps):
         with window.step(done + 1):
             started = time.perf_counter()
-            ids = ids_of_step(cfg, len(setup.prompts), done)
+            ids, too_long = fitting(cfg, setup.prompts, ids_of_step(cfg, len(setup.prompts), done), done)
             pending = start_rollout(setup, policy_params(setup, state), ids, rollout_key(cfg, "rollout", done))
             if previous is not None:
                 # The device samples meanwhile. It was busy with the previous update until the time that this returns:
                 # only then did this step's rollout start.
                 started = log.write(previous)
-            completions = varied_completions(setup, state, rollout.collect(pending), ids, done)
+            drawn = groups.varied(setup, state, Groups(rollout.collect(pending), ids, too_long), done)
+            completions, ids = drawn.completions, drawn.ids
             sampled = time.perf_counter()
             scores, batches = scored_batches(setup, completions, ids, done)
             method_rules.check_rewards(cfg.algorithm, scores.reward)
@@ -100,7 +98,7 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
             if done == first:
                 compile_update(setup, state, batches)
             state, scalars = update(setup, state, batches)
-            previous = Step(done + 1, ids, completions, scores, scalars, started, sampled, scored)
+            previous = Step(done + 1, ids, completions, scores, scalars | drawn.counts(cfg), started, sampled, scored)
             del batches
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
@@ -114,68 +112,24 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
     return state
 
 
-def rollout_key(cfg: LanguageRun, stream: str, done: int) -> jax.Array:
-    """The random key of a step's rollout, of the policy ("rollout") or of the reference policy ("reference")."""
-    return jax.random.fold_in(reference.stream(cfg.seed, stream), done)
-
-
-def policy_params(setup: Setup, state: State) -> Any:
-    """All parameters of the policy: those that are trained, or the reference's with the trained adapter."""
-    return lora.attached(setup.policy.architecture, setup.ref_params, state.params)
-
-
-def varied_completions(
-    setup: Setup, state: State, completions: rollout.Rollout, ids: np.ndarray, done: int
-) -> rollout.Rollout:
-    """The step's completions, or, where the method asks for it (DAPO), with groups of equal rewards drawn again.
-
-    Such groups teach nothing. They are drawn up to MOST_REDRAWS times, with other sample numbers; what then is still
-    equal stays. Completions are scored once more for each draw.
-    """
-    if not method_rules.rows(setup.cfg.algorithm)[1].redraws_equal_groups:
-        return completions
-    for redraw in range(1, MOST_REDRAWS + 1):
-        equal_p = np.ptp(scoring.score(setup.task, ids, completions).reward, axis=1) == 0
-        if not equal_p.any():
-            break
-        params, key = policy_params(setup, state), rollout_key(setup.cfg, "rollout", done)
-        again = rollout.collect(start_rollout(setup, params, ids, key, redraw))
-        completions = rollout.replaced(completions, again, equal_p)
-    return completions
-
-
-def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array, redraw: int = 0) -> rollout.Pending:
-    """Dispatches the sampling of a group of completions of each prompt.
-
-    Args:
-      redraw: each number gives other samples of the same prompts.
-    """
-    sizes = setup.cfg.rollout
-    # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
-    earlier = redraw * len(ids) + np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
-    sampling = rollout.sampling_params(len(ids), temperature=1.0)
-    tokens, first_sample = [setup.prompts[i] for i in ids], earlier * sizes.group_size
-    prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, sampling, ids, first_sample)
-    sampled = programs.rollout_program(setup.cfg, setup.policy, params, prompts, key)()
-    return rollout.Pending(setup.policy, prompts, sampled)
-
-
 def scored_batches(
     setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int
 ) -> tuple[GroupScores, BySampler]:
     """The scores of the policy's completions; these and, where the estimator reads them, the reference's as batches."""
     answers = AnswerIndices(len(ids))
-    scores, batch = scored_batch(setup, completions, ids, answers)
+    scores, batch = scored_batch(setup, completions, ids, answers, done)
     if setup.cfg.algorithm.truncate or setup.cfg.guard == "skip":
         batch = batch.replace(sampler_logp=completions.logp)  # pyright: ignore[reportAttributeAccessIssue]
+    if setup.task.leaves_out_truncated:
+        batch = batch.replace(counted=completions.finished)  # pyright: ignore[reportAttributeAccessIssue]
     if estimator_of(setup.cfg.algorithm) != "reference_samples":
         return scores, BySampler(batch)
     pending = start_rollout(setup, setup.ref_params, ids, rollout_key(setup.cfg, "reference", done))
-    return scores, BySampler(batch, scored_batch(setup, rollout.collect(pending), ids, answers)[1])
+    return scores, BySampler(batch, scored_batch(setup, rollout.collect(pending), ids, answers, done)[1])
 
 
 def scored_batch(
-    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, answers: AnswerIndices
+    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, answers: AnswerIndices, done: int
 ) -> tuple[GroupScores, Batch]:
     """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way)."""
     packing = packing_of(setup.cfg, completions)
@@ -183,7 +137,7 @@ def scored_batch(
     ref_hidden = hidden_states(setup, setup.ref_params, completions, packing)
     group_size = completions.lengths.shape[1]
     samples = reference_scores(setup, ids, answers, group_size) if reads_masses(setup.cfg.algorithm) else {}
-    scores = scoring.score(setup.task, ids, completions)
+    scores = groups.score(setup, completions, ids, done)
     return scores, Batch(
         prompt_tokens=completions.prompt_tokens,
         prompt_lengths=completions.prompt_lengths,

@@ -68,6 +68,8 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
     method_rules.check_prompts(run.algorithm, len(task), run.steps * run.rollout.prompts_per_step)
     if invalid is not None:
         method_rules.check_rewards(run.algorithm, [invalid])
+    if task.leaves_out_truncated:
+        method_rules.check_leaving_out(run.algorithm)
     if most is not None and threshold > most:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "

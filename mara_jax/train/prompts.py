@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -12,6 +12,12 @@ from mara_jax.config import LanguageRun
 from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Prompt, Task
+
+MOST_TRIES = 1000  # to find a prompt that fits the model's context
+
+
+class PromptTooLongError(ValueError):
+    """A prompt that leaves too little of the model's context for a completion."""
 
 
 class EncodedPrompts(Sequence[list[int]]):
@@ -30,15 +36,16 @@ class EncodedPrompts(Sequence[list[int]]):
         """The tokens of one prompt.
 
         Raises:
-          ValueError: it cannot be encoded, or leaves too little of the model's context for a completion.
+          PromptTooLongError: it leaves too little of the model's context for a completion.
+          ValueError: it cannot be encoded.
         """
         ids = self.encode([self.task.prompt(int(number))])[0]
         most, new = self.policy.architecture.max_positions, self.run.rollout.max_new_tokens
         if len(ids) + new > most:
             cure = f"use at most {most - len(ids)}" if len(ids) < most else "choose a model with a longer context"
-            raise ValueError(
+            raise PromptTooLongError(
                 f"rollout.max_new_tokens={new} after prompt {number} of {len(ids)} tokens makes {len(ids) + new}, but "
-                f"{self.policy.source} has {most} positions: {cure}"
+                f"{self.policy.source} has {most} positions: {cure}, or set rollout.long_prompts=replace"
             )
         return ids
 
@@ -78,3 +85,45 @@ def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:
     order = grain.MapDataset.range(prompts).seed(cfg.seed).shuffle().repeat()
     count = cfg.rollout.prompts_per_step
     return np.array([order[done * count + i] for i in range(count)])
+
+
+def other_ids(cfg: LanguageRun, prompts: int, ids: np.ndarray, done: int, redraw: int) -> np.ndarray:
+    """As many prompts as `ids`, not those where there are others: a function of (seed, step, redraw)."""
+    drawn = _random(cfg, done, 0, redraw).integers(prompts, size=16 * len(ids) + 64).tolist()
+    used = set(ids.tolist())
+    unused = [number for number in dict.fromkeys(drawn) if number not in used]
+    return np.array([*unused, *drawn][: len(ids)])
+
+
+def _random(cfg: LanguageRun, done: int, purpose: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([cfg.seed, done, purpose, number])))
+
+
+class Fitting(NamedTuple):
+    """ids [p] of prompts that fit the model's context; replaced: how many are others than those asked for."""
+
+    ids: np.ndarray
+    replaced: int
+
+
+def fitting(cfg: LanguageRun, encoded: Sequence[list[int]], ids: np.ndarray, done: int) -> Fitting:
+    """A step's prompts; with `rollout.long_prompts=replace` those too long for the model's context are replaced by
+    others, a function of (seed, step, position).
+
+    Raises:
+      PromptTooLongError: none of MOST_TRIES others fits.
+    """
+    if cfg.rollout.long_prompts == "error":
+        return Fitting(ids, 0)
+    chosen = np.array(ids)
+    for position in range(len(ids)):
+        random = _random(cfg, done, 1, position)
+        for tries in range(MOST_TRIES):
+            try:
+                encoded[int(chosen[position])]
+                break
+            except PromptTooLongError:
+                if tries + 1 == MOST_TRIES:
+                    raise
+                chosen[position] = random.integers(len(encoded))
+    return Fitting(chosen, int(np.sum(chosen != ids)))

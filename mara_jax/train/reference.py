@@ -21,7 +21,7 @@ from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task, text_of
 from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup
 from mara_jax.train.metrics import Display
-from mara_jax.train.prompts import EncodedPrompts, ended_by_turns, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, ended_by_turns, fitting, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples
 from mara_jax.train.setup import Setup
 
@@ -94,7 +94,8 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
             prompt_ids=ids,
             first_sample=first,
         )
-        scores = scoring.score(task, np.asarray(ids), completions)
+        ref_logp_pg = jnp.sum(completions.logp, axis=-1) if task.reads_ref_logp else None
+        scores = scoring.score(task, np.asarray(ids), completions, 0, ref_logp_pg)
         logp_pg = np.sum(np.asarray(hosts.gather(completions.logp), np.float64), axis=-1)
         text = rollout.whole_text(policy, completions)
         parts.append([PromptSamples(*row) for row in zip(scores.reward, scores.answer, logp_pg, text, strict=True)])
@@ -151,7 +152,7 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
     tx = optim.make(dataclasses.replace(run.optimiser, learning_rate=cfg.learning_rate, warmup_steps=0, decay_steps=0))
     state = placement.fresh(policy.architecture, params, tx)
     prompts, encoded = EncodedPrompts(run, policy, task), {}
-    checked = ids_of_step(run, len(task), 0)
+    checked = fitting(run, prompts, ids_of_step(run, len(task), 0), 0).ids
     most, end = max(cfg.steps, cfg.max_steps), encoding.closing_id(policy.tokenizer, run.policy.chat)
     assert end is not None, "check_demonstrations refuses a policy without it"
     words = "no check was made"

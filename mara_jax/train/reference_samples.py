@@ -37,7 +37,9 @@ Draw = Callable[[np.ndarray], list[PromptSamples]]  # numbers of prompts -> samp
 def before_training(run: config.LanguageRun, prompts: int) -> bool:
     """Whether the reference policy is sampled under every prompt of a task before training."""
     drawn = run.reference.drawn
-    return prompts <= config.FEW_PROMPTS if drawn == "auto" else drawn == "before_training"
+    if drawn != "auto":
+        return drawn == "before_training"
+    return prompts <= config.FEW_PROMPTS and run.rollout.long_prompts == "error"
 
 
 def count(run: config.LanguageRun, prompts: int) -> int:

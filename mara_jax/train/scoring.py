@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from mara_jax.parallel import hosts
 from mara_jax.sampling import rollout
-from mara_jax.tasks.base import Task
+from mara_jax.tasks.base import Context, Task
 from mara_jax.tasks.checked import checked
 
 Answers = list[list[str | None]]  # of each prompt's completions
@@ -21,8 +22,18 @@ class GroupScores(NamedTuple):
     columns: dict[str, np.ndarray]
 
 
-def score(task: Task, prompt_ids: np.ndarray, completions: rollout.Rollout) -> GroupScores:
+def score(
+    task: Task,
+    prompt_ids: np.ndarray,
+    completions: rollout.Rollout,
+    step: int = 0,
+    ref_logp_pg: jax.Array | None = None,
+) -> GroupScores:
     """Scores a rollout; each process scores the rows that it holds.
+
+    Args:
+      step: of the run, see `tasks.base.Context`; ref_logp_pg: log-probs of the completions under the reference policy
+        (nats), for a task that reads them.
 
     Raises:
       ValueError: a verdict that does not fit the completions.
@@ -32,9 +43,12 @@ def score(task: Task, prompt_ids: np.ndarray, completions: rollout.Rollout) -> G
     texts = [text for group in completions.text for text in group]
     ended = hosts.local_values(completions.finished).ravel()
     prompt_b = np.repeat(prompt_ids, g)
+    context = Context(step, None if ref_logp_pg is None else hosts.local_values(ref_logp_pg).ravel()[mine].tolist())
 
     def score_mine() -> list[Any]:
-        score = checked(task).score(prompt_b[mine].tolist(), [texts[i] for i in mine], ended[mine].tolist())
+        score = checked(task).score_in_run(
+            prompt_b[mine].tolist(), [texts[i] for i in mine], ended[mine].tolist(), context
+        )
         columns = {name: np.asarray(values).tolist() for name, values in score.columns.items()}
         return [mine.tolist(), np.asarray(score.reward).tolist(), list(score.answer), columns]
 

@@ -17,7 +17,7 @@ from mara_jax.train import adapter, inputs, optim, placement, reference, referen
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
-from mara_jax.train.prompts import EncodedPrompts, endings, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
@@ -70,7 +70,7 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
         loaded = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, weights=weights))
         policy, params = reference.load_base(loaded, task)
         prompts = EncodedPrompts(cfg, policy, task)
-        for number in ids_of_step(cfg, len(task), 0):
+        for number in fitting(cfg, prompts, ids_of_step(cfg, len(task), 0), 0).ids:
             prompts[number]  # refuses one that does not fit before anything is written
         adapter.check(cfg, policy)
         if cfg.warmup.steps and not resumed:

@@ -32,7 +32,8 @@ class Batch:
     reward [p, g] (reward units), answer [p, g] (index within its prompt, -1 for none), prompt_ids [p] (numbers of the
     prompts in the data), ref_hidden (the reference's hidden states, whose logits are made beside the policy's), packing
     (how they and the policy's lie in packed sequences; None: padded), sampler_logp [p, g, t] (what the sampler recorded
-    of each token, nats; None where no weights are asked for), ref_reward and ref_answer [p, n] (scores of n samples of
+    of each token, nats; None where no weights are asked for), counted [p, g] (0 for a completion that is left out of
+    the update; None where all count), ref_reward and ref_answer [p, n] (scores of n samples of
     the reference under each prompt, answers by the same indices; None where the method reads none).
     """
 
@@ -46,6 +47,7 @@ class Batch:
     ref_hidden: Hidden
     packing: Packing | None = None
     sampler_logp: jax.Array | None = None
+    counted: jax.Array | None = None
     ref_reward: jax.Array | None = None
     ref_answer: jax.Array | None = None
 

@@ -135,7 +135,7 @@ def _split(count: int, batch: Batch) -> Batch:
     for name in ("tokens", "lengths", "reward", "answer"):
         arrays[name] = logprobs.split(getattr(batch, name), count)
     # The packing and the reference's hidden states have that axis already; the rest is not read here.
-    unread = dict.fromkeys(("sampler_logp", "ref_reward", "ref_answer"))
+    unread = dict.fromkeys(("sampler_logp", "counted", "ref_reward", "ref_answer"))
     return dataclasses.replace(batch, **unread, **arrays)
 
 
@@ -160,7 +160,8 @@ def _loss_of_stats(
 ):
     """The method's loss of the tokens' statistics, with metrics."""
     masses = _masses(batches, hyper, choices.algorithm)
-    scored = _scored(stats.policy, batches.policy, masses)._replace(sampler_logp=batches.policy.sampler_logp)
+    scored = _scored(stats.policy, batches.policy, masses)
+    scored = scored._replace(sampler_logp=batches.policy.sampler_logp, counted=batches.policy.counted)
     reference = None if stats.reference is None else _scored(stats.reference, batches.reference, masses)
     if old is not None:
         logp_pgt = jax.lax.stop_gradient(scored.logp)

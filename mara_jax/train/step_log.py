@@ -2,6 +2,7 @@
 
 import collections
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Step(NamedTuple):
     ids: np.ndarray
     rollout: Rollout
     scores: GroupScores
-    metrics: dict[str, jax.Array]
+    metrics: Mapping[str, jax.Array | int]
     started: float
     sampled: float
     scored: float

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mara_jax.tasks import Score, prompts
+from mara_jax.tasks.base import Context
 from mara_jax.tasks.calls import _parts
 from mara_jax.tasks.checked import checked
 from mara_jax.tasks.worker import Worker, WorkerError
@@ -51,6 +52,9 @@ def behaves(prompts, completions):
         if text == "kill": os.kill(os.getpid(), 9)
         rewards.append({"nan": float("nan"), "text": "1.0", "none": None, "list": [1], "big": 10**400}.get(text, 1))
     return rewards[1:] if "short" in completions else None if "nothing" in completions else rewards
+
+def timed(completions, step, ref_logp):
+    return [step * 100 + value for value in ref_logp]
 
 def process(prompts, completions):
     return [os.getpid()] * len(completions)
@@ -103,9 +107,33 @@ def test_several_rewards_are_weighted_and_none_is_no_judgement(folder):
 
 
 def test_truncated_completions_have_no_reward_where_the_config_says_so(folder):
-    for truncated, reward, answer in (("score", [1, 1], ["a", "a"]), ("zero", [1, 0], ["a", None])):
+    for truncated, reward, answer in (
+        ("score", [1, 1], ["a", "a"]),
+        ("zero", [1, 0], ["a", None]),
+        ("mask", [1, 0], ["a", None]),
+    ):
         score = scored(task(folder, "solved", truncated=truncated), ["a", "a"], finished=[True, False])
         assert (np.asarray(score.reward).tolist(), score.answer) == (reward, answer)
+    assert [task(folder, "solved", truncated=one).leaves_out_truncated for one in prompts.TRUNCATED] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_reward_can_read_the_step_and_the_log_probs_of_the_reference(folder):
+    one = task(folder, "timed")
+    assert one.reads_ref_logp and not task(folder, "solved").reads_ref_logp
+    score = one.score_in_run([0, 1, 0], ["a", "b", "c"], [True] * 3, Context(7, [-1.0, -2.5, -3.0]))
+    assert np.asarray(score.reward).tolist() == [699, 697.5, 697]
+    with pytest.raises(ValueError, match="timed reads ref_logp, which is known in training alone"):
+        scored(one, ["a"])
+
+
+def test_columns_that_the_run_gives_are_refused(folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a?", "step": 3}\n')
+    with pytest.raises(ValueError, match=r"has a column 'step', which rewards have from the run: rename it"):
+        prompts.make(prompts.Config(prompts=str(tmp_path / "rows.jsonl"), reward=f"{folder}/own.py:short"))
 
 
 FAILURES = [
@@ -194,7 +222,7 @@ def test_demonstrations_are_rows_with_a_completion(tmp_path, folder):
         ({"reward": "nowhere.py:f"}, "nowhere.py does not exist; give FILE.py:FUNCTION"),
         ({"reward": "own.py"}, "'own.py' names no function: write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"),
         ({"reward": "own.py:nothing"}, "has no function 'nothing'; it has solved, short"),
-        ({"reward": "own.py:answer"}, "wants the argument 'prompt'; it can have prompts, completions and the columns"),
+        ({"reward": "own.py:answer"}, "wants the argument 'prompt'; it can have prompts, completions, step, ref_logp and the columns"),
         ({"reward": "no_such_package.rewards:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"reward": "broken.py:f"}, "broken.py, line 2: '(' was never closed: 'def f('"),
         ({"reward": "fails.py:f"}, "fails.py cannot be imported: ZeroDivisionError: division by zero ("),

@@ -13,7 +13,7 @@ from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import checkpoint, loop, optim, placement, startup, summary
+from mara_jax.train import checkpoint, groups, loop, optim, placement, startup, summary
 
 ENDS = tuple(range(0, 64, 4))
 PROMPTS = [[5] * 40, [7, 9]]  # padded to 64 and to 32 by themselves
@@ -140,18 +140,56 @@ def test_groups_of_equal_rewards_are_drawn_again_where_the_method_says_so(setup)
     cfg = dataclasses.replace(RUN, algorithm=Algorithm(method="dapo"))
     dapo, ids = setup._replace(cfg=cfg, task=task), np.array([0, 1])
     state = placement.fresh(setup.policy.architecture, setup.ref_params, TX)
-    key = loop.rollout_key(RUN, "rollout", 0)
+    key = groups.rollout_key(RUN, "rollout", 0)
 
     def drawn(redraw):
-        return rollout.collect(loop.start_rollout(dapo, setup.ref_params, ids, key, redraw))
+        return rollout.collect(groups.start_rollout(dapo, setup.ref_params, ids, key, redraw))
 
     draws = [drawn(redraw) for redraw in range(4)]
     assert len({np.asarray(one.tokens).tobytes() for one in draws}) == 4
-    first = loop.varied_completions(dapo, state, draws[0], ids, 0)
+    varied = groups.varied(dapo, state, groups.Groups(draws[0], ids), 0)
+    first = varied.completions
+    assert varied.ids.tolist() == [0, 1] and varied.redrawn == 4
     # The first group is equal, then both, then the second; after three draws nothing is asked any more.
     for name in ("tokens", "logp", "lengths", "finished"):
         values = [np.asarray(getattr(one, name)) for one in (first, *draws)]
         assert np.array_equal(values[0][0], values[3][0]) and np.array_equal(values[0][1], values[4][1])
     assert not task.tables
     mara = dapo._replace(cfg=RUN)
-    assert loop.varied_completions(mara, state, draws[0], ids, 0) is draws[0]
+    assert groups.varied(mara, state, groups.Groups(draws[0], ids), 0).completions is draws[0]
+
+
+class OfReference(Ended):
+    """Rewards of the reference's log-probs and the step."""
+
+    reads_ref_logp = True
+
+    def score_in_run(self, prompt_index, texts, finished, context) -> Score:
+        return Score(context.step + np.asarray(context.ref_logp), [None] * len(texts))
+
+
+def test_rewards_of_the_step_and_the_references_log_probs(setup):
+    """The first step's policy is the reference, so the sampler's own log-probs are the reference's."""
+    run, ids = setup._replace(task=OfReference()), np.array([0, 1])
+    completions = rollout.collect(
+        groups.start_rollout(run, setup.ref_params, ids, groups.rollout_key(RUN, "rollout", 4))
+    )
+    scores = loop.scored_batches(run, completions, ids, 4)[0]
+    np.testing.assert_allclose(scores.reward, 5 + np.asarray(completions.logp).sum(-1), rtol=1e-5)
+
+
+def test_groups_of_equal_rewards_are_replaced_by_other_prompts(setup):
+    """The second group is replaced once, by a wider prompt; every row is then of the prompt that its id says."""
+    wide, ids = [[5] * 3, [6] * 40], np.array([0])
+    task = Scripted([[1.0, 1, 1, 1]], [[0.0, 1, 1, 1]])
+    sizes = dataclasses.replace(RUN.rollout, prompts_per_step=1, equal_groups="replace")
+    run = setup._replace(cfg=dataclasses.replace(RUN, rollout=sizes), task=task, prompts=wide)
+    state = placement.fresh(setup.policy.architecture, setup.ref_params, TX)
+    key = groups.rollout_key(RUN, "rollout", 0)
+    first = rollout.collect(groups.start_rollout(run, setup.ref_params, ids, key))
+    varied = groups.varied(run, state, groups.Groups(first, ids), 0)
+    assert varied.ids.tolist() == [1] and varied.redrawn == 1 and not task.tables
+    expected = rollout.collect(groups.start_rollout(run, setup.ref_params, np.array([1]), key, 1))
+    for name in ("tokens", "logp", "prompt_tokens", "prompt_lengths"):
+        np.testing.assert_array_equal(getattr(varied.completions, name), getattr(expected, name))
+    assert first.prompt_tokens.shape[1] < expected.prompt_tokens.shape[1]
