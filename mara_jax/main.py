@@ -24,6 +24,7 @@ COMMAND = cli.Command(
     ),
     flags=(
         Flag("workdir", "DIR", "where the run writes, or is resumed"),
+        Flag("dry_run", "", "only show the prompt, scored completions, the forecast, memory and time", False, bool),
         Flag("coordinator_address", "HOST:PORT", "of process 0, the same for every process"),
         Flag("num_processes", "N", "how many processes run together", kind=int),
         Flag("process_id", "I", "which of them this is, from 0", kind=int),
@@ -57,13 +58,15 @@ def train(argv: list[str]) -> int:
     if isinstance(run, config.ToyRun):
         if any(values[name].present for name in PROCESS_FLAGS):
             raise ValueError(f"the toy runs in one process: leave out --{', --'.join(PROCESS_FLAGS)}")
+        if values.dry_run:
+            raise ValueError("the toy takes seconds: leave out --dry_run")
         _train_toy(run, workdir)
         return 0
     from mara_jax.parallel import hosts, mesh
 
     mesh.join_processes(*(values[name].value for name in PROCESS_FLAGS))
     try:
-        _train_language_model(run, workdir)
+        (_try_language_model if values.dry_run else _train_language_model)(run, workdir)
     except hosts.RemoteError:
         return cli.REFUSED  # the process that raised it reports it
     except BaseException as error:
@@ -117,6 +120,20 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         with sharding.use(layout), preflight.too_large():
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
             loop.run(run, task, workdir)
+
+
+def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
+    """Shows what the run would do; workdir is not touched."""
+    from mara_jax import tasks
+    from mara_jax.parallel import hosts, sharding
+    from mara_jax.train import dry_run, preflight
+
+    task = hosts.raise_on_all_processes(lambda: tasks.make(run))
+    preflight.check_task(run, task)
+    layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
+    with sharding.use(layout), preflight.too_large():
+        hosts.raise_on_all_processes(lambda: preflight.check_room(run))
+        dry_run.run(run, task)
 
 
 if __name__ == "__main__":

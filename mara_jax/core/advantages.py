@@ -119,7 +119,7 @@ def leave_one_out_of(counted_pg: Float[Array, "p g"]) -> Advantage:
     """`leave_one_out` among some samples of each group; the others get 0.
 
     With the finished completions as those samples the mean gradient is, up to a positive factor, that of
-    E[signal | finished]: how often completions finish is neither rewarded nor penalised (docs/objectives.md).
+    E[signal | finished]: how often completions finish is neither rewarded nor penalised (docs/prompts.md).
 
     Args:
         counted_pg: 1 for a sample that counts, 0 for one that does not.

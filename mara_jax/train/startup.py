@@ -37,23 +37,39 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     count = reference_samples.count(cfg, len(task))
     ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
     setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples)
+    del ref_params  # those that were loaded go where training keeps rounded ones
     measure(setup, workdir, display)
-    policy = adapter.trained(cfg, policy)
-    display.note(adapter.describe(policy))
-    arch, checkpoints = policy.architecture, Checkpoints(workdir, cfg.checkpoint)
-    loaded_params, ref_params = ref_params, placement.reference(arch, ref_params)
-    setup = setup._replace(policy=policy, ref_params=ref_params)
-    learned = len(task) if method_rules.learns_log_z(cfg.algorithm) else 0
+    checkpoints = Checkpoints(workdir, cfg.checkpoint)
     if hosts.on_process_zero(checkpoints.latest) is None:
-        # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
-        # them; where both share the arrays, the policy needs its own.
-        copy = loaded_params is ref_params
-        state = placement.fresh(arch, adapter.start(cfg, policy, loaded_params), setup.tx, copy, learned)
+        setup, state = fresh(setup)
     else:
-        del loaded_params
-        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(placement.abstract(arch, setup.tx, learned)))
+        setup = _placed(setup)
+        shapes = placement.abstract(setup.policy.architecture, setup.tx, _learned(setup))
+        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(shapes))
         display.note(f"resuming after step {int(state.step)}")
+    display.note(adapter.describe(setup.policy))
     return setup, state, checkpoints
+
+
+def fresh(setup: Setup) -> tuple[Setup, State]:
+    """The setup of training, whose policy may have an adapter, and the state before the first step."""
+    placed, loaded_params = _placed(setup), setup.ref_params
+    arch = placed.policy.architecture
+    # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
+    # them; where both share the arrays, the policy needs its own.
+    copy = loaded_params is placed.ref_params
+    start = adapter.start(placed.cfg, placed.policy, loaded_params)
+    return placed, placement.fresh(arch, start, placed.tx, copy, _learned(placed))
+
+
+def _placed(setup: Setup) -> Setup:
+    policy = adapter.trained(setup.cfg, setup.policy)
+    return setup._replace(policy=policy, ref_params=placement.reference(policy.architecture, setup.ref_params))
+
+
+def _learned(setup: Setup) -> int:
+    """How many prompts have a log Z that the update learns."""
+    return len(setup.task) if method_rules.learns_log_z(setup.cfg.algorithm) else 0
 
 
 def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Policy, Any]:

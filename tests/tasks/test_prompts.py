@@ -222,7 +222,10 @@ def test_demonstrations_are_rows_with_a_completion(tmp_path, folder):
         ({"reward": "nowhere.py:f"}, "nowhere.py does not exist; give FILE.py:FUNCTION"),
         ({"reward": "own.py"}, "'own.py' names no function: write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"),
         ({"reward": "own.py:nothing"}, "has no function 'nothing'; it has solved, short"),
-        ({"reward": "own.py:answer"}, "wants the argument 'prompt'; it can have prompts, completions, step, ref_logp and the columns"),
+        (
+            {"reward": "own.py:answer"},
+            "wants the argument 'prompt'; it can have prompts, completions, step, ref_logp and the columns",
+        ),
         ({"reward": "no_such_package.rewards:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"reward": "broken.py:f"}, "broken.py, line 2: '(' was never closed: 'def f('"),
         ({"reward": "fails.py:f"}, "fails.py cannot be imported: ZeroDivisionError: division by zero ("),
