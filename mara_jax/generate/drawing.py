@@ -18,6 +18,7 @@ from mara_jax.train.sampled import Sampled
 from mara_jax.train.tables import NumberTable
 
 TIME_LIMIT = 60.0  # seconds for a call of the answer function
+MEMORY_LIMIT = 8.0  # GiB of its process
 LONGEST_SHOWN = 100  # characters of an answer in the table
 
 
@@ -80,7 +81,7 @@ def answer_function(name: str | None, rows: Any) -> Iterator[tuple[str, Calls] |
     if name is None:
         yield None
         return
-    calls = Calls([name], 1, TIME_LIMIT)
+    calls = Calls([name], 1, TIME_LIMIT, MEMORY_LIMIT)
     try:
         columns = [column for column in getattr(rows, "columns", ()) if column not in ("prompt", "completion")]
         functions.check_arguments(name, calls.needed[name], ("prompt", "completion"), columns)

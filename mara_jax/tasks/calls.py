@@ -18,11 +18,11 @@ class Calls:
     """Worker processes, each of which has imported all functions.
 
     Args:
-      names: of the functions; workers: how many processes; time_limit: seconds for a call.
+      names: of the functions; workers: how many processes; time_limit: seconds for a call; memory_limit: GiB of each.
     """
 
-    def __init__(self, names: Sequence[str], workers: int, time_limit: float) -> None:
-        self.workers = [Worker(names, time_limit) for _ in range(workers)]
+    def __init__(self, names: Sequence[str], workers: int, time_limit: float, memory_limit: float) -> None:
+        self.workers = [Worker(names, time_limit, memory_limit) for _ in range(workers)]
         first = self.workers[0]
         self.named, self.needed, self.files = first.named, first.needed, first.files
 
@@ -43,7 +43,7 @@ class Calls:
         outcomes: list[Outcome] = []
         for worker, part in pairs:
             try:
-                outcomes += _outcomes(kind, worker.result())
+                outcomes += _outcomes(kind, name, worker.result())
             except WorkerError as error:
                 alone = [self._alone(worker, kind, name, _rows(values, [row])) for row in part if error.repeated]
                 found = any(outcome.error is not None for outcome in alone)
@@ -53,7 +53,7 @@ class Calls:
     def _alone(self, worker: Worker, kind: str, name: str, values: Mapping[str, Sequence[Any]]) -> Outcome:
         worker.send(kind, name, values, 1)
         try:
-            return _outcomes(kind, worker.result())[0]
+            return _outcomes(kind, name, worker.result())[0]
         except WorkerError as error:
             return Outcome(error=str(error))
 
@@ -63,11 +63,16 @@ class Calls:
             worker.close()
 
 
-def _outcomes(kind: str, returned: Any) -> list[Outcome]:
-    if kind == "answer":
-        return [Outcome(answer) for answer in returned]
-    reward, columns = returned
-    return [Outcome(value, {name: column[row] for name, column in columns.items()}) for row, value in enumerate(reward)]
+def _outcomes(kind: str, name: str, returned: Any) -> list[Outcome]:
+    values, columns = (returned, {}) if kind == "answer" else returned
+    return [
+        Outcome(
+            None if isinstance(value, Exception) else value,
+            {column: numbers[row] for column, numbers in columns.items()},
+            f"{name}: {' '.join(str(value).split())}" if isinstance(value, Exception) else None,
+        )
+        for row, value in enumerate(values)
+    ]
 
 
 def _parts(groups: Sequence[int], count: int) -> list[list[int]]:

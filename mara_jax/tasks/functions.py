@@ -1,7 +1,8 @@
 """Reward and answer functions of the user's own: found by name, called with the columns that they name.
 
 The signature of a reward function is TRL's: ``def f(prompts, completions, **columns) -> list[float | None]``. None
-means that the function does not judge this completion. It may also return a dict of lists, `reward` and others to log.
+means that the function does not judge this completion; an exception in the place of a number, that it failed at this
+one alone. It may also return a dict of lists, `reward` and others to log.
 An answer function judges one completion: ``def f(prompt, completion, **columns) -> str | None``.
 """
 
@@ -90,6 +91,8 @@ def _file(path: Path) -> Any:
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
+    except TaskError:
+        raise
     except Exception as error:
         raise TaskError(f"the module {name!r} cannot be imported: {described(error)}") from None
 
@@ -130,10 +133,19 @@ def reward(function: Function, values: Mapping[str, Any], count: int) -> tuple[l
 
 
 def answers(function: Function, values: Mapping[str, Sequence[Any]], count: int) -> list[Any]:
-    """Answers of `count` completions, each from its own prompt, completion and columns."""
+    """Answers of `count` completions, each from its own prompt, completion and columns; exceptions where it fails."""
     singular = {"prompts": "prompt", "completions": "completion"}
     rows = [{singular.get(name, name): column[row] for name, column in values.items()} for row in range(count)]
-    return [function.call(**function.arguments(row)) for row in rows]
+    return [_answer(function, row) for row in rows]
+
+
+def _answer(function: Function, row: Mapping[str, Any]) -> Any:
+    try:
+        return function.call(**function.arguments(row))
+    except TaskError as error:
+        return error
+    except Exception as error:  # somebody's Python: it can fail in any way
+        return TaskError(f"failed: {described(error)}")
 
 
 def _list(function: Function, name: str, column: Any, count: int) -> list[Any]:

@@ -41,6 +41,7 @@ class Config(config.Task):
     )
     failure_value: float = setting(0.0, "the reward of a completion at which a function failed", limits.REWARD)
     time_limit: float = setting(60.0, "seconds for a call of a function, after which it has failed", limits.POSITIVE)
+    memory_limit: float = setting(8.0, "GiB of memory that a process of `workers` may allocate", limits.POSITIVE)
     workers: int = setting(1, "processes that call the functions, each with whole groups of completions", limits.COUNT)
 
 
@@ -58,7 +59,7 @@ class Prompts(Task):
             raise TaskError(f"task.{missing} is empty: set --config.task.{missing}={example}")
         self.rows = prompt_file.read(cfg.prompts)
         self.rewards = _weights(cfg)
-        self.calls = Calls([*self.rewards, *filter(None, [cfg.answer])], cfg.workers, cfg.time_limit)
+        self.calls = Calls([*self.rewards, *filter(None, [cfg.answer])], cfg.workers, cfg.time_limit, cfg.memory_limit)
         weakref.finalize(self, self.calls.close)
         for name, needed in self.calls.needed.items():
             given = _OF_REWARDS if name in self.rewards else _OF_ANSWERS
@@ -168,7 +169,7 @@ class Prompts(Task):
             short = name.rpartition(":")[2]
             if len(said) > 1:
                 columns[short] = [_number(outcome.value) for outcome in outcomes]
-            for column in outcomes[0].columns:
+            for column in dict.fromkeys(column for outcome in outcomes for column in outcome.columns):
                 columns[column] = [_number(outcome.columns.get(column)) for outcome in outcomes]
         return columns
 

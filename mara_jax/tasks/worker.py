@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -35,7 +36,8 @@ class Worker:
     """A process that has imported functions, and calls one of them at a time.
 
     Args:
-      names: of the functions, as `functions.find` takes them; time_limit: seconds for a call.
+      names: of the functions, as `functions.find` takes them; time_limit: seconds for a call; memory_limit: GiB that
+        the process may allocate (on Linux).
 
     Attributes:
       named: of each function, the arguments that it names; needed: those without a default; files: the Python files
@@ -45,8 +47,8 @@ class Worker:
       WorkerError: a function cannot be imported.
     """
 
-    def __init__(self, names: Sequence[str], time_limit: float) -> None:
-        self.names, self.time_limit, self.waits_for = list(names), time_limit, ""
+    def __init__(self, names: Sequence[str], time_limit: float, memory_limit: float) -> None:
+        self.names, self.time_limit, self.memory_limit, self.waits_for = list(names), time_limit, memory_limit, ""
         self.named: dict[str, tuple[str, ...]]
         self.needed: dict[str, tuple[str, ...]]
         self.files: list[str]
@@ -55,11 +57,11 @@ class Worker:
     def _start(self) -> Any:
         self.connection, theirs = Pipe()
         number = theirs.fileno()
-        command = [sys.executable, "-m", "mara_jax.tasks.worker", str(number)]
+        command = [sys.executable, "-m", "mara_jax.tasks.worker", str(number), str(int(self.memory_limit * 2**30))]
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the worker imports what this process can
-        self.process = subprocess.Popen(
-            command, pass_fds=(number,), stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": paths}
-        )
+        # Sets and hashes of texts have one order in every process, so that functions which use it are repeatable.
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
+        self.process = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
         self.connection.send(self.names)
         return self._answer(_START_LIMIT, "importing " + ", ".join(self.names))
@@ -140,6 +142,10 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
+    if sys.platform == "linux":  # counts what is allocated, not what is mapped; elsewhere it is not enforced
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        most = int(sys.argv[2]) if hard == resource.RLIM_INFINITY else min(int(sys.argv[2]), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     os.dup2(2, 1)  # what functions print must not mix with the run's own lines
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what ends
     serve(Connection(int(sys.argv[1])))

@@ -246,7 +246,7 @@ def test_a_worker_that_hangs_ends_with_its_parent(folder):
     """Its parent is killed, and so has no chance to end it."""
     program = f"""
         from mara_jax.tasks.worker import Worker
-        worker = Worker(["{folder}/own.py:behaves"], 60.0)
+        worker = Worker(["{folder}/own.py:behaves"], 60.0, 8.0)
         worker.send("reward", "{folder}/own.py:behaves", {{"prompts": [""], "completions": ["hang"]}}, 1)
         print(worker.process.pid, flush=True)
         worker.result()
@@ -265,7 +265,7 @@ def test_a_worker_that_hangs_ends_with_its_parent(folder):
 
 def test_a_worker_goes_on_after_a_failure(folder):
     name = f"{folder}/own.py:behaves"
-    worker = Worker([name], 1.0)
+    worker = Worker([name], 1.0, 8.0)
     for text, worked in (("kill", False), ("fine", True), ("hang", False), ("fine", True)):
         worker.send("reward", name, {"prompts": [""], "completions": [text]}, 1)
         if worked:
