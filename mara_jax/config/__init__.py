@@ -6,7 +6,7 @@ A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun
 """
 
 from mara_jax.config.build import build, defaults_of, resolve, unknown_field
-from mara_jax.config.checks import check, check_values
+from mara_jax.config.checks import check, check_values, measures
 from mara_jax.config.limits import Limit
 from mara_jax.config.schema import (
     ANCHORS,
@@ -18,6 +18,7 @@ from mara_jax.config.schema import (
     REMATS,
     Algorithm,
     Checkpoint,
+    Evaluation,
     LanguageRun,
     Lora,
     Mesh,
@@ -53,6 +54,7 @@ __all__ = [
     "REMATS",
     "Algorithm",
     "Checkpoint",
+    "Evaluation",
     "LanguageRun",
     "Limit",
     "Lora",
@@ -75,6 +77,7 @@ __all__ = [
     "defaults_of",
     "estimator_of",
     "lora_targets",
+    "measures",
     "resolve",
     "setting",
     "settings",

@@ -6,6 +6,7 @@ import math
 from mara_jax.config import algorithm_checks, limits
 from mara_jax.config.schema import (
     LORA_TARGETS,
+    Evaluation,
     LanguageRun,
     Lora,
     Policy,
@@ -32,6 +33,7 @@ def check(run: Run) -> None:
     _check_rollout(run)
     _check_lora(run.lora)
     _check_template(run.policy)
+    _check_best(run)
     algorithm_checks.check_updates(run)
     if not run.task.module:
         raise ValueError(
@@ -88,6 +90,30 @@ def _check_lora(lora: Lora) -> None:
         raise ValueError(
             f"lora.adapter={lora.adapter!r} has no effect with lora.rank=0, where all weights are trained: set "
             "lora.rank, lora.alpha and lora.targets to the adapter's own"
+        )
+
+
+def measures(evaluation: Evaluation) -> tuple[str, ...]:
+    """The measures of an evaluation of which more is better: pass@k for powers of two up to the number of samples."""
+    counts = (2**power for power in range(evaluation.samples.bit_length()))
+    passes = (f"pass@{count}" for count in counts)
+    return ("reward", *passes, "valid", "answers/distinct", "answers/good", "answers/effective")
+
+
+def _check_best(run: LanguageRun) -> None:
+    """Refuses checkpoints that are to be kept by a measure which not all of them have."""
+    best, every, evaluation = run.checkpoint.best, run.checkpoint.every, run.evaluation
+    if not best:
+        return
+    if best not in measures(evaluation):
+        raise ValueError(
+            f"checkpoint.best={best!r} is no measure of evaluations with evaluation.samples={evaluation.samples}: "
+            f"choose one of {', '.join(measures(evaluation))}"
+        )
+    if not evaluation.every or every % evaluation.every:
+        raise ValueError(
+            f"checkpoint.best={best!r} needs an evaluation at each checkpoint, but checkpoint.every={every} is no "
+            f"multiple of evaluation.every={evaluation.every}: set evaluation.every={every}"
         )
 
 

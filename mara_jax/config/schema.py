@@ -27,6 +27,7 @@ LONG_PROMPTS = ("error", "replace")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 GUARDS = ("stop", "skip")
+TRACKERS = ("", "trackio", "wandb")
 ATTENTIONS = ("auto", "xla", "kernels")
 # Kernels of a layer that an adapter may update, in the order of the forward pass.
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -230,6 +231,18 @@ class Checkpoint:
 
     every: int = setting(20, "steps between them", limits.COUNT)
     keep: int = setting(1, "how many stay, the newest", limits.COUNT)
+    best: str = setting(
+        "", "a measure of the evaluations, as in pass@1: beside the newest, the checkpoint where it is highest stays"
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The policy measured on held-out prompts before the first step, every so many steps, and after the last."""
+
+    prompts: str = setting("", "a file as task.prompts is, with the same columns; empty: the task's own prompts")
+    every: int = setting(0, "steps between evaluations; 0: none are made", limits.FROM_ZERO)
+    samples: int = setting(16, "completions of each prompt", limits.COUNT)
 
 
 @dataclass(frozen=True)
@@ -265,6 +278,7 @@ class LanguageRun:
         GUARDS,
     )
     guard_limit: int = setting(5, "with guard=skip, updates skipped in a row at which the run stops", limits.COUNT)
+    tracker: str = setting("", "where metrics go beside WORKDIR; its package is an extra, mara_jax[NAME]", TRACKERS)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)
@@ -274,6 +288,7 @@ class LanguageRun:
     rollout: Rollout = field(default_factory=Rollout)
     optimiser: Optimiser = field(default_factory=Optimiser)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
     profile: Profile = field(default_factory=Profile)
 

@@ -71,6 +71,7 @@ def evaluate(argv: list[str]) -> int:
     for workdir in workdirs:
         console.print(summary.final_table(workdir))
         console.print(f"figure: {summary.final_figure(workdir)}")
+        summary.show_evaluations(workdir, console)
     return 0
 
 

@@ -47,7 +47,7 @@ class Comparison:
 
 # heading -> how it is printed
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
-_FREE = ("seed", *RESUMABLE)  # fields in which runs that are averaged may differ
+_FREE = ("seed", "evaluation", *RESUMABLE)  # fields in which runs that are averaged may differ
 # Fields that change how the numbers are computed, but not the numbers.
 _COMPUTED = {
     "policy": ("scan_layers", "remat"),

@@ -45,7 +45,8 @@ def run(settings: Settings, out: pathlib.Path) -> NumberTable:
         print(policy.warning(), file=sys.stderr)
     encoded = policy.encode([task.prompt(number) for number in range(len(task))], settings.max_new_tokens)
     at_once = max(1, COMPLETIONS_AT_ONCE // settings.samples)
-    sizes = evaluation.Sizes(settings.samples, settings.max_new_tokens, at_once, settings.threshold)
+    samples = settings.samples
+    sizes = evaluation.Sizes(samples, settings.max_new_tokens, settings.threshold, at_once, samples)
     key = jax.random.key(settings.seed)
     measured = evaluation.measure(task, policy.policy, policy.params, encoded, key, sizes)
     (out / FILE).write_text(evaluation.as_json({"settings": settings._asdict()} | measured))

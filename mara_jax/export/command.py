@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from absl import flags, logging
 
@@ -18,10 +17,11 @@ COMMAND = cli.Command(
     examples=(
         "python -m mara_jax.export --workdir=runs/digits --out=runs/digits-model",
         "python -m mara_jax.export --workdir=runs/digits --step=40 --out=runs/digits-40",
+        "python -m mara_jax.export --workdir=runs/prompts --step=best --out=runs/prompts-best",
     ),
     flags=(
         Flag("workdir", "DIR", "the run"),
-        Flag("step", "N", "of the checkpoint; by default the newest", kind=int, least=1),
+        Flag("step", "N", "of the checkpoint, or best, by checkpoint.best; by default the newest"),
         Flag("out", "DIR", "where to write; it must not exist, or be empty"),
     ),
     required=("workdir", "out"),
@@ -46,7 +46,8 @@ def export(argv: list[str]) -> int:
     run = _run(workdir)
     from mara_jax.train import checkpoint, trained
 
-    step = checkpoint.step_to_read(workdir, values.step)
+    asked = _best(workdir, run) if values.step == "best" else _number(values.step)
+    step = checkpoint.step_to_read(workdir, asked)
     trained.check_place(pathlib.Path(values.out))
     policy = trained.policy_of(run, workdir)
     params = checkpoint.read_params(workdir, step, trained.abstract_params(policy))
@@ -60,7 +61,28 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return cli.parse(COMMAND, argv)
 
 
-def _run(workdir: pathlib.Path) -> Any:
+def _number(step: str | None) -> int | None:
+    if step is not None and not step.isdecimal():
+        raise ValueError(f"--step={step} is neither the number of a step nor best: leave it out for the newest")
+    return None if step is None else int(step)
+
+
+def _best(workdir: pathlib.Path, run: config.LanguageRun) -> int:
+    """The step of the best checkpoint by `checkpoint.best`."""
+    from mara_jax.train import evaluation_report
+
+    measure = run.checkpoint.best
+    if not measure:
+        raise ValueError(
+            f"--step=best, but {workdir} keeps no best checkpoint (checkpoint.best is empty): give the number of a step"
+        )
+    step = evaluation_report.best_step(workdir, measure)
+    if step is None:
+        raise ValueError(f"--step=best, but {workdir} has no checkpoint with an evaluation yet: wait for the first")
+    return step
+
+
+def _run(workdir: pathlib.Path) -> config.LanguageRun:
     path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --workdir names the folder of a run that has begun")

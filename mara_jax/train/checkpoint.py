@@ -1,13 +1,14 @@
 """Checkpoints by Orbax: saved every so many steps, the newest restored."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,13 +114,37 @@ def _unreadable(folder: pathlib.Path, reason: str) -> ValueError:
     return ValueError(f"checkpoint {folder} cannot be read ({reason}): {cure}")
 
 
+def best_step(saved: Sequence[int], scores: Mapping[int, float]) -> int | None:
+    """The earliest of the saved steps with the highest score; None where none has one."""
+    return max((step for step in sorted(saved) if step in scores), key=lambda step: scores[step], default=None)
+
+
+@dataclasses.dataclass
+class NewestAndBest:
+    """Which checkpoints Orbax keeps: the newest `keep`, and the best by `scores`, which grow as the run goes on."""
+
+    keep: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint, in the order of their steps, whether it stays."""
+        del context
+        steps = [one.step for one in checkpoints]
+        kept = {*steps[-self.keep :], best_step(steps, self.scores)}
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run, under WORKDIR/checkpoints/STEP."""
 
     def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
         # On a CPU a device array and its host copy may share memory, which the next update reuses: write at once.
         self.asynchronous = jax.default_backend() != "cpu"
-        options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, enable_async_checkpointing=self.asynchronous)
+        # By steps, the measure `cfg.best` of the evaluation after them; the same on every process.
+        self.scores: dict[int, float] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=NewestAndBest(cfg.keep, self.scores), enable_async_checkpointing=self.asynchronous
+        )
         self.workdir = workdir
         self.directory = (workdir / "checkpoints").absolute()
         self.every = cfg.every

@@ -1,6 +1,7 @@
 """A policy measured on the prompts of a task: rewards, pass@k, and how many different answers it gives."""
 
 import collections
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from mara_jax.core import diversity
+from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task, text_of
@@ -16,19 +18,24 @@ from mara_jax.train import group_metrics, scoring
 
 
 class Sizes(NamedTuple):
-    """How much is drawn: samples of each prompt, their length limit, prompts at once; and the reward from which on a
-    completion is good."""
+    """How much is drawn: samples of each prompt, their length limit, and the reward from which on a completion is good.
+
+    prompts_at_once, samples_at_once: prompts, and samples of each, of one call; slots: as of `rollout.sample`. They
+    change what a call costs, and no completion.
+    """
 
     samples: int
     max_new_tokens: int
-    prompts_at_once: int
     threshold: float
+    prompts_at_once: int
+    samples_at_once: int
+    slots: int = 0
 
 
 def measure(
     task: Task, policy: Policy, params: Any, prompts: Sequence[list[int]], key: jax.Array, sizes: Sizes
 ) -> dict[str, Any]:
-    """Samples and scores completions of every prompt of a task.
+    """Samples and scores completions of every prompt of a task; the same on every process.
 
     Args:
       prompts: token ids of each.
@@ -37,26 +44,51 @@ def measure(
       `metrics`, means over the prompts, and `prompts`, the same of each with its answers' counts.
     """
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(task), sizes.prompts_at_once):
-        ids = np.arange(first, min(first + sizes.prompts_at_once, len(task)))
+    at_once = min(sizes.prompts_at_once, len(task))
+    for first in range(0, len(task), at_once):
+        ids = np.arange(first, min(first + at_once, len(task)))
+        scores, finished_pg = _drawn(task, policy, params, prompts, key, np.resize(ids, at_once), sizes)
+        for place, number in enumerate(ids.tolist()):
+            text = text_of(task.prompt(number))
+            rows.append(
+                {"prompt_id": number, "prompt": text} | _of_prompt(scores, place, finished_pg[place], sizes.threshold)
+            )
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    return {"metrics": {name: float(np.mean([row[name] for row in rows])) for name in names}, "prompts": rows}
+
+
+def _drawn(
+    task: Task,
+    policy: Policy,
+    params: Any,
+    prompts: Sequence[list[int]],
+    key: jax.Array,
+    ids: np.ndarray,
+    sizes: Sizes,
+) -> tuple[scoring.GroupScores, np.ndarray]:
+    """Scores of all samples of the prompts `ids` [p], and [p, samples] whether each ended.
+
+    Every call has the same shapes, so that one program serves all: what is drawn too much is left out.
+    """
+    parts, finished = [], []
+    for first in range(0, sizes.samples, sizes.samples_at_once):
         completions = rollout.sample(
             policy,
             params,
             [prompts[int(number)] for number in ids],
             key=key,
-            group_size=sizes.samples,
+            group_size=sizes.samples_at_once,
             max_new_tokens=sizes.max_new_tokens,
+            slots=sizes.slots,
             prompt_ids=ids,
+            first_sample=first,
         )
-        scores = scoring.score(task, ids, completions)
-        finished = np.asarray(completions.finished)
-        for place, number in enumerate(ids.tolist()):
-            text = text_of(task.prompt(number))
-            rows.append(
-                {"prompt_id": number, "prompt": text} | _of_prompt(scores, place, finished[place], sizes.threshold)
-            )
-    names = [name for name, value in rows[0].items() if isinstance(value, float)]
-    return {"metrics": {name: float(np.mean([row[name] for row in rows])) for name in names}, "prompts": rows}
+        parts.append(scoring.score(task, ids, completions))
+        finished.append(hosts.gather(completions.finished))
+    reward_pg = np.concatenate([part.reward for part in parts], axis=1)[:, : sizes.samples]
+    groups = zip(*(part.answer for part in parts), strict=True)
+    answer_pg = [list(itertools.chain(*group))[: sizes.samples] for group in groups]
+    return scoring.GroupScores(reward_pg, answer_pg, {}), np.concatenate(finished, axis=1)[:, : sizes.samples]
 
 
 def _of_prompt(scores: scoring.GroupScores, place: int, finished_g: np.ndarray, threshold: float) -> dict[str, Any]:

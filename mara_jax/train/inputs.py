@@ -68,8 +68,11 @@ def of_files(cfg: LanguageRun, weights: str, group: str) -> Inputs:
     return found
 
 
-def of_run(cfg: LanguageRun, task: Task, policy: Policy) -> Inputs:
-    """Digests of tokenizer, prompts and the task's code, and the versions of packages."""
+def of_run(cfg: LanguageRun, task: Task, policy: Policy, evaluated: Task | None = None) -> Inputs:
+    """Digests of tokenizer, prompts and the task's code, and the versions of packages.
+
+    evaluated: the task of evaluations, if any are made.
+    """
     prompts, tokenizer = EncodedPrompts(cfg, policy, task), policy.tokenizer
     rows = np.unique(np.linspace(0, len(task) - 1, ROWS).astype(int)).tolist()
     texts = [task.prompt(number) for number in rows]
@@ -80,6 +83,7 @@ def of_run(cfg: LanguageRun, task: Task, policy: Policy) -> Inputs:
         "prompts": _of([len(task), texts]),
         "prompt ids": _of(prompts.encode(texts)),
         **{f"task file/{path}": digest(pathlib.Path(path)) for path in task.files()},
+        **{f"evaluation file/{path}": digest(pathlib.Path(path)) for path in (evaluated.files() if evaluated else ())},
         **{f"reward code/{name}": digest(path) for name, path in _modules(cfg, task).items()},
         **{f"reward code/{path}": digest(pathlib.Path(path)) for path in task.code_files()},
         **{f"version/{name}": importlib.metadata.version(name) for name in _PACKAGES},

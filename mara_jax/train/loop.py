@@ -30,6 +30,7 @@ from mara_jax.train import (
 )
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.groups import Groups, policy_params, rollout_key, start_rollout
+from mara_jax.train.held_out import Evaluations
 from mara_jax.train.prompts import fitting, ids_of_step
 from mara_jax.train.reference_samples import reads_masses
 from mara_jax.train.scoring import AnswerIndices, GroupScores
@@ -55,18 +56,22 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
         watch = guard.Guard(setup, workdir, file.rows, checkpoints)
+        log = StepLog(setup, file, completions, display, watch)
+        evaluations = Evaluations(setup, workdir, int(state.step), checkpoints, display)
         try:
-            state = train(setup, state, checkpoints, StepLog(setup, file, completions, display, watch), window)
+            state = train(setup, state, checkpoints, log, evaluations, window)
         except BaseException:
             checkpoints.finish_alone()
             raise
         checkpoints.close()
         file.close()
+        evaluations.close()
         written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
     figure = summary.final_figure(workdir)
     display.console.print(summary.final_table(workdir))
+    summary.show_evaluations(workdir, display.console)
     skipped = guard.skipped_note(file.rows)
     if skipped:
         display.note(skipped)
@@ -74,11 +79,19 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     display.note(written)
 
 
-def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, window: profile.Window) -> State:
+def train(
+    setup: Setup,
+    state: State,
+    checkpoints: Checkpoints,
+    log: StepLog,
+    evaluations: Evaluations,
+    window: profile.Window,
+) -> State:
     """Every step that is left, from `state.step` to `cfg.steps`; returns the last state."""
     cfg, first = setup.cfg, int(state.step)
     memory.give_back()  # what the warm-up and the measurement left behind
     log.guard.check_state(first, state)
+    evaluations.measure(first, policy_params(setup, state))
     previous: Step | None = None  # a step whose row is not written yet
     for done in range(first, cfg.steps):
         with window.step(done + 1):
@@ -103,11 +116,12 @@ def train(setup: Setup, state: State, checkpoints: Checkpoints, log: StepLog, wi
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
         last = done + 1 == cfg.steps
-        if checkpoints.due(done + 1, last):
+        if checkpoints.due(done + 1, last) or evaluations.due(done + 1):
             # A resumed run begins after its checkpoint: no row before it may be missing, and its policy must work.
             hidden = hidden_states(setup, policy_params(setup, state), completions, packing_of(cfg, completions))
             log.write(previous, (state, hidden))
             previous = None
+            evaluations.measure(done + 1, policy_params(setup, state))
         checkpoints.save(done + 1, state, last)
     return state
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -33,20 +34,25 @@ SHOWN = {
 }
 
 
-class Log:
-    """metrics.jsonl: appended line by line, cut back to the restored step on resume.
+OF_A_STEP = ("step", "answers/by_prompt", "samples")  # fields of every row of metrics.jsonl
 
-    keeps: whether this process writes the file; on other processes rows are discarded.
+
+class Log:
+    """metrics.jsonl, or another file of rows by steps: appended line by line, cut back to the restored step on resume.
+
+    keeps: whether this process writes the file; on other processes rows are discarded; fields: of every row.
     """
 
-    def __init__(self, path: pathlib.Path, steps_done: int, keeps: bool = True):
+    def __init__(
+        self, path: pathlib.Path, steps_done: int, keeps: bool = True, fields: Sequence[str] = OF_A_STEP
+    ) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.lost: list[int] = []  # steps before the restored one that the file has no row of
         self.file = None
         if not keeps:
             return
-        kept = [row for row in _rows(path) if row["step"] <= steps_done]
+        kept = [row for row in read_rows(path, fields) if row["step"] <= steps_done]
         self.lost = sorted(set(range(1, steps_done + 1)) - {row["step"] for row in kept})
         write_rows(path, kept)
         self.rows = kept
@@ -76,8 +82,8 @@ def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     workdirs.replace(path, "".join(strict_json.text(row) + "\n" for row in rows))
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The finished steps in metrics.jsonl, without a last line that a kill cut short.
+def read_rows(path: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a file, each with these fields, without a last line that a kill cut short.
 
     Raises:
       ValueError: a whole line that is no step's.
@@ -91,7 +97,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or not {"step", "answers/by_prompt", "samples"} <= row.keys() or not _numbers(row):
+        if not isinstance(row, dict) or not row.keys() >= {*fields} or not _numbers(row):
             raise ValueError(f"{path}, line {number} is no step of a run: delete that line, or the workdir")
         if rows and row["step"] <= rows[-1]["step"]:
             raise ValueError(f"{path}, line {number} is step {row['step']} again: delete that line, or the workdir")
@@ -156,6 +162,13 @@ class Display:
         self.note(f"step {row['step']}/{self.steps}  " + "  ".join(parts))
         for text, good in texts:
             self.note(f"    {'+' if good else '-'} {text!r}")
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """A line that stays with the measures of an evaluation; of pass@k the first and the last."""
+        names = [name for name in row if name.startswith("pass@")]
+        shown = ["reward", *dict.fromkeys((names[0], names[-1])), "valid", "answers/effective"]
+        parts = [f"{name.removeprefix('answers/')} {_number(row[name])}" for name in shown]
+        self.note(f"evaluation after step {row['step']}: {'  '.join(parts)}  ({row['time/evaluation_s']:.1f} s)")
 
     def _advance(self, name: str, step: int, steps: int) -> None:
         if self.bar is None or self.progress.tasks[self.bar].description != name:

@@ -30,7 +30,9 @@ NANO_TEXTS = 2000  # demonstrations, or prompts, from which its tokenizer is mad
 # Random streams: each has its own key, folded from the run's seed and its place here. Append only.
 STREAMS = {
     name: number
-    for number, name in enumerate(("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter"))
+    for number, name in enumerate(
+        ("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter", "evaluation")
+    )
 }
 
 

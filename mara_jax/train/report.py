@@ -136,7 +136,7 @@ def read(workdir: str | os.PathLike) -> Record:
       ValueError: one of them cannot be read, or lacks a field; names file and field.
     """
     workdir = Path(workdir)
-    config = _json(workdir / "config.json", ("algorithm", "seed"))
+    config = read_config(workdir)
     reference = read_reference(workdir / "reference.json")
     rows = []
     lines = _text(workdir / "metrics.jsonl").split("\n")
@@ -145,6 +145,11 @@ def read(workdir: str | os.PathLike) -> Record:
             break
         rows.append(_parsed(line, f"{workdir / 'metrics.jsonl'}, line {number}", _METRICS))
     return Record(workdir, config, reference, rows)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config of a language-model run; errors as of `read`."""
+    return _json(workdir / "config.json", ("algorithm", "seed"))
 
 
 def read_reference(path: Path) -> dict[str, Any]:

@@ -11,11 +11,18 @@ from mara_jax.tasks.base import Task
 from mara_jax.train.reference_samples import ReferenceSamples
 
 
+class HeldOut(NamedTuple):
+    """What evaluations are made on: a task, whose prompts training may not use, and token ids of each of them."""
+
+    task: Task
+    prompts: Sequence[list[int]]
+
+
 class Setup(NamedTuple):
     """What does not change between the steps of a run.
 
     prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
-    they are first asked for, None where the method reads none.
+    they are first asked for, None where the method reads none; held_out: None where no evaluation is made.
     """
 
     cfg: LanguageRun
@@ -25,3 +32,4 @@ class Setup(NamedTuple):
     prompts: Sequence[list[int]]
     tx: optax.GradientTransformation
     ref_samples: ReferenceSamples | None = None
+    held_out: HeldOut | None = None

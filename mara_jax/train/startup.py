@@ -13,13 +13,13 @@ from mara_jax.core import method_rules
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, inputs, optim, placement, reference, reference_samples, report
+from mara_jax.train import adapter, held_out, inputs, optim, placement, reference, reference_samples, report
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
-from mara_jax.train.setup import Setup
+from mara_jax.train.setup import HeldOut, Setup
 from mara_jax.train.state import State
 
 
@@ -32,12 +32,17 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
     """
     display.note(f"objective: {reference.describe(cfg.algorithm)}")
-    policy, ref_params = reference_policy(cfg, task, workdir, display)
+    evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
+    policy, ref_params = reference_policy(cfg, task, workdir, display, evaluated)
     prompts = EncodedPrompts(cfg, policy, task)
     count = reference_samples.count(cfg, len(task))
     ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
     setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples)
     del ref_params  # those that were loaded go where training keeps rounded ones
+    if evaluated is not None:
+        setup = setup._replace(held_out=HeldOut(evaluated, held_out.encoded(cfg, policy, evaluated)))
+        for line in hosts.on_process_zero(lambda: held_out.describe(cfg, task, evaluated)):
+            display.note(line)
     measure(setup, workdir, display)
     checkpoints = Checkpoints(workdir, cfg.checkpoint)
     if hosts.on_process_zero(checkpoints.latest) is None:
@@ -72,8 +77,13 @@ def _learned(setup: Setup) -> int:
     return len(setup.task) if method_rules.learns_log_z(setup.cfg.algorithm) else 0
 
 
-def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Policy, Any]:
-    """The reference policy and its params: as weights name it, or warmed up once and saved under workdir."""
+def reference_policy(
+    cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display, evaluated: Task | None = None
+) -> tuple[Policy, Any]:
+    """The reference policy and its params: as weights name it, or warmed up once and saved under workdir.
+
+    evaluated: the task of evaluations, if any are made.
+    """
     saved = workdir / "reference"
     resumed = bool(cfg.warmup.steps and hosts.on_process_zero(saved.is_dir))
     weights = str(saved) if resumed else hosts.on_process_zero(lambda: inputs.pinned(workdir, cfg))
@@ -88,6 +98,8 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
         prompts = EncodedPrompts(cfg, policy, task)
         for number in fitting(cfg, prompts, ids_of_step(cfg, len(task), 0), 0).ids:
             prompts[number]  # refuses one that does not fit before anything is written
+        if evaluated is not None:
+            held_out.encoded(cfg, policy, evaluated)
         adapter.check(cfg, policy)
         if cfg.warmup.steps and not resumed:
             reference.check_demonstrations(cfg, policy, task)
@@ -97,7 +109,7 @@ def reference_policy(cfg: LanguageRun, task: Task, workdir: pathlib.Path, displa
     display.note(endings(policy, cfg.policy.chat))
 
     def claim() -> list[str]:
-        begun_with = files | inputs.of_run(cfg, task, policy)
+        begun_with = files | inputs.of_run(cfg, task, policy, evaluated)
         notes = inputs.check(workdir, begun_with)
         workdirs.claim(workdir, cfg)
         inputs.record(workdir, cfg.policy.weights if resumed else weights, begun_with)

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from mara_jax.train import open_report, plots, report
+from rich.console import Console
+
+from mara_jax.train import evaluation_report, open_report, plots, report
 from mara_jax.train.tables import NumberTable
 
 
@@ -22,6 +24,22 @@ def final_table(workdir: str | os.PathLike) -> NumberTable:
     """
     record = report.read(workdir)
     return report.answers_table(record) if record.answers else open_report.final_table(record)
+
+
+def show_evaluations(workdir: str | os.PathLike, console: Console) -> None:
+    """Prints the table of a run's evaluations, draws their figure, and says which checkpoint is best; nothing where no
+    evaluation was made. Errors as of `final_table`."""
+    folder = Path(workdir)
+    best = report.read_config(folder).get("checkpoint", {}).get("best", "")  # earlier versions had no such field
+    table = evaluation_report.final_table(folder, best)
+    if table is None:
+        return
+    console.print(table)
+    console.print(f"figure: {evaluation_report.final_figure(folder)}", markup=False)
+    step = evaluation_report.best_step(folder, best) if best else None
+    if step is not None:
+        command = f"python -m mara_jax.export --workdir={folder} --step=best --out={folder}-best"
+        console.print(f"best checkpoint by {best}: step {step}; {command}", markup=False)
 
 
 def final_figure(workdir: str | os.PathLike) -> Path:

@@ -10,7 +10,8 @@ from mara_jax.config import Run
 from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
-RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "checkpoint", "mesh", "profile")
+RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "tracker", "checkpoint", "mesh", "profile")
+RESUMABLE_FIELDS = ("evaluation.every",)  # of sections that else may not
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
 _BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
 
@@ -33,7 +34,7 @@ def check(workdir: pathlib.Path, run: Run) -> None:
         if "algorithm" in before and only_begun(workdir):
             return
         fields = sorted(_differences(before, _as_json(run)))
-        changed = [name for name in fields if name.split(".")[0] not in RESUMABLE]
+        changed = [name for name in fields if name.split(".")[0] not in RESUMABLE and name not in RESUMABLE_FIELDS]
         if changed:
             raise ValueError(
                 f"workdir {workdir} was made by another config (differs in {', '.join(changed)}): "

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import single_step
 
-from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Rollout
+from mara_jax.config import Algorithm, Checkpoint, Evaluation, LanguageRun, Optimiser, Rollout
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import checkpoint, groups, loop, optim, placement, startup, summary
+from mara_jax.train import checkpoint, groups, held_out, loop, optim, placement, reference, startup, summary
 
 ENDS = tuple(range(0, 64, 4))
 PROMPTS = [[5] * 40, [7, 9]]  # padded to 64 and to 32 by themselves
@@ -68,7 +68,7 @@ def steps(setup) -> list[dict]:
     return rows
 
 
-def trained(monkeypatch, setup, workdir, task=None) -> list[tuple[int, int]]:
+def trained(monkeypatch, setup, workdir, task=None, run=RUN) -> list[tuple[int, int]]:
     """Runs in workdir without warm-up and measurement; (step, rows written by then) of each checkpoint."""
     saved = []
     save = checkpoint.Checkpoints.save
@@ -79,23 +79,24 @@ def trained(monkeypatch, setup, workdir, task=None) -> list[tuple[int, int]]:
         save(self, done, state, last)
 
     workdir.mkdir(exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(RUN)))
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(run)))
     for module, name, function in (
         (startup, "reference_policy", lambda *_: (setup.policy, setup.ref_params)),
         (startup, "measure", lambda *_: None),
         (startup, "EncodedPrompts", lambda *_: PROMPTS),
+        (held_out, "EncodedPrompts", lambda *_: PROMPTS),
         (optim, "make", lambda _: TX),
         (summary, "final_figure", lambda _: None),
         (summary, "final_table", lambda _: ""),
         (checkpoint.Checkpoints, "save", counted),
     ):
         monkeypatch.setattr(module, name, function)
-    loop.run(RUN, task or setup.task, workdir)
+    loop.run(run, task or setup.task, workdir)
     return saved
 
 
-def rows_of(workdir) -> list[dict]:
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def rows_of(workdir, name="metrics.jsonl") -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
@@ -107,6 +108,46 @@ def test_a_run_writes_every_steps_row_before_its_checkpoint(monkeypatch, setup, 
     for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         parts = [row[f"time/{name}_s"] for name in ("rollout", "reward", "update")]
         assert min(parts) >= 0 and row["time/step_s"] == pytest.approx(sum(parts), abs=1e-6)
+
+
+EVALUATED = dataclasses.replace(RUN, evaluation=Evaluation(every=3, samples=6))
+
+
+def test_evaluations_change_nothing(monkeypatch, setup, steps, tmp_path):
+    """Six samples of each prompt, drawn by fours; the last evaluation is of the policy of the last checkpoint."""
+    expected = [{k: v for k, v in row.items() if "time/" not in k} for row in steps]
+    trained(monkeypatch, setup, tmp_path, run=EVALUATED)
+    measured = rows_of(tmp_path, held_out.FILE)
+    assert [{k: v for k, v in row.items() if k not in OF_WINDOW} for row in rows_of(tmp_path)] == expected
+    assert [row["step"] for row in measured] == [0, 3, 6] and len({row["reward"] for row in measured}) > 1
+    params = checkpoint.read_params(tmp_path, 6, jax.eval_shape(lambda: setup.ref_params))
+    key, again = reference.stream(RUN.seed, "evaluation"), []
+    for first, count in ((0, 4), (4, 2)):
+        drawn = rollout.sample(
+            setup.policy, params, PROMPTS, key=key, group_size=4, max_new_tokens=7, first_sample=first, slots=2
+        )
+        again.append(np.asarray(drawn.finished)[:, :count])
+    assert measured[-1]["reward"] == pytest.approx(np.mean(np.concatenate(again, axis=1)))
+
+
+@pytest.mark.slow
+def test_evaluations_survive_an_end_between_them(monkeypatch, setup, tmp_path):
+    """A run dies after an evaluation whose row is made again, as the checkpoint before it is older."""
+    trained(monkeypatch, setup, tmp_path / "whole", run=EVALUATED)
+    whole = rows_of(tmp_path / "whole", held_out.FILE)
+    kept = Checkpoint(every=4, keep=1, best="reward")
+    often = dataclasses.replace(RUN, evaluation=Evaluation(every=1, samples=6), checkpoint=kept)
+    task = Ended()
+    task.fails = 4 + 5 * (1 + 4) + 1  # a verdict a step, and four an evaluation: two prompts in two calls each
+    with pytest.raises(KeyboardInterrupt):
+        trained(monkeypatch, setup, tmp_path / "died", task, often)
+    died = rows_of(tmp_path / "died", held_out.FILE)
+    assert [row["step"] for row in died] == [0, 1, 2, 3, 4, 5] and checkpoint.saved_steps(tmp_path / "died") == [4]
+    assert trained(monkeypatch, setup, tmp_path / "died", run=often) == [(6, 6)]
+    assert rows_of(tmp_path / "died", held_out.FILE)[:6] == died
+    assert rows_of(tmp_path / "died", held_out.FILE)[::3] == whole
+    assert len(list((tmp_path / "died" / held_out.FOLDER).iterdir())) == 7
+    assert died[4]["reward"] > whole[-1]["reward"] and checkpoint.saved_steps(tmp_path / "died") == [4, 6]
 
 
 @pytest.mark.slow

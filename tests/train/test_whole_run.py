@@ -13,11 +13,12 @@ import chex
 import commands
 import numpy as np
 import pytest
-from small_run import SMALL, refused, rows
+from small_run import SMALL, evaluations, refused, rows
 
 from mara_jax import config, hf
+from mara_jax.policies import encoding
 from mara_jax.tasks import onetwo
-from mara_jax.train import checkpoint, placement, reference, reference_samples, rollouts
+from mara_jax.train import checkpoint, evaluation, placement, prompts, reference, reference_samples, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def test_a_run_leaves_what_it_says(whole):
         "reference.json",
         "reference",
         "metrics.jsonl",
+        "evaluation.jsonl",
+        "evaluation.png",
         "checkpoints",
         "rollouts",
         "model",
@@ -64,7 +67,13 @@ def test_a_run_leaves_what_it_says(whole):
     assert reference["valid"] == pytest.approx(sum(shares))
     if sum(reference["counts"]):
         assert reference["optimum"]["vanilla"][0] == pytest.approx(shares[0] / sum(shares), abs=2e-3)
-    assert sorted(int(p.name) for p in (whole / "checkpoints").iterdir() if p.name.isdigit()) == [4, 6]
+    assert checkpoint.saved_steps(whole) == sorted({4, 6, best(whole)})  # the newest two, and the best
+
+
+def best(workdir: pathlib.Path) -> int:
+    """The earliest step with a checkpoint after which the most completions had an answer."""
+    after = [row for row in evaluations(workdir) if row["step"]]
+    return min(row["step"] for row in after if row["valid"] == max(other["valid"] for other in after))
 
 
 def test_rollouts_are_kept_with_all_that_metrics_are_made_of(whole):
@@ -82,10 +91,27 @@ def test_rollouts_are_kept_with_all_that_metrics_are_made_of(whole):
         assert row["logp/mean"] - np.mean(one["ref_logp"]) == pytest.approx(row["kl/k1"], abs=1e-3)
 
 
+def test_evaluations_are_of_the_policies_of_their_steps(whole):
+    """Before training the reference, at the end the model that the run left: measured again with the same numbers."""
+    assert [row["step"] for row in evaluations(whole)] == [0, 2, 4, 6]
+    task, key = onetwo.OneTwo(), reference.stream(0, "evaluation")
+    sizes = evaluation.Sizes(8, 48, 0.5, prompts_at_once=1, samples_at_once=3)  # in other calls
+    for step, folder in ((0, "reference"), (6, "model")):
+        policy, params = hf.load(whole / folder)
+        tokens = encoding.encode_prompts(policy.tokenizer, [task.prompt(0)], chat=True)
+        policy = prompts.ended_by_turns(policy, True)
+        measured = evaluation.measure(task, policy, params, tokens, key, sizes)
+        (row,) = [row for row in evaluations(whole) if row["step"] == step]
+        assert {"step": step} | measured["metrics"] == row
+        table = json.loads((whole / "evaluation" / f"step_{step:06d}.json").read_text())
+        assert table == {"step": step} | measured
+
+
 def test_checkpoints_are_exported_as_models(whole, command, tmp_path):
     """The newest is the model that the run left, byte for byte; another step's is that step's checkpoint."""
     names = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json")
-    for step, flags in ((6, []), (4, ["--step=4"])):
+    for step, flags in ((6, []), (4, ["--step=4"]), (best(whole), ["--step=best"])):
+        shutil.rmtree(tmp_path / str(step), ignore_errors=True)
         done = command("mara_jax.export", f"--workdir={whole}", f"--out={tmp_path / str(step)}", *flags)
         assert (done.returncode, done.stderr) == (0, "") and f"step {step} of {whole}: model: {tmp_path}" in done.stdout
         for name in names:
@@ -99,7 +125,8 @@ def test_checkpoints_are_exported_as_models(whole, command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--step=5"], "holds no checkpoint of step 5: it has 4, 6"),
+        (["--step=5"], "holds no checkpoint of step 5: it has "),
+        (["--step=bets"], "--step=bets is neither the number of a step nor best"),
         (["--out=mara_jax"], "mara_jax exists already: choose another --out"),
         (["--workdir=nowhere"], "nowhere/config.json does not exist: --workdir names the folder of a run"),
     ],
@@ -160,6 +187,7 @@ def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment,
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stdout
     assert rows(workdir) == rows(whole)
+    assert evaluations(workdir) == evaluations(whole) and best(workdir) in checkpoint.saved_steps(workdir)
     assert rollouts.read(workdir).equals(rollouts.read(whole))
 
 
@@ -169,6 +197,8 @@ def test_more_steps_continue_a_finished_run(main, whole, tmp_path):
     done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
     assert done.returncode == 0, done.stderr
     assert rows(workdir)[:6] == rows(whole) and len(rows(workdir)) == 7
+    assert evaluations(workdir)[:4] == evaluations(whole)
+    assert [row["step"] for row in evaluations(workdir)] == [0, 2, 4, 6, 7]
 
 
 def test_a_cut_checkpoint_is_one_clear_line(main, whole, tmp_path):

@@ -1,0 +1,163 @@
+"""Evaluations of a run: its policy on held-out prompts, before the first step, every so many, and after the last."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+from mara_jax import tasks
+from mara_jax.config import LanguageRun
+from mara_jax.parallel import hosts
+from mara_jax.policies.policy import Policy
+from mara_jax.tasks.base import Prompt, Task
+from mara_jax.train import evaluation, metrics, reference
+from mara_jax.train import workdir as workdirs
+from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.prompts import EncodedPrompts
+from mara_jax.train.setup import Setup
+
+FILE = "evaluation.jsonl"  # in WORKDIR: a row an evaluation
+FOLDER = "evaluation"  # the measures of each prompt, a file an evaluation
+FIELDS = ("step", "reward", "pass@1")  # of every row
+MOST_OWN_PROMPTS = 256  # of a task that is evaluated on the prompts that it is trained on
+
+
+def make_task(cfg: LanguageRun, task: Task) -> Task | None:
+    """The task of the held-out prompts: the run's with another file, or the run's own; None without evaluations.
+
+    Raises:
+      ValueError, OSError: one line; a file that cannot be used, a task without files, or too many prompts.
+    """
+    where = cfg.evaluation.prompts
+    if not cfg.evaluation.every:
+        return None
+    if not where:
+        if len(task) > MOST_OWN_PROMPTS:
+            raise ValueError(
+                f"evaluation.every={cfg.evaluation.every} without evaluation.prompts evaluates all {len(task)} prompts "
+                f"of training, more than {MOST_OWN_PROMPTS}: name a file of held-out prompts in evaluation.prompts"
+            )
+        return task
+    if not isinstance(getattr(cfg.task, "prompts", None), str):
+        raise ValueError(
+            f"evaluation.prompts={where!r}: the task {task.name!r} reads no file of prompts: leave evaluation.prompts "
+            "empty, and it is evaluated on its own prompts"
+        )
+    other: Any = dataclasses.replace(cfg.task, prompts=where)  # pyright: ignore[reportCallIssue]
+    try:
+        return tasks.make(dataclasses.replace(cfg, task=other))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"evaluation.prompts={where!r}: {error}") from error
+
+
+def encoded(cfg: LanguageRun, policy: Policy, held_out: Task) -> list[list[int]]:
+    """Token ids of each of the held-out prompts.
+
+    Raises:
+      ValueError: one line; a prompt that cannot be encoded, or leaves no room for a completion.
+    """
+    try:
+        return list(EncodedPrompts(cfg, policy, held_out))
+    except ValueError as error:
+        raise ValueError(f"evaluation.prompts={cfg.evaluation.prompts!r}: {error}") from error
+
+
+def describe(cfg: LanguageRun, task: Task, held_out: Task) -> list[str]:
+    """Lines that say what evaluations are made on, and warn of prompts that training uses, too."""
+    size = f"{len(held_out)} prompts, {cfg.evaluation.samples} completions each, every {cfg.evaluation.every} steps"
+    if held_out is task:
+        return [f"evaluation: the prompts of training: {size}"]
+    lines = [f"evaluation: {cfg.evaluation.prompts}: {size}"]
+    known = {_key(held_out.prompt(number)) for number in range(len(held_out))}
+    shared = len(known & {_key(task.prompt(number)) for number in range(len(task))})
+    if shared:
+        lines.append(f"WARNING: {shared} of {len(known)} prompts of evaluation.prompts are prompts of training, too")
+    return lines
+
+
+def _key(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else tuple((one["role"], one["content"]) for one in prompt)
+
+
+def table_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The file with the measures of each prompt after `step` steps."""
+    return workdir / FOLDER / f"step_{step:06d}.json"
+
+
+class Evaluations:
+    """Makes, writes and shows the evaluations of a run; those of steps behind the restored one are made again.
+
+    Random numbers are those of a stream of its own, the same at every evaluation: two of them differ by what the policy
+    has learned, and training draws what it draws without them.
+    """
+
+    def __init__(
+        self, setup: Setup, workdir: pathlib.Path, steps_done: int, checkpoints: Checkpoints, display: metrics.Display
+    ) -> None:
+        self.setup, self.checkpoints, self.display = setup, checkpoints, display
+        self.workdir, self.log = workdir, None
+        if setup.held_out is None:
+            return
+        keeps = hosts.is_process_zero()
+        self.log = metrics.Log(workdir / FILE, steps_done, keeps, FIELDS)
+        if keeps:
+            folder = workdir / FOLDER
+            folder.mkdir(exist_ok=True)
+            for path in folder.iterdir():
+                if path.suffix == ".part" or int(path.stem.removeprefix("step_")) > steps_done:
+                    path.unlink()
+        best = setup.cfg.checkpoint.best
+        rows = hosts.on_process_zero(lambda: [[row["step"], row.get(best)] for row in self._rows()])
+        self.measured = {step for step, _ in rows}
+        checkpoints.scores.update((step, score) for step, score in rows if score is not None)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.log.rows if self.log is not None else []
+
+    def due(self, step: int) -> bool:
+        """Whether an evaluation belongs to the state after `step` steps, and is still to be made."""
+        if self.setup.held_out is None or step in self.measured:
+            return False
+        return step == self.setup.cfg.steps or step % self.setup.cfg.evaluation.every == 0
+
+    def measure(self, step: int, params: Any) -> None:
+        """Measures the policy after `step` steps, where that is due.
+
+        Args:
+          params: all parameters of the policy, as from `lora.attached`.
+
+        Raises:
+          ValueError: logits that are not finite, or a reward that fails.
+        """
+        setup, held_out = self.setup, self.setup.held_out
+        if held_out is None or self.log is None or not self.due(step):
+            return
+        started, key = time.perf_counter(), reference.stream(setup.cfg.seed, "evaluation")
+        measured = evaluation.measure(held_out.task, setup.policy, params, held_out.prompts, key, sizes(setup.cfg))
+        row = {"step": step} | measured["metrics"] | {"time/evaluation_s": time.perf_counter() - started}
+        if hosts.is_process_zero():
+            workdirs.write_json(table_of(self.workdir, step), {"step": step} | measured)
+        self.log.write(row)
+        self.measured.add(step)
+        if setup.cfg.checkpoint.best:
+            self.checkpoints.scores[step] = row[setup.cfg.checkpoint.best]
+        self.display.evaluation(row)
+
+    def close(self) -> None:
+        """Closes evaluation.jsonl."""
+        if self.log is not None:
+            self.log.close()
+
+
+def sizes(cfg: LanguageRun) -> evaluation.Sizes:
+    """As many rows at once as a rollout has, in its own shape where there are at least as many samples as in a group:
+    so that the program of rollouts serves evaluations, too, and its memory is enough."""
+    together = min(cfg.rollout.group_size, cfg.evaluation.samples)
+    return evaluation.Sizes(
+        cfg.evaluation.samples,
+        cfg.rollout.max_new_tokens,
+        cfg.algorithm.threshold,
+        prompts_at_once=cfg.rollout.prompts_per_step * cfg.rollout.group_size // together,
+        samples_at_once=together,
+        slots=cfg.rollout.slots,
+    )
