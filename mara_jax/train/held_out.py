@@ -13,7 +13,7 @@ from mara_jax.tasks.base import Prompt, Task
 from mara_jax.train import evaluation, metrics, reference
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
-from mara_jax.train.prompts import EncodedPrompts
+from mara_jax.train.prompts import LONG_PROMPTS_CURE, EncodedPrompts, PromptTooLongError
 from mara_jax.train.setup import Setup
 
 FILE = "evaluation.jsonl"  # in WORKDIR: a row an evaluation
@@ -58,8 +58,9 @@ def encoded(cfg: LanguageRun, policy: Policy, held_out: Task) -> list[list[int]]
     """
     try:
         return list(EncodedPrompts(cfg, policy, held_out))
-    except ValueError as error:
-        raise ValueError(f"evaluation.prompts={cfg.evaluation.prompts!r}: {error}") from error
+    except PromptTooLongError as error:
+        words = str(error).removesuffix(LONG_PROMPTS_CURE)
+        raise ValueError(f"evaluation.prompts={cfg.evaluation.prompts!r}: {words}, or leave that prompt out") from error
 
 
 def describe(cfg: LanguageRun, task: Task, held_out: Task) -> list[str]:

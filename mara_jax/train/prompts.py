@@ -14,6 +14,7 @@ from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Prompt, Task
 
 MOST_TRIES = 1000  # to find a prompt that fits the model's context
+LONG_PROMPTS_CURE = ", or set rollout.long_prompts=replace"
 
 
 class PromptTooLongError(ValueError):
@@ -45,7 +46,7 @@ class EncodedPrompts(Sequence[list[int]]):
             cure = f"use at most {most - len(ids)}" if len(ids) < most else "choose a model with a longer context"
             raise PromptTooLongError(
                 f"rollout.max_new_tokens={new} after prompt {number} of {len(ids)} tokens makes {len(ids) + new}, but "
-                f"{self.policy.source} has {most} positions: {cure}, or set rollout.long_prompts=replace"
+                f"{self.policy.source} has {most} positions: {cure}{LONG_PROMPTS_CURE}"
             )
         return ids
 
