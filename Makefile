@@ -20,7 +20,7 @@ run-nano: $(VENV)/.ready-run
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(VENV)/.ready-test
+test-slow: $(VENV)/.ready-test-slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.ready-lint
@@ -47,6 +47,10 @@ $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
 $(VENV)/.ready-test: pyproject.toml | $(VENV)/.ready-run
 	$(PIP) --editable ".[test]"
 	$(PIP) --no-deps "dashscope==2.0.2"
+	touch $@
+
+$(VENV)/.ready-test-slow: pyproject.toml | $(VENV)/.ready-test
+	$(PIP) --editable ".[test,trackio,wandb]"
 	touch $@
 
 $(VENV)/.ready-lint: pyproject.toml | $(VENV)/.ready-test

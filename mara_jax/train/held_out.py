@@ -15,6 +15,7 @@ from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import LONG_PROMPTS_CURE, EncodedPrompts, PromptTooLongError
 from mara_jax.train.setup import Setup
+from mara_jax.train.trackers import Trackers
 
 FILE = "evaluation.jsonl"  # in WORKDIR: a row an evaluation
 FOLDER = "evaluation"  # the measures of each prompt, a file an evaluation
@@ -93,9 +94,15 @@ class Evaluations:
     """
 
     def __init__(
-        self, setup: Setup, workdir: pathlib.Path, steps_done: int, checkpoints: Checkpoints, display: metrics.Display
+        self,
+        setup: Setup,
+        workdir: pathlib.Path,
+        steps_done: int,
+        checkpoints: Checkpoints,
+        display: metrics.Display,
+        trackers: Trackers,
     ) -> None:
-        self.setup, self.checkpoints, self.display = setup, checkpoints, display
+        self.setup, self.checkpoints, self.display, self.trackers = setup, checkpoints, display, trackers
         self.workdir, self.log = workdir, None
         if setup.held_out is None:
             return
@@ -139,6 +146,7 @@ class Evaluations:
         if hosts.is_process_zero():
             workdirs.write_json(table_of(self.workdir, step), {"step": step} | measured)
         self.log.write(row)
+        self.trackers.write(row, "evaluation/")
         self.measured.add(step)
         if setup.cfg.checkpoint.best:
             self.checkpoints.scores[step] = row[setup.cfg.checkpoint.best]

@@ -26,6 +26,7 @@ from mara_jax.train import (
     rollouts,
     startup,
     summary,
+    trackers,
     trained,
 )
 from mara_jax.train.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
+from mara_jax.train.trackers import Trackers
 
 
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
@@ -45,19 +47,21 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/,
     adapter/ (where one is trained) and figures.
     """
+    hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
-        file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps=hosts.is_process_zero())
+        keeps = hosts.is_process_zero()
+        file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps)
         if file.lost:
             steps = ", ".join(map(str, file.lost[:8])) + (", ..." if len(file.lost) > 8 else "")
             display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
-        keeps = hosts.is_process_zero() and cfg.rollout.save
-        completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps)
+        completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps and cfg.rollout.save)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
         watch = guard.Guard(setup, workdir, file.rows, checkpoints)
-        log = StepLog(setup, file, completions, display, watch)
-        evaluations = Evaluations(setup, workdir, int(state.step), checkpoints, display)
+        tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, int(state.step), display, keeps))
+        log = StepLog(setup, file, completions, display, watch, tracked)
+        evaluations = Evaluations(setup, workdir, int(state.step), checkpoints, display, tracked)
         try:
             state = train(setup, state, checkpoints, log, evaluations, window)
         except BaseException:
@@ -66,6 +70,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         checkpoints.close()
         file.close()
         evaluations.close()
+        tracked.close()
         written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return

@@ -21,6 +21,7 @@ from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
 from mara_jax.train.step import REF_LOGP
+from mara_jax.train.trackers import Trackers
 from mara_jax.train.warnings import Warnings
 
 
@@ -45,9 +46,16 @@ class StepLog:
     """Writes and shows the steps of a run."""
 
     def __init__(
-        self, setup: Setup, file: metrics.Log, rollouts: Rollouts, display: metrics.Display, guard: Guard
+        self,
+        setup: Setup,
+        file: metrics.Log,
+        rollouts: Rollouts,
+        display: metrics.Display,
+        guard: Guard,
+        trackers: Trackers,
     ) -> None:
         self.setup, self.file, self.rollouts, self.display, self.guard = setup, file, rollouts, display, guard
+        self.trackers = trackers
         self.warnings = Warnings(setup.cfg, setup.task)
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
@@ -72,6 +80,7 @@ class StepLog:
             total = group_metrics.summed(row[COUNTS])
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
         self.file.write(row)
+        self.trackers.write(row)
         if self.setup.cfg.rollout.save:  # the same on every process, as all of them gather
             self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
         self.display.step(row, _shown(self.setup.cfg, step))

@@ -7,15 +7,15 @@ import subprocess
 import sys
 
 import pytest
-from small_run import rows
+from small_run import evaluations, rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name("killed_program.py")
 RUN = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.policy.embed=64 --config.warmup.batch=4
     --config.warmup.steps=2 --config.reference.samples=8 --config.rollout.group_size=8 --config.lora.rank=2
     --config.rollout.max_new_tokens=48 --config.rollout.length_buckets=0 --config.checkpoint.every=1
-    --config.steps=2""".split()
-EACH = 3  # every so many writes a run ends; of about 75
+    --config.evaluation.every=1 --config.evaluation.samples=8 --config.steps=2""".split()
+EACH = 3  # every so many writes a run ends; of about 90
 WITHOUT_ROOM = "mara_jax: no space left to write"
 
 
@@ -59,6 +59,7 @@ def test_the_same_command_goes_on_wherever_it_ended(kind, first, quick_environme
             status, _, said = runs.run(workdir)
             assert (status, said) == (0, ""), where
             assert rows(workdir) == rows(tmp_path / "whole"), where
+            assert evaluations(workdir) == evaluations(tmp_path / "whole"), where
             names = {path.name for path in workdir.rglob("*")}
             assert not any(
                 "orbax-checkpoint-tmp" in name or name.startswith(".") or "part" in name for name in names

@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_says(whole):
         "metrics.jsonl",
         "evaluation.jsonl",
         "evaluation.png",
+        "tensorboard",
         "checkpoints",
         "rollouts",
         "model",
