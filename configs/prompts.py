@@ -14,7 +14,17 @@ MARA over answers make the answers that the reference policy gives equally likel
 import dataclasses
 import pathlib
 
-from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Policy, Rollout, Warmup, to_config_dict
+from mara_jax.config import (
+    Algorithm,
+    Checkpoint,
+    Evaluation,
+    LanguageRun,
+    Optimiser,
+    Policy,
+    Rollout,
+    Warmup,
+    to_config_dict,
+)
 from mara_jax.tasks import prompts
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "prompts"
@@ -37,6 +47,7 @@ def smollm2() -> LanguageRun:
         rollout=Rollout(prompts_per_step=8, group_size=8, max_new_tokens=10),
         optimiser=Optimiser(learning_rate=2e-5, decay_steps=60),
         checkpoint=Checkpoint(every=20, keep=1),
+        evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=30, samples=8),
     )
 
 

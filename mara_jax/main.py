@@ -1,12 +1,14 @@
 """The training command: ``python -m mara_jax.main --config=configs/FILE.py[:VARIANT] --workdir=DIR``."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import sys
 import traceback
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from mara_jax import cli, config
 from mara_jax.cli import Flag
@@ -45,6 +47,25 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return cli.parse(COMMAND, argv)
 
 
+def run_of(values: flags.FlagValues) -> config.Run:
+    """The run that the flags ask for.
+
+    The held-out prompts of a config file belong to its training prompts: who names other training prompts has
+    evaluations where they are asked for, too, by `evaluation.prompts` or `evaluation.every`.
+
+    Raises:
+      ValueError: one line.
+    """
+    run = config.resolve(values.config)
+    named = config_flags.get_override_values(values["config"])
+    if isinstance(run, config.ToyRun) or "task.prompts" not in named or "evaluation.prompts" in named:
+        return run
+    every = run.evaluation.every if "evaluation.every" in named or not run.evaluation.prompts else 0
+    run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, prompts="", every=every))
+    config.check(run)
+    return run
+
+
 def train(argv: list[str]) -> int:
     """Trains what the command line asks for; imports wait until the config is known to be good.
 
@@ -52,7 +73,7 @@ def train(argv: list[str]) -> int:
       ValueError, OSError: one line.
     """
     values = parse(argv)
-    run, workdir = config.resolve(values.config), pathlib.Path(values.workdir)
+    run, workdir = run_of(values), pathlib.Path(values.workdir)
     logging.set_verbosity(logging.FATAL)  # Orbax logs every write, and with its traceback each error that it raises
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if isinstance(run, config.ToyRun):

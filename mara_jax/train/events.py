@@ -20,8 +20,8 @@ _LARGEST = 3.4e38  # that a scalar can be
 class Events:
     """Appends scalars by steps to a folder.
 
-    What an earlier process wrote of later steps than `steps_done` is removed. The rest stays as it is; a new file begins
-    with what tells a TensorBoard that shows the folder already to forget those steps, too.
+    What an earlier process wrote of later steps than `steps_done` is removed. The rest stays; a new file begins with
+    what tells a TensorBoard that shows the folder already to forget those steps, too.
     """
 
     def __init__(self, folder: pathlib.Path, steps_done: int) -> None:

@@ -15,7 +15,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = """--config=configs/onetwo.py:nano --config.warmup.steps=0 --config.reference.samples=16
     --config.rollout.group_size=16 --config.rollout.max_new_tokens=10 --config.optimiser.learning_rate=1e-3
-    --config.rollout.length_buckets=1 --config.checkpoint.every=2 --config.steps=4""".split()
+    --config.rollout.length_buckets=1 --config.checkpoint.every=2 --config.evaluation.every=2
+    --config.evaluation.samples=6 --config.steps=4""".split()
 
 
 # On a machine with more to do than cores, one process may wait for another longer than XLA's 40 seconds.
@@ -62,9 +63,9 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *said) for process, said in zip(processes, ended, strict=True)]
 
 
-def rows(workdir: pathlib.Path) -> list[dict]:
-    """metrics.jsonl without clocks."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The rows of a file without clocks."""
+    lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
 
 
@@ -105,6 +106,7 @@ def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devic
     ended = finish(start(number, devices, *SMALL, *mesh, f"--config.policy.weights={weights}", f"--workdir={workdir}"))
     assert [status for status, _, _ in ended] == [0] * number, ended
     assert_same(rows(workdir), rows(alone))
+    assert_same(rows(workdir, "evaluation.jsonl"), rows(alone, "evaluation.jsonl"))
     assert (workdir / "reference_samples.jsonl").read_text().count("\n") == 16
     assert [json.loads((w / "reference.json").read_text())["text"] for w in (workdir, alone)].count([]) == 0
     samples = [(w / "reference_samples.jsonl").read_text().splitlines() for w in (workdir, alone)]
@@ -118,7 +120,7 @@ def test_processes_write_what_one_writes(alone, weights, tmp_path, number, devic
 OPEN = """--config=configs/digits.py --config.task.prompts=20 --config.policy.layers=1 --config.policy.embed=64
     --config.warmup.batch=16 --config.warmup.steps=60 --config.warmup.learning_rate=1e-2 --config.reference.samples=6
     --config.rollout.prompts_per_step=4 --config.rollout.group_size=4 --config.rollout.length_buckets=1
-    --config.steps=4 --config.checkpoint.every=2""".split()
+    --config.evaluation.every=2 --config.evaluation.samples=6 --config.steps=4 --config.checkpoint.every=2""".split()
 
 
 @pytest.mark.slow
@@ -129,6 +131,7 @@ def test_processes_agree_on_open_answers(tmp_path):
         assert [status for status, _, _ in ended] == [0] * number, ended
     one, two = tmp_path / "1", tmp_path / "2"
     assert_same(rows(two), rows(one))
+    assert_same(rows(two, "evaluation.jsonl"), rows(one, "evaluation.jsonl"))
     samples = [(w / "reference_samples.jsonl").read_text().splitlines() for w in (one, two)]
     assert len(samples[0]) == 16 * 6 and any(json.loads(row)["answer"] for row in samples[0])
     for row, other in zip(*samples, strict=True):
@@ -161,6 +164,7 @@ def test_one_process_killed_ends_the_others_and_the_run_resumes_on_another_mesh(
     assert status == 0, stderr
     assert "resuming after step" in said
     assert_same(rows(workdir), rows(whole))
+    assert_same(rows(workdir, "evaluation.jsonl"), rows(whole, "evaluation.jsonl"))
 
 
 @pytest.mark.parametrize(

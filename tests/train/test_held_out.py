@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from mara_jax import config
+from mara_jax import config, main
 from mara_jax.config import Checkpoint, Evaluation, LanguageRun, checks
 from mara_jax.tasks import digits, onetwo, prompts
 from mara_jax.train import checkpoint, evaluation_report, held_out, inputs
@@ -57,6 +57,23 @@ def test_a_task_without_files_is_evaluated_on_its_own_prompts():
         held_out.make_task(run_of(digits.Config()), many)
     with pytest.raises(ValueError, match=r"'x.jsonl': the task 'digits' reads no file of prompts: leave"):
         held_out.make_task(run_of(digits.Config(), prompts="x.jsonl"), many)
+
+
+@pytest.mark.parametrize(
+    ("flags", "prompts", "every"),
+    [
+        ([], "heldout.jsonl", 30),
+        (["evaluation.every=7"], "heldout.jsonl", 7),
+        (["task.prompts=own.jsonl"], "", 0),
+        (["task.prompts=own.jsonl", "evaluation.every=7"], "", 7),
+        (["task.prompts=own.jsonl", "evaluation.prompts=held.jsonl"], "held.jsonl", 30),
+    ],
+)
+def test_held_out_prompts_of_a_config_file_belong_to_its_training_prompts(flags, prompts, every):
+    values = main.parse(["main", "--config=configs/prompts.py", "--workdir=x", *(f"--config.{flag}" for flag in flags)])
+    run = main.run_of(values)
+    assert isinstance(run, LanguageRun)
+    assert (run.evaluation.prompts.rpartition("/")[2], run.evaluation.every) == (prompts, every)
 
 
 def test_the_shape_of_a_rollout_is_that_of_its_evaluations():
