@@ -15,7 +15,7 @@ from mara_jax import config, hf
 from mara_jax.config import Algorithm, Checkpoint, LanguageRun, Optimiser, Policy, Reference, Rollout
 from mara_jax.policies import lora
 from mara_jax.tasks import base, onetwo
-from mara_jax.train import adapter, checkpoint, loop, optim, placement, reference
+from mara_jax.train import adapter, checkpoint, evaluation, held_out, loop, optim, placement, reference
 
 CFG = LanguageRun(
     steps=3,
@@ -27,6 +27,7 @@ CFG = LanguageRun(
     rollout=Rollout(group_size=4, max_new_tokens=48, length_buckets=0),
     optimiser=Optimiser(learning_rate=3e-2),
     checkpoint=Checkpoint(every=2, keep=2),
+    evaluation=config.Evaluation(every=3, samples=16),
     show_samples=0,
 )
 
@@ -106,6 +107,21 @@ def test_checkpoints_hold_the_adapter_alone_and_the_export_is_the_last_of_them(c
     chex.assert_trees_all_equal(written, state.params)
     told = json.loads((whole / "adapter" / "adapter_config.json").read_text())
     assert told["base_model_name_or_path"] == cfg.policy.weights
+
+
+def test_evaluations_are_of_the_base_with_the_adapter(cfg, whole, model):
+    """Before training the base alone; after the last step the base with the exported adapter."""
+    policy, ref_params = model
+    task, key = Parity(), reference.stream(cfg.seed, "evaluation")
+    prompts = held_out.encoded(cfg, policy, task)
+    measured = [json.loads(line) for line in (whole / held_out.FILE).read_text().splitlines()]
+    assert [row["step"] for row in measured] == [0, 3]
+    trained = hf.load_adapter(policy, whole / "adapter")[1]
+    for row, adapter_params in zip(measured, (adapter.start(cfg, policy, ref_params), trained), strict=True):
+        params = lora.attached(policy.architecture, ref_params, adapter_params)
+        again = evaluation.measure(task, policy, params, prompts, key, held_out.sizes(cfg))["metrics"]
+        assert {name: row[name] for name in again} == again
+    assert measured[0] | {"step": 3, "time/evaluation_s": 0} != measured[1] | {"time/evaluation_s": 0}
 
 
 @pytest.mark.slow
