@@ -17,12 +17,12 @@ import pytest
 
 from mara_jax import config
 from mara_jax.config import schema
-from mara_jax.tasks import digits, onetwo, prompts
+from mara_jax.tasks import digits, onetwo, prompts, reasoning_gym
 
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
 # They read files that the page tells to write: see the test of that page.
-WRITTEN = ("--config=colours_config.py", "own.jsonl", "runs/own ")
+WRITTEN = ("--config=colours_config.py", "own.jsonl", "runs/own ", "problems.jsonl", "programs.jsonl")
 PACKAGE = [
     command
     for command in COMMANDS
@@ -34,6 +34,8 @@ NO_PARSER = {"mara_jax"}  # it takes no arguments
 NOT_RUN = {
     "main --config=configs/onetwo.py --": "needs the weights of Qwen2.5-3B",
     "--topology=v5e": "needs XLA's TPU compiler, which the extra `plan` installs",
+    "--topology=h100": "needs XLA's GPU compiler, which the extra `plan` installs",
+    "configs/prompts.py:sums": "needs reasoning-gym, whose task is run in tests/tasks/test_reasoning_gym.py",
     "--model=qwen2.5-3b": "needs a GPU with 63 GiB",
     "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
     "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
@@ -283,7 +285,7 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     for name, language in (("own.jsonl", "json"), ("own.py", "python")):
         (tmp_path / name).write_text(re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[0])
     train, export, *sample, measure = [
-        command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:])
+        command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:3])
     ]
     small = ["--config.steps=2", "--config.warmup.steps=60", "--config.warmup.batch=16"]
     environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
@@ -305,6 +307,24 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     assert "pass@8" in printed(measure.target, *measure.arguments, "--samples=8")
     rows = [json.loads(line) for line in as_json.splitlines()]
     assert [row["prompt"] for row in rows] == ["Name a warm colour.", "Name a cold colour."]
+
+
+@pytest.mark.slow
+def test_the_files_of_the_page_on_rewards_are_trained(tmp_path, quick_environment):
+    """The two files that docs/rewards.md tells to write; their demonstrations are mostly right."""
+    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "rewards.md").read_text(), re.DOTALL)
+    commands = [command for command in COMMANDS if any(file in command.text for file in WRITTEN[3:])]
+    environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
+    for name, block, one in zip(("problems", "programs"), blocks, commands, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(block)
+        words = [word.replace("configs/", f"{ROOT}/configs/") for word in (one.target, *one.arguments)]
+        done = subprocess.run(
+            [sys.executable, "-m", *words, "--config.steps=2", "--config.warmup.steps=100", "--config.warmup.batch=16"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        last = json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["reward/mean"] > 0.3 and last["task/failed"] == 0, last
 
 
 @pytest.mark.slow
@@ -365,7 +385,9 @@ def test_fields_that_pages_name_exist():
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
             if section in sections and name not in ("json", "jsonl", "png"):  # files
                 places = (
-                    [onetwo.Config(), digits.Config(), prompts.Config()] if section == "task" else [sections[section]]
+                    [module.Config() for module in (onetwo, digits, prompts, reasoning_gym)]
+                    if section == "task"
+                    else [sections[section]]
                 )
                 assert any(hasattr(place, name) for place in places), f"{page.name}: {section}.{name}"
 

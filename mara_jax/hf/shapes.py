@@ -27,6 +27,7 @@ _KEYS = (
 # What the config.json of each published model says: what its family has in common, then numbers in the order of _KEYS.
 _NUMBERS = {
     "qwen2.5-0.5b": (_QWEN25, 151936, 896, 4864, 24, 14, 2, True, 1e-6, 32768),
+    "qwen2.5-1.5b": (_QWEN25, 151936, 1536, 8960, 28, 12, 2, True, 1e-6, 32768),
     "qwen2.5-3b": (_QWEN25, 151936, 2048, 11008, 36, 16, 2, True, 1e-6, 32768),
     "qwen2.5-7b": (_QWEN25, 152064, 3584, 18944, 28, 28, 4, False, 1e-6, 131072),
     "qwen2.5-32b": (_QWEN25, 152064, 5120, 27648, 64, 40, 8, False, 1e-5, 131072),

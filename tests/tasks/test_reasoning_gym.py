@@ -1,6 +1,7 @@
 """The datasets of reasoning-gym: prompts, scores and answers by hand, and every dataset that is installed."""
 
 import ast
+import json
 import pathlib
 
 import numpy as np
@@ -148,3 +149,16 @@ def test_every_dataset_makes_prompts_and_scores_its_own_answers():
     assert {name for name, value in zip(NAMES, wrong.reward, strict=True) if value >= 1} <= GIVEN_AWAY
     assert not any(right.columns["failed"]) and not any(wrong.columns["failed"]) and not any(right.columns["refused"])
     assert all(isinstance(ast.literal_eval(source.options), dict) for source in one.sources)
+
+
+@pytest.mark.slow
+def test_a_run_from_a_config_alone(command, tmp_path):
+    """A model from scratch, which learns the form of an answer and hardly any sum."""
+    small = ["--config.policy.weights=nano", "--config.warmup.steps=40", "--config.warmup.learning_rate=3e-3"]
+    done = command(
+        "mara_jax.main", "--config=configs/prompts.py:sums", f"--workdir={tmp_path}/run", "--config.steps=2",
+        "--config.rollout.max_new_tokens=24", "--config.optimiser.learning_rate=5e-4", *small,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["valid/fraction"] > 0.5 and last["task/failed"] == last["task/refused"] == 0

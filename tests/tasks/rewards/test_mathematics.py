@@ -114,3 +114,33 @@ functions.find("{mathematics.__name__}:correct")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert "TaskError: math-verify is not installed" in last and last.endswith('pip install "mara_jax[math]"')
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_on_after_input_on_which_the_package_hangs(command, tmp_path):
+    """A reward that meets it at one of two prompts: it is counted, and the run ends well; else it stops with a line."""
+    rows = [{"prompt": f"3 + {n}?", "solution": 3 + n, "completion": "7"} for n in (4, 5)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text(f"""
+from mara_jax.tasks.rewards import mathematics
+HANGS = {HANGS!r}
+
+def reward(completions, solution):
+    return mathematics.correct([HANGS if wanted == 7 else "8" for wanted in solution], solution)
+
+def answer(completion):
+    return mathematics.answer(completion)
+""")
+    flags = [
+        "mara_jax.main", "--config=configs/prompts.py:nano", f"--config.task.prompts={tmp_path}/rows.jsonl",
+        f"--config.task.reward={tmp_path}/own.py:reward", f"--config.task.answer={tmp_path}/own.py:answer",
+        "--config.warmup.steps=2", "--config.steps=2", "--config.rollout.prompts_per_step=2",
+        "--config.rollout.group_size=2", "--config.task.truncated=score", "--config.reference.samples=2",
+    ]  # fmt: skip
+    done = command(*flags, f"--workdir={tmp_path}/run", "--config.task.failure=value", "--config.task.time_limit=2")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["task/failed"] == row["reward/mean"] == 0.5 for row in rows), rows
+    done = command(*flags, f"--workdir={tmp_path}/stopped", "--config.algorithm.method=vanilla")
+    assert done.returncode == 2 and "math-verify did not compare it within 3 s" in done.stderr
+    assert "rows.jsonl, line " in done.stderr and "Traceback" not in done.stderr
