@@ -15,7 +15,18 @@ from mara_jax.parallel import hosts
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
-from mara_jax.train import adapter, groups, loop, optim, reference, reference_samples, report, startup
+from mara_jax.train import (
+    adapter,
+    groups,
+    held_out,
+    loop,
+    optim,
+    reference,
+    reference_samples,
+    report,
+    startup,
+    trackers,
+)
 from mara_jax.train.capacity import GIB
 from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step
 from mara_jax.train.setup import Setup
@@ -36,6 +47,7 @@ def run(cfg: LanguageRun, task: Task) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not hosts.is_process_zero():
         console.quiet = True
+    hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
     task = checked(task)
     console.print(f"objective: {reference.describe(cfg.algorithm)}", markup=False)
     policy, params = hosts.raise_on_all_processes(lambda: reference.load_base(cfg, task))
@@ -43,6 +55,10 @@ def run(cfg: LanguageRun, task: Task) -> None:
     prompts = EncodedPrompts(cfg, policy, task)
     ids = fitting(cfg, prompts, ids_of_step(cfg, len(task), 0), 0).ids
     console.print(f"{len(task)} prompts; {endings(policy, cfg.policy.chat)}", markup=False)
+    evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
+    if evaluated is not None:
+        held_out.encoded(cfg, policy, evaluated)
+        console.print("\n".join(held_out.describe(cfg, task, evaluated)), markup=False)
     if cfg.warmup.steps:
         reference.check_demonstrations(cfg, policy, task)
         console.print("The warm-up is left out: completions are those of the weights before it.")

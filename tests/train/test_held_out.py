@@ -11,6 +11,7 @@ from mara_jax import config, main
 from mara_jax.config import Checkpoint, Evaluation, LanguageRun, checks
 from mara_jax.tasks import digits, onetwo, prompts
 from mara_jax.train import checkpoint, evaluation_report, held_out, inputs
+from mara_jax.train import workdir as workdirs
 from mara_jax.train.state import State
 from tests.train.test_inputs import Many, begun, policy
 
@@ -96,6 +97,15 @@ def test_resuming_with_another_file_of_held_out_prompts_is_refused(tmp_path):
     with pytest.raises(ValueError, match=rf"differs in evaluation file/{file}"):
         inputs.check(workdir, inputs.of_run(cfg, Many(), policy(), evaluated))
     assert inputs.check(workdir, inputs.of_run(cfg, Many(), policy())) == []  # or end
+
+
+def test_a_resumed_run_may_be_evaluated_more_often_but_not_otherwise(tmp_path):
+    run = run_of(onetwo.Config())
+    workdirs.claim(tmp_path, run)
+    (tmp_path / "reference.json").touch()
+    workdirs.check(tmp_path, dataclasses.replace(run_of(onetwo.Config(), every=1), tracker="wandb"))
+    with pytest.raises(ValueError, match=r"differs in evaluation.samples\)"):
+        workdirs.check(tmp_path, run_of(onetwo.Config(), every=1, samples=2))
 
 
 @pytest.mark.parametrize(
