@@ -57,7 +57,7 @@ def smollm2() -> LanguageRun:
         rollout=Rollout(prompts_per_step=8, group_size=8, max_new_tokens=10),
         optimiser=Optimiser(learning_rate=2e-5, decay_steps=60),
         checkpoint=Checkpoint(every=20, keep=1),
-        evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=30, samples=8),
+        evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=20, samples=8),
     )
 
 

@@ -39,6 +39,7 @@ NOT_RUN = {
     "--model=qwen2.5-3b": "needs a GPU with 63 GiB",
     "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
     "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
+    "--config.tracker=trackio": "needs the package trackio; tests/train/test_trackers.py writes to it",
     "make run": "sets up an environment; what it starts is run below as `make -n` prints it",
     "make test": "is this suite",
 }

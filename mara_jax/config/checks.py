@@ -69,7 +69,9 @@ def check_values(run: Run) -> None:
         elif allowed is not None:
             for word in value if isinstance(value, tuple) else (value,):
                 if word not in allowed:
-                    raise ValueError(f"{name}={word!r} is unknown: choose one of {', '.join(allowed)}")
+                    raise ValueError(
+                        f"{name}={word!r} is unknown: choose one of {', '.join(word or repr(word) for word in allowed)}"
+                    )
 
 
 def _check_template(policy: Policy) -> None:
