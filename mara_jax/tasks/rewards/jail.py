@@ -37,9 +37,12 @@ class Missing(Exception):
 
 
 def call(function, *arguments, missing: str) -> None:
-    """Calls a function of the C library; raises Missing with these words and the kernel's where it fails."""
+    """Calls a function of the C library; raises Missing with these words and the name of the error where it fails."""
     if function(*arguments) != 0:
-        raise Missing(f"{missing}: {os.strerror(ctypes.get_errno())}")
+        number = ctypes.get_errno()
+        # Of namespaces this error is no full disk, which a run would take it for.
+        reason = "none may be made" if number == errno.ENOSPC else errno.errorcode.get(number, "no reason is known")
+        raise Missing(f"{missing} ({reason})")
 
 
 def enter_namespaces() -> None:
@@ -55,7 +58,7 @@ def enter_namespaces() -> None:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
         except OSError as error:
-            raise Missing(f"{USER_NAMESPACES}: {error}") from None
+            raise Missing(f"{USER_NAMESPACES} ({error.strerror} at {name})") from None
 
 
 def mount(source, target: str, kind, flags: int, options: str = "") -> None:
