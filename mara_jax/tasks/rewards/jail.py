@@ -18,7 +18,7 @@ NEW_MOUNTS, NEW_HOSTNAME, NEW_IPC, NEW_USER, NEW_PROCESSES, NEW_NETWORK = (
 )  # CLONE_NEW... of Linux  # fmt: skip
 READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 DETACH = 2  # MNT_DETACH
-DIES_WITH_PARENT, SET_SECCOMP, NO_NEW_PRIVILEGES, FILTER = 1, 22, 38, 2
+DIES_WITH_PARENT, SET_DUMPABLE, SET_SECCOMP, NO_NEW_PRIVILEGES, FILTER = 1, 4, 22, 38, 2
 CAPABILITY_VERSION = 0x20080522
 NOBODY = 65534
 NEW_ROOT = "/proc"  # where the private tree is mounted: no library lies below it, and it is there on every Linux
@@ -99,7 +99,7 @@ def limit(job: dict) -> None:
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, job["disk"]),
         (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_NPROC, 64),
+        (resource.RLIMIT_NPROC, 256),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -121,6 +121,7 @@ def give_up_privileges(job: dict) -> None:
     header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
     call(libc.capset, header, nothing, missing="capabilities cannot be given up")
     call(libc.prctl, DIES_WITH_PARENT, signal.SIGKILL, 0, 0, 0, missing="prctl fails")
+    call(libc.prctl, SET_DUMPABLE, 0, 0, 0, 0, missing="prctl fails")  # a crash wakes no handler of the host
     call(libc.prctl, NO_NEW_PRIVILEGES, 1, 0, 0, 0, missing="no_new_privs is not there")
 
     class Program(ctypes.Structure):

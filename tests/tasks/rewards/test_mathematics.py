@@ -75,7 +75,7 @@ def task(tmp_path, **fields):
 
 def test_a_run_goes_on_after_a_worker_that_hangs(tmp_path):
     """The limit of the worker is the shorter one: its process is killed and started again."""
-    one = task(tmp_path, failure="value", failure_value=-1.0, time_limit=1.5)
+    one = task(tmp_path, failure="value", failure_value=-1.0, time_limit=1.0)
     pid = one.task.calls.workers[0].process.pid
     score = one.score([0, 0], ["7", HANGS], [True, True])
     assert np.asarray(score.reward).tolist() == [1, -1]

@@ -85,6 +85,12 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+AS_NOBODY = (
+    "good", "leaves before the tests", "forks", "threads without end", "asks for memory", "opens a socket",
+    "reads /etc/passwd", "changes Python", "becomes root", "makes namespaces", "honest work",
+)  # fmt: skip
+
+
 def leftovers() -> list[str]:
     """Processes of sandboxes: they have the jail's source as an argument."""
     found = []
@@ -202,7 +208,7 @@ try:
 except sandbox.TaskError as error:
     sys.exit(str(error))
 """
-    codes = {name: code for name, (code, _, outcome) in PROGRAMS.items() if outcome != "out_of_time"}
+    codes = {name: PROGRAMS[name][0] for name in AS_NOBODY}
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps([codes, TESTS, LIMITS, python])], capture_output=True, text=True
     )
