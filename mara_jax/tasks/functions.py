@@ -143,7 +143,7 @@ def _answer(function: Function, row: Mapping[str, Any]) -> Any:
     try:
         return function.call(**function.arguments(row))
     except TaskError as error:
-        return error
+        return _plain(error)
     except Exception as error:  # somebody's Python: it can fail in any way
         return TaskError(f"failed: {described(error)}")
 
@@ -156,4 +156,11 @@ def _list(function: Function, name: str, column: Any, count: int) -> list[Any]:
         raise WrongShape(f"{function.name} returned {name!r} {column!r:.80}: return a list of {count} numbers")
     if len(column) != count:
         raise WrongShape(f"{function.name} returned {len(column)} values of {name!r} for {count} completions")
-    return [value.item() if hasattr(value, "item") else value for value in column]
+    return [_plain(value) for value in column]
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy, jax or torch as Python's; an exception as one that every process knows."""
+    if isinstance(value, Exception) and type(value) is not TaskError:
+        return TaskError(f"{type(value).__name__}: {value}")
+    return value.item() if hasattr(value, "item") else value

@@ -94,6 +94,10 @@ class Worker:
             if what == self.waits_for:
                 self._start()
             raise WorkerError(f"{what}: its process ended {words}") from None
+        except WorkerError:
+            raise
+        except Exception as error:  # an object of a class that only the user's file knows
+            raise WorkerError(f"{what} returned what cannot be read here ({error}): return plain values") from None
         if not worked:
             raise WorkerError(value, repeated)
         return value

@@ -40,6 +40,9 @@ def answer(prompt, completion, solution):
 def number(prompt, completion):
     return len(completion)
 
+class Unknown(Exception):
+    """The run does not have this class."""
+
 def behaves(prompts, completions):
     """Does what the completion says."""
     rewards = []
@@ -50,7 +53,8 @@ def behaves(prompts, completions):
         if text == "exit": os._exit(3)
         if text == "sys.exit": raise SystemExit(1)
         if text == "kill": os.kill(os.getpid(), 9)
-        rewards.append({"nan": float("nan"), "text": "1.0", "none": None, "list": [1], "big": 10**400}.get(text, 1))
+        rewards.append({"nan": float("nan"), "text": "1.0", "none": None, "list": [1], "big": 10**400,
+                        "error": Unknown("of its own"), "set": {Unknown()}}.get(text, 1))
     return rewards[1:] if "short" in completions else None if "nothing" in completions else rewards
 
 def timed(completions, step, ref_logp):
@@ -146,6 +150,8 @@ FAILURES = [
     ("text", "behaves returned '1.0': return finite numbers"),
     ("list", "behaves returned [1]: return finite numbers"),
     ("big", "return finite numbers"),
+    ("error", "behaves: Unknown: of its own ("),
+    ("set", "behaves returned what cannot be read here ("),
     ("none", "behaves returned None: at least one function must judge each completion"),
     ("short", "behaves returned 1 values of 'reward' for 2 completions"),
     ("nothing", "behaves returned 'reward' None: return a list of 2 numbers"),

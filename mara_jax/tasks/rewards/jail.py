@@ -207,4 +207,5 @@ def main() -> None:
     os.write(report, f"\n{job['token']} {words}\n".encode())
 
 
-main()
+if __name__ == "__main__":
+    main()
