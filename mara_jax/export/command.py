@@ -1,6 +1,5 @@
 """The export command: the policy of a checkpoint as a directory that transformers, or peft, loads."""
 
-import json
 import os
 import pathlib
 
@@ -43,8 +42,10 @@ def export(argv: list[str]) -> int:
     logging.set_verbosity(logging.FATAL)  # Orbax logs every read
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     workdir = pathlib.Path(values.workdir)
-    run = _run(workdir)
     from mara_jax.train import checkpoint, trained
+    from mara_jax.train import workdir as workdirs
+
+    run = workdirs.read_run(workdir, "--workdir")
 
     asked = _best(workdir, run) if values.step == "best" else _number(values.step)
     step = checkpoint.step_to_read(workdir, asked)
@@ -80,16 +81,3 @@ def _best(workdir: pathlib.Path, run: config.LanguageRun) -> int:
     if step is None:
         raise ValueError(f"--step=best, but {workdir} has no checkpoint with an evaluation yet: wait for the first")
     return step
-
-
-def _run(workdir: pathlib.Path) -> config.LanguageRun:
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: --workdir names the folder of a run that has begun")
-    try:
-        run = config.resolve(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if isinstance(run, config.ToyRun):
-        raise ValueError(f"{workdir} is a toy run, which has no model to export")
-    return run

@@ -13,6 +13,7 @@ from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.toy import problems
 from mara_jax.train import inputs, optim, reference
+from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts
 from mara_jax.train.reference_samples import BEFORE_TRAINING, FILE
@@ -168,15 +169,7 @@ def from_run(
     Raises:
       ValueError, FileNotFoundError: a folder without a run of a language model, or without its reference policy yet.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: --run names the workdir of a run that has begun")
-    try:
-        run = config.resolve(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if isinstance(run, config.ToyRun):
-        raise ValueError(f"{workdir} is a toy run, whose optimum is exact: use --config=configs/toy.py instead")
+    run = workdirs.read_run(workdir, "--run")
     task, path = tasks.make(run), workdir / FILE
     if path.is_file():
         saved = read_file(path, task.answer_set(prompt) or (), prompt)

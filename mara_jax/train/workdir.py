@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 
-from mara_jax.config import Run
+from mara_jax.config import LanguageRun, Run, ToyRun, resolve
 from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
@@ -42,6 +42,27 @@ def check(workdir: pathlib.Path, run: Run) -> None:
             )
     elif workdir.exists() and (not workdir.is_dir() or not only_begun(workdir)):
         raise ValueError(f"workdir {workdir} exists and holds no run: choose another --workdir")
+
+
+def read_run(workdir: pathlib.Path, flag: str) -> LanguageRun:
+    """The configuration of a language model's run.
+
+    Args:
+      flag: the command's that names the folder.
+
+    Raises:
+      FileNotFoundError, ValueError: one line; there is no such run, or it is the toy's.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {flag} names the workdir of a run that has begun")
+    try:
+        run = resolve(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if isinstance(run, ToyRun):
+        raise ValueError(f"{workdir} is a toy run: this command is for runs of language models")
+    return run
 
 
 def check_place(workdir: pathlib.Path) -> None:

@@ -154,12 +154,30 @@ def test_each_prompt_is_sampled_when_a_step_first_uses_it(whole):
 
 def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment, tmp_path):
     """The run dies after its first checkpoint, in the middle of writing samples of prompts that came after it."""
-    workdir = tmp_path / "run"
-    kept = "checkpoints", "metrics.jsonl", "figure.*", "reference_samples.jsonl"
+    resumes_exactly(main, DIGITS, whole, quick_environment, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_prompts_that_are_replaced_are_the_same_after_a_kill(main, quick_environment, tmp_path):
+    """Groups of two often have equal rewards."""
+    flags = [*DIGITS, "--config.rollout.equal_groups=replace", "--config.rollout.long_prompts=replace"]
+    flags += ["--config.rollout.group_size=2"]
+    whole = tmp_path / "whole"
+    done = main(*flags, f"--workdir={whole}")
+    assert done.returncode == 0, done.stderr
+    assert sum(row["groups/redrawn"] for row in rows(whole)) > 0 and rows(whole)[0]["prompts/too_long"] == 0
+    resumes_exactly(main, flags, whole, quick_environment, tmp_path / "run")
+    for path in (whole / "rollouts").iterdir():
+        assert path.read_bytes() == (tmp_path / "run" / "rollouts" / path.name).read_bytes()
+
+
+def resumes_exactly(main, flags, whole, environment, workdir) -> None:
+    """Kills a run in `workdir` that begins as `whole` did, resumes it, and compares what both wrote."""
+    kept = "checkpoints", "metrics.jsonl", "figure.*", "reference_samples.jsonl", "rollouts"
     shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns(*kept))
     process = subprocess.Popen(
-        [sys.executable, "-m", "mara_jax.main", *DIGITS, f"--workdir={workdir}"],
-        cwd=commands.ROOT, env=os.environ | quick_environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "mara_jax.main", *flags, f"--workdir={workdir}"],
+        cwd=commands.ROOT, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.time() + 240
     while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < 3:
@@ -172,7 +190,7 @@ def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment,
     expected = (whole / samples.name).read_bytes()
     assert expected.startswith(samples.read_bytes())
     samples.write_bytes(samples.read_bytes()[:-50])
-    done = main(*DIGITS, f"--workdir={workdir}")
+    done = main(*flags, f"--workdir={workdir}")
     assert done.returncode == 0 and "resuming after step" in done.stdout, done.stderr
     assert rows(workdir) == rows(whole)
     assert samples.read_bytes() == expected

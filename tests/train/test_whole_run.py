@@ -129,7 +129,7 @@ def test_checkpoints_are_exported_as_models(whole, command, tmp_path):
         (["--step=5"], "holds no checkpoint of step 5: it has "),
         (["--step=bets"], "--step=bets is neither the number of a step nor best"),
         (["--out=mara_jax"], "mara_jax exists already: choose another --out"),
-        (["--workdir=nowhere"], "nowhere/config.json does not exist: --workdir names the folder of a run"),
+        (["--workdir=nowhere"], "nowhere/config.json does not exist: --workdir names the workdir of a run"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(whole, command, tmp_path, flags, words):
