@@ -5,6 +5,7 @@ MARA over answers make the answers that the reference policy gives equally likel
 
   ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each; not measured yet.
   nano    a two-layer model trained from scratch on the same prompts: only to try things out.
+          Both are measured on configs/prompts/heldout.jsonl at every checkpoint, see docs/evaluation.md.
   sums    SmolLM2-135M on sums of reasoning-gym, which makes its prompts itself; see docs/rewards.md.
   math, code, reasoning_gym
           Qwen2.5-1.5B-Instruct, all weights, on values that math-verify compares, on programs that must pass unit tests

@@ -44,8 +44,8 @@ from mara_jax.train.trackers import Trackers
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     """Trains from the beginning or from the newest checkpoint in workdir, to `cfg.steps`.
 
-    Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, checkpoints/,
-    adapter/ (where one is trained) and figures.
+    Writes reference/ (where there is a warm-up), reference_samples.jsonl, reference.json, metrics.jsonl, tensorboard/,
+    evaluation.jsonl and evaluation/ (where one is made), checkpoints/, model/ or adapter/, and figures.
     """
     hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
