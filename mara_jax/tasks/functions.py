@@ -163,4 +163,5 @@ def _plain(value: Any) -> Any:
     """A number of numpy, jax or torch as Python's; an exception as one that every process knows."""
     if isinstance(value, Exception) and type(value) is not TaskError:
         return TaskError(f"{type(value).__name__}: {value}")
-    return value.item() if hasattr(value, "item") else value
+    item = getattr(value, "item", None)
+    return item() if callable(item) else value

@@ -73,11 +73,11 @@ def enter_private_tree(size: int) -> None:
     folders = [path for path in (python, *SHARED_LIBRARIES) if os.path.isdir(path)]
     mount(None, "/", None, RECURSIVE | PRIVATE)
     mount("tmpfs", NEW_ROOT, "tmpfs", NO_SETUID | NO_DEVICES, f"size={size},nr_inodes=10000,mode=755")
-    for path in dict.fromkeys(folders):
+    for path in sorted(set(folders), key=len):
         target = NEW_ROOT + path
         os.makedirs(target, exist_ok=True)
         if os.listdir(target):
-            continue  # it lies in one that is mounted
+            continue  # it lies in one that is mounted already
         mount(path, target, None, BIND | RECURSIVE)
         kept = os.statvfs(target).f_flag & (NO_SETUID | NO_DEVICES | NO_EXEC)
         mount(None, target, None, BIND | REMOUNT | READ_ONLY | NO_SETUID | NO_DEVICES | kept)
