@@ -111,7 +111,7 @@ class Evaluations:
         if keeps:
             folder = workdir / FOLDER
             folder.mkdir(exist_ok=True)
-            for path in folder.iterdir():
+            for path in folder.glob("step_*"):
                 if path.suffix == ".part" or int(path.stem.removeprefix("step_")) > steps_done:
                     path.unlink()
         best = setup.cfg.checkpoint.best

@@ -35,7 +35,12 @@ class _Wandb:
 
         project = os.environ.get("WANDB_PROJECT", "mara_jax")
         settings = wandb.Settings(console="off", silent=True)
-        about = {"project": project, "name": workdir.name, "config": dataclasses.asdict(cfg), "dir": str(workdir)}
+        about = {
+            "project": project,
+            "name": workdir.resolve().name,
+            "config": dataclasses.asdict(cfg),
+            "dir": str(workdir),
+        }
         self.run = wandb.init(**about, id=number, resume="allow", settings=settings)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -53,7 +58,7 @@ class _Trackio:
     def __init__(self, cfg: LanguageRun, workdir: pathlib.Path, number: str) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
-        project, name = os.environ.get("TRACKIO_PROJECT", "mara_jax"), f"{workdir.name}-{number}"
+        project, name = os.environ.get("TRACKIO_PROJECT", "mara_jax"), f"{workdir.resolve().name}-{number}"
         hardware = {"auto_log_gpu": False, "auto_log_cpu": False}
         self.run = trackio.init(project, name, config=dataclasses.asdict(cfg), resume="allow", **hardware)
 
