@@ -33,7 +33,7 @@ COMMAND = cli.Command(
     ),
     configs=(config.LanguageRun, config.ToyRun),
     required=("config", "workdir"),
-    interrupted="the same command resumes from the last checkpoint",
+    interrupted="the same command resumes from the last checkpoint, or begins again if there is none yet",
 )
 
 

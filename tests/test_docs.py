@@ -264,6 +264,7 @@ def test_python_of_the_readme_gives_the_numbers_beside_it(capsys, tmp_path, monk
     assert (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_task_of_the_page_is_trained_by_its_command(tmp_path, quick_environment):
     """The files that docs/tasks.md tells to write, in an empty folder."""
     for name, block in zip(("colours.py", "colours_config.py"), documented.python_blocks("docs/tasks.md"), strict=True):

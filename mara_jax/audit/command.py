@@ -13,7 +13,7 @@ from mara_jax.audit import computation, published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.cli import Flag
 from mara_jax.core import methods
-from mara_jax.train import preflight
+from mara_jax.train import preflight, reference
 from mara_jax.train.tables import NumberTable
 
 COMMAND = cli.Command(
@@ -109,7 +109,7 @@ def record_of(values: flags.FlagValues) -> dict[str, Any]:
     run: config.Run | None = None
     if values["config"].value is not None:
         run = config.build(values["config"].value)
-    one_token, refused = isinstance(run, config.ToyRun), ""
+    one_token, refused, notes = isinstance(run, config.ToyRun), "", []
     if name is not None:
         base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
         setting = published.setting(name, base, level)
@@ -117,7 +117,9 @@ def record_of(values: flags.FlagValues) -> dict[str, Any]:
         assert run is not None
         setting = published.configured(config_flags.get_config_filename(values["config"]), run.algorithm)
         refused = refusal(run)
-    return computation.audit(setting, one_token=one_token, group=values.group, refused=refused)
+        if isinstance(run, config.LanguageRun):
+            notes = reference.left_out(run, getattr(run.task, "truncated", "") == "mask")
+    return {"left_out": notes} | computation.audit(setting, one_token=one_token, group=values.group, refused=refused)
 
 
 def refusal(run: config.Run) -> str:
@@ -141,6 +143,8 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{escape(record['name'])}[/bold]: {record['form']}")
     console.print(f"{method}, beta {algorithm['beta']:g}, threshold {algorithm['threshold']:g}")
     console.print(f"\n[bold]Verdict: {escape(record['verdict'])}.[/bold]\n")
+    for note in record["left_out"]:
+        console.print(f"But {note}.\n", markup=False)
     if rule := record["rule"]:
         console.print(f"At {rule['level']} level, as here: {rule['sentence']}.")
         if rule["other_sentence"] != rule["sentence"]:

@@ -47,7 +47,7 @@ def check(run: Run) -> None:
     if run.policy.weights == "nano" and run.warmup.steps < 1:
         raise ValueError(
             "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
-            "set warmup.steps (the nano variant uses 250)"
+            "set warmup.steps (some hundreds)"
         )
 
 

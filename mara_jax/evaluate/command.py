@@ -29,6 +29,7 @@ COMMAND = cli.Command(
         Flag("reward", "FILE.py:FUNCTION", "function(prompts, completions, **columns); several, separated by commas"),
         Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)"),
         Flag("threshold", "R", "a completion is good from this reward on", 0.8, float),
+        Flag("failure", "", "where a function fails: stop, or take 0 as the reward", "stop", choices=("stop", "value")),
         Flag("samples", "N", "completions of each prompt", 16, int, least=1, most=65536),
         Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
         Flag("chat", "", "whether prompts stand in the chat template; auto: where there is one", "auto", choices=CHAT),

@@ -27,6 +27,7 @@ class Settings(NamedTuple):
     samples: int
     max_new_tokens: int
     threshold: float
+    failure: str
     chat: str
     seed: int
 
@@ -37,7 +38,9 @@ def run(settings: Settings, out: pathlib.Path) -> NumberTable:
     Raises:
       ValueError, OSError: one line, for weights, prompts or functions that cannot be used.
     """
-    config = prompts.Config(prompts=settings.prompts, reward=settings.reward, answer=settings.answer)
+    config = prompts.Config(
+        prompts=settings.prompts, reward=settings.reward, answer=settings.answer, failure=settings.failure
+    )
     task = tasks.make(LanguageRun(task=config))
     out.mkdir(parents=True, exist_ok=True)
     policy = sampled.load(settings.weights, settings.chat)

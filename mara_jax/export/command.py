@@ -16,7 +16,7 @@ COMMAND = cli.Command(
     examples=(
         "python -m mara_jax.export --workdir=runs/digits --out=runs/digits-model",
         "python -m mara_jax.export --workdir=runs/digits --step=40 --out=runs/digits-40",
-        "python -m mara_jax.export --workdir=runs/prompts --step=best --out=runs/prompts-best",
+        "python -m mara_jax.export --workdir=runs/prompts --step=best --out=runs/best",
     ),
     flags=(
         Flag("workdir", "DIR", "the run"),

@@ -115,9 +115,12 @@ def counted(samples: Sequence[Sample]) -> list[Counted]:
 def table(prompt: Any, samples: Sequence[Sample]) -> NumberTable:
     """The answers of one prompt with their counts, and how many they effectively are."""
     rows = counted(samples)
-    entropy = -sum(row.share * math.log(row.share) for row in rows)
+    given = [row for row in rows if row.answer is not None]
+    total = sum(row.share for row in given)
+    entropy = -sum(row.share / total * math.log(row.share / total) for row in given)
+    effective = math.exp(entropy) if given else 0.0
     cut = sum(not one.finished for one in samples)
-    words = f"{len(samples)} completions, {len(rows)} different, effectively {math.exp(entropy):.2f}"
+    words = f"{len(samples)} completions, {len(given)} different, effectively {effective:.2f}"
     words += f"; {cut} cut at the length limit" if cut else ""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     shown = NumberTable.with_headers("answer", "count", "share", title=f"{escape(text)}\n{words}")

@@ -18,10 +18,14 @@ class Calls:
     """Worker processes, each of which has imported all functions.
 
     Args:
-      names: of the functions; workers: how many processes; time_limit: seconds for a call; memory_limit: GiB of each.
+      names: of the functions; workers: how many processes; time_limit: seconds for a call; memory_limit: GiB of each;
+      stop_at_first: whether one completion at which a function fails is all that is wanted to be known.
     """
 
-    def __init__(self, names: Sequence[str], workers: int, time_limit: float, memory_limit: float) -> None:
+    def __init__(
+        self, names: Sequence[str], workers: int, time_limit: float, memory_limit: float, stop_at_first: bool = False
+    ) -> None:
+        self.stop_at_first = stop_at_first
         self.workers = [Worker(names, time_limit, memory_limit) for _ in range(workers)]
         first = self.workers[0]
         self.named, self.needed, self.files = first.named, first.needed, first.files
@@ -45,9 +49,20 @@ class Calls:
             try:
                 outcomes += _outcomes(kind, name, worker.result())
             except WorkerError as error:
-                alone = [self._alone(worker, kind, name, _rows(values, [row])) for row in part if error.repeated]
+                alone = self._one_by_one(worker, kind, name, values, part) if error.repeated else []
                 found = any(outcome.error is not None for outcome in alone)
                 outcomes += alone if found else [Outcome(error=str(error))] * len(part)
+        return outcomes
+
+    def _one_by_one(
+        self, worker: Worker, kind: str, name: str, values: Mapping[str, Sequence[Any]], part: Sequence[int]
+    ) -> list[Outcome]:
+        """The outcome of each completion by itself; with `stop_at_first` none is asked for behind one that fails."""
+        outcomes: list[Outcome] = []
+        for row in part:
+            failed = bool(outcomes) and outcomes[-1].error is not None
+            outcome = outcomes[-1] if failed and self.stop_at_first else None
+            outcomes.append(outcome or self._alone(worker, kind, name, _rows(values, [row])))
         return outcomes
 
     def _alone(self, worker: Worker, kind: str, name: str, values: Mapping[str, Sequence[Any]]) -> Outcome:

@@ -25,7 +25,8 @@ class PromptFile(Sequence[Row]):
     """The rows of a file, by random access from 0 (a data source as `grain` has them).
 
     Attributes:
-      path: of the file; columns: the names of all columns.
+      path: of the file; columns: the names of all columns; lacking: of each column that some rows do not have, how many
+        they are, and the number of the first.
     """
 
     def __init__(self, path: Path, rows: Sequence[Row], lines: Sequence[int] | None = None) -> None:
@@ -33,11 +34,21 @@ class PromptFile(Sequence[Row]):
         self.path, self.rows, self.lines = path, rows, lines
         if not len(rows):
             raise TaskError(f"{path} holds no prompts; a row is {EXPECTED}")
-        names: dict[str, None] = {}
+        having: dict[str, int] = {}  # how many rows have each column
+        lacking: dict[str, int] = {}  # the first row without it
         for number, row in enumerate(rows):
             self._check(number, row)
-            names.update(dict.fromkeys(row))
-        self.columns = tuple(names)
+            for name in [name for name in row if name not in having]:
+                having[name] = 0
+                if number:
+                    lacking[name] = 0
+            for name in having:
+                if name in row:
+                    having[name] += 1
+                else:
+                    lacking.setdefault(name, number)
+        self.columns = tuple(having)
+        self.lacking = {name: (len(rows) - having[name], first) for name, first in lacking.items()}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,8 +97,12 @@ def _wrong(row: Any) -> str | None:
     """What makes a row no prompt, or None."""
     if not isinstance(row, Mapping):
         return f"{row!r:.60} is no object"
-    if row.get("prompt") is None:
+    if "prompt" in row and row["prompt"] is None:
+        return 'its "prompt" is null'
+    if "prompt" not in row:
         return f'it has no "prompt", only {", ".join(map(repr, row)) or "nothing"}'
+    if not _is_unicode(row):
+        return "a text in it holds half of a surrogate pair, which no tokenizer reads"
     prompt, completion = row["prompt"], row.get("completion")
     demonstrations = completion if isinstance(completion, list) else [completion or ""]
     if not demonstrations or not all(isinstance(text, str) for text in demonstrations):
@@ -107,6 +122,14 @@ def _wrong(row: Any) -> str | None:
                 f"{', '.join(_ROLES)})"
             )
     return None
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts in a row can be written as UTF-8; JSON may spell others, as \\ud800."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    parts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return all(map(_is_unicode, parts))
 
 
 class _JsonLines(Sequence[Row]):
@@ -158,6 +181,11 @@ def _csv(path: Path) -> PromptFile:
                         f"{path}, line {begins}: {len(cells)} cells, but the first line names {len(header)} columns "
                         f"({', '.join(header)}): put texts with commas between double quotes"
                     )
+                if cells and "completion" in header and _is_list(cells[header.index("completion")]):
+                    raise TaskError(
+                        f"{path}, line {begins}: its completion is a list, and a cell of CSV is one text: write "
+                        "the rows as .jsonl"
+                    )
                 if cells:
                     rows.append({name: cell or None for name, cell in zip(header, cells, strict=True)})
                     lines.append(begins)
@@ -167,6 +195,15 @@ def _csv(path: Path) -> PromptFile:
         except csv.Error as error:
             raise TaskError(f"{path}, line {reader.line_num}: no CSV ({error})") from None
     return PromptFile(path, rows, lines)
+
+
+def _is_list(cell: str) -> bool:
+    """Whether a cell holds a list of texts in JSON."""
+    try:
+        value = json.loads(cell) if cell.lstrip().startswith("[") else None
+    except ValueError:
+        return False
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 class _Arrow(Sequence[Row]):

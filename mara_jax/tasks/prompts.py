@@ -17,6 +17,7 @@ from mara_jax.tasks.checked import is_number
 
 _OF_REWARDS = ("prompts", "completions", "step", "ref_logp")  # what functions are always given, beside columns
 _OF_ANSWERS = ("prompt", "completion")
+LARGEST_REWARD = 1e6  # beyond it squares and gradients leave float32
 TRUNCATED = ("score", "zero", "mask")
 FAILURE = ("stop", "value")
 
@@ -59,15 +60,28 @@ class Prompts(Task):
             raise TaskError(f"task.{missing} is empty: set --config.task.{missing}={example}")
         self.rows = prompt_file.read(cfg.prompts)
         self.rewards = _weights(cfg)
-        self.calls = Calls([*self.rewards, *filter(None, [cfg.answer])], cfg.workers, cfg.time_limit, cfg.memory_limit)
+        names = [*self.rewards, *filter(None, [cfg.answer])]
+        self.calls = Calls(names, cfg.workers, cfg.time_limit, cfg.memory_limit, cfg.failure == "stop")
         weakref.finalize(self, self.calls.close)
         for name, needed in self.calls.needed.items():
             given = _OF_REWARDS if name in self.rewards else _OF_ANSWERS
             functions.check_arguments(name, needed, given, self._others())
+            for column in needed:
+                self._check_column(name, column)
         self.reads_ref_logp = any("ref_logp" in self.calls.named[name] for name in self.rewards)
         clash = [name for name in self._others() if name in ("step", "ref_logp")]
         if clash:
             raise TaskError(f"{self.rows.path} has a column {clash[0]!r}, which rewards have from the run: rename it")
+
+    def _check_column(self, function: str, column: str) -> None:
+        """Refuses rows without a column that a function needs; null is a value like any other."""
+        lacking = self.rows.lacking.get(column)
+        if lacking:
+            count, first = lacking
+            raise TaskError(
+                f"{self.rows.where(first)}: it has no {column!r}, which {function} wants, as {count} of "
+                f"{len(self.rows)} rows: add it to them (null, if there is none), or give the argument a default"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,7 +152,9 @@ class Prompts(Task):
             except TaskError as error:
                 if self.cfg.failure == "stop":
                     where = f"{self.rows.where(prompt_index[row])}, completion {texts[row]!r:.80}"
-                    raise TaskError(f"{error} ({where}): mend it, or set task.failure=value") from None
+                    raise TaskError(
+                        f"{error} ({where}): mend it, or set task.failure=value (evaluate: --failure=value)"
+                    ) from None
                 value, given = self.cfg.failure_value, None
                 failed.append(True)
             reward.append(0.0 if cut[row] else value)
@@ -156,6 +172,8 @@ class Prompts(Task):
                 continue
             if not is_number(value):
                 raise TaskError(f"{name} returned {value!r:.60}: return finite numbers, or None")
+            if abs(value) > LARGEST_REWARD:
+                raise TaskError(f"{name} returned {value:g}: return numbers of at most {LARGEST_REWARD:g} in size")
             total, judged = total + self.rewards[name] * value, True
         if not judged:
             raise TaskError(f"{', '.join(said)} returned None: at least one function must judge each completion")

@@ -28,7 +28,7 @@ from mara_jax.train import (
     trackers,
 )
 from mara_jax.train.capacity import GIB
-from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step, refuse_long
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
 from mara_jax.train.tables import NumberTable
@@ -49,10 +49,11 @@ def run(cfg: LanguageRun, task: Task) -> None:
         console.quiet = True
     hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
     task = checked(task)
-    console.print(f"objective: {reference.describe(cfg.algorithm)}", markup=False)
+    console.print(f"objective: {reference.describe_run(cfg, task)}", markup=False)
     policy, params = hosts.raise_on_all_processes(lambda: reference.load_base(cfg, task))
     adapter.check(cfg, policy)
     prompts = EncodedPrompts(cfg, policy, task)
+    hosts.raise_on_all_processes(lambda: refuse_long(cfg, prompts))
     ids = fitting(cfg, prompts, ids_of_step(cfg, len(task), 0), 0).ids
     console.print(f"{len(task)} prompts; {endings(policy, cfg.policy.chat)}", markup=False)
     evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))

@@ -13,6 +13,7 @@ from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Prompt, Task
 
+CHECKED = 1000  # prompts that are encoded before a run begins, to see whether they fit
 MOST_TRIES = 1000  # to find a prompt that fits the model's context
 LONG_PROMPTS_CURE = ", or set rollout.long_prompts=replace"
 
@@ -86,6 +87,17 @@ def ids_of_step(cfg: LanguageRun, prompts: int, done: int) -> np.ndarray:
     order = grain.MapDataset.range(prompts).seed(cfg.seed).shuffle().repeat()
     count = cfg.rollout.prompts_per_step
     return np.array([order[done * count + i] for i in range(count)])
+
+
+def refuse_long(cfg: LanguageRun, encoded: EncodedPrompts) -> None:
+    """Refuses prompts that do not fit before anything is written: the first step's, and the first CHECKED of all.
+
+    Raises:
+      PromptTooLongError: naming the first; with `rollout.long_prompts=replace` where no prompt can be found that fits.
+    """
+    first = fitting(cfg, encoded, ids_of_step(cfg, len(encoded), 0), 0).ids.tolist()
+    for number in [*first, *(range(min(len(encoded), CHECKED)) if cfg.rollout.long_prompts == "error" else ())]:
+        encoded[number]
 
 
 def other_ids(cfg: LanguageRun, prompts: int, ids: np.ndarray, done: int, redraw: int) -> np.ndarray:

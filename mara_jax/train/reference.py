@@ -83,6 +83,7 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
     run, task, policy = setup.cfg, setup.task, setup.policy
     size = min(run.rollout.group_size, count)
     tokens = [setup.prompts[number] for number in ids]
+    scored = len(dict.fromkeys(int(number) for number in ids))  # what repeats the last prompt fills a batch
     parts: list[list[PromptSamples]] = []
     for first in range(0, count, size):
         completions = rollout.sample(
@@ -97,7 +98,7 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
             first_sample=first,
         )
         ref_logp_pg = jnp.sum(completions.logp, axis=-1) if task.reads_ref_logp else None
-        scores = scoring.score(task, np.asarray(ids), completions, 0, ref_logp_pg)
+        scores = scoring.score(task, np.asarray(ids), completions, 0, ref_logp_pg, scored)
         logp_pg = np.sum(np.asarray(hosts.gather(completions.logp), np.float64), axis=-1)
         text = rollout.whole_text(policy, completions)
         parts.append([PromptSamples(*row) for row in zip(scores.reward, scores.answer, logp_pg, text, strict=True)])
@@ -199,7 +200,7 @@ def measure(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) ->
         "samples": total,
         "valid": answered / total,
         "answers": None,
-        "objective": describe(run.algorithm),
+        "objective": describe_run(run, task),
         "optimum": {},
         "collapse": _collapse(run, samples_p, task),
         "text": [samples.text[:8] for samples in samples_p],
@@ -218,9 +219,9 @@ def measure(run: LanguageRun, samples_p: Sequence[PromptSamples], task: Task) ->
     }
 
 
-def unmeasured(run: LanguageRun) -> dict[str, Any]:
+def unmeasured(run: LanguageRun, task: Task) -> dict[str, Any]:
     """reference.json of a run whose reference policy is not sampled before training."""
-    sentence = describe(run.algorithm)
+    sentence = describe_run(run, task)
     return {"samples": 0, "valid": None, "answers": None, "objective": sentence, "optimum": {}, "collapse": None}
 
 
@@ -272,6 +273,27 @@ def _metrics(samples_p: Sequence[PromptSamples]) -> dict[str, float | None]:
     reward = float(np.mean([samples.reward for samples in samples_p]))
     known = {"reward/mean": reward, "valid/fraction": float(np.mean(answered)), "kl/reverse": 0.0}
     return known | of_answers | {"answers/distinct": None}  # of a group, whose size is another
+
+
+def describe_run(run: LanguageRun, task: Task) -> str:
+    """`describe`, with what a run changes in it by leaving out completions or groups."""
+    return "; ".join([describe(run.algorithm), *left_out(run, task.leaves_out_truncated)])
+
+
+def left_out(run: LanguageRun, truncated: bool) -> list[str]:
+    """What leaving out truncated completions, and groups of equal rewards, changes in an objective."""
+    words = []
+    if truncated:
+        words.append(
+            "truncated completions are left out, so that it is the objective of finished ones: E[R | finished] and the "
+            "KL between pi(. | finished) and ref(. | finished)"
+        )
+    if run.rollout.equal_groups in ("redraw", "replace"):
+        words.append(
+            f"groups of equal rewards are left out (rollout.equal_groups={run.rollout.equal_groups}), so that a prompt "
+            "weighs as often as its groups are mixed, and the optimum is not exactly the one stated"
+        )
+    return words
 
 
 def describe(algorithm: Algorithm) -> str:

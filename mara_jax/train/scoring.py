@@ -28,18 +28,20 @@ def score(
     completions: rollout.Rollout,
     step: int = 0,
     ref_logp_pg: jax.Array | None = None,
+    prompts: int | None = None,
 ) -> GroupScores:
     """Scores a rollout; each process scores the rows that it holds.
 
     Args:
       step: of the run, see `tasks.base.Context`; ref_logp_pg: log-probs of the completions under the reference policy
-        (nats), for a task that reads them.
+        (nats), for a task that reads them; prompts: how many are scored, the first ones; by default all.
 
     Raises:
       ValueError: a verdict that does not fit the completions.
     """
     p, g = completions.lengths.shape
     mine = np.flatnonzero(hosts.local_mask(completions.lengths))
+    mine = mine if prompts is None else mine[mine < prompts * g]
     texts = [text for group in completions.text for text in group]
     ended = hosts.local_values(completions.finished).ravel()
     prompt_b = np.repeat(prompt_ids, g)

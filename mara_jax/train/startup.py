@@ -17,7 +17,7 @@ from mara_jax.train import adapter, held_out, inputs, optim, placement, referenc
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
-from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step
+from mara_jax.train.prompts import EncodedPrompts, endings, refuse_long
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.setup import HeldOut, Setup
 from mara_jax.train.state import State
@@ -31,7 +31,7 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     Raises:
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
     """
-    display.note(f"objective: {reference.describe(cfg.algorithm)}")
+    display.note(f"objective: {reference.describe_run(cfg, task)}")
     evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
     policy, ref_params = reference_policy(cfg, task, workdir, display, evaluated)
     prompts = EncodedPrompts(cfg, policy, task)
@@ -96,8 +96,7 @@ def reference_policy(
         loaded = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, weights=weights))
         policy, params = reference.load_base(loaded, task)
         prompts = EncodedPrompts(cfg, policy, task)
-        for number in fitting(cfg, prompts, ids_of_step(cfg, len(task), 0), 0).ids:
-            prompts[number]  # refuses one that does not fit before anything is written
+        refuse_long(cfg, prompts)
         if evaluated is not None:
             held_out.encoded(cfg, policy, evaluated)
         adapter.check(cfg, policy)
@@ -147,7 +146,7 @@ def measure(setup: Setup, workdir: pathlib.Path, display: Display) -> None:
             display.note(f"measuring the reference on {reference_samples.count(setup.cfg, count)} samples a prompt")
             values = reference.measure(setup.cfg, samples_under(setup, range(count)), setup.task)
         else:
-            values = reference.unmeasured(setup.cfg)
+            values = reference.unmeasured(setup.cfg, setup.task)
         hosts.on_process_zero(lambda: workdirs.write_json(path, values))
     try:
         known = hosts.on_process_zero(lambda: report.read_reference(path))

@@ -11,7 +11,7 @@ from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
 RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "tracker", "checkpoint", "mesh", "profile")
-RESUMABLE_FIELDS = ("evaluation.every",)  # of sections that else may not
+RESUMABLE_FIELDS = ("evaluation.every", "rollout.long_prompts")  # of sections that else may not
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
 _BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
 

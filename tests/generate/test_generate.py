@@ -26,6 +26,14 @@ def test_answers_are_counted():
     ]
 
 
+def test_completions_without_an_answer_are_none_of_the_different_ones():
+    """Two answers, 2 to 1: effectively exp(H(2/3, 1/3)) = 1.89; none at all: 0."""
+    given = [Sample(str(number), answer, 0.0, True) for number, answer in enumerate(["a", "a", "b", None, None])]
+    words = str(drawing.table("Which?", given).title)
+    assert "5 completions, 2 different, effectively 1.89" in words
+    assert "1 completions, 0 different, effectively 0.00" in str(drawing.table("Which?", given[3:4]).title)
+
+
 def test_draws_do_not_depend_on_how_they_are_divided(random_model):
     policy = sampled.load(str(random_model), "yes")
     whole, parts, other = (

@@ -52,6 +52,7 @@ def test_the_heads_gradient_is_summed_over_devices_once_not_in_every_chunk(excha
     assert reduced[0]["sent"] <= 2 * size * 7 // 8
 
 
+@pytest.mark.slow
 def test_a_plan_for_simulated_devices():
     record = plan("cpu:8", *SMALL, "rollout.max_new_tokens=256", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert record["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2} and record["devices"] == 8

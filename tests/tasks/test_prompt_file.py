@@ -70,11 +70,14 @@ GOOD = '{"prompt": "a"}\n'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('{"prompt": null, "x": 1}', 'line 1: its "prompt" is null'),
+        ('{"prompt": "a \\ud800"}', "line 1: a text in it holds half of a surrogate pair"),
+        ('{"prompt": "a", "x": [{"y": "\\udc00"}]}', "half of a surrogate pair"),
         (GOOD + '{"prompt": "b"\n', ", line 2: no JSON (Expecting ',' delimiter"),
         (GOOD + "\n[1]\n", ", line 3: [1] is no object"),
         (GOOD + '{"question": "b", "n": 1}\n', ", line 2: it has no \"prompt\", only 'question', 'n'"),
         (GOOD + "{}\n", ', line 2: it has no "prompt", only nothing'),
-        (GOOD + '{"prompt": null}\n', ', line 2: it has no "prompt"'),
+        (GOOD + '{"prompt": null}\n', ', line 2: its "prompt" is null'),
         (GOOD + '{"prompt": "  "}\n', ', line 2: its "prompt" is empty'),
         (GOOD + '{"prompt": 7}\n', ', line 2: its "prompt" is 7, neither a text nor a list of messages'),
         (GOOD + '{"prompt": []}\n', "is [], neither"),
@@ -123,3 +126,17 @@ def test_directories_that_hold_no_rows(tmp_path):
         prompt_file.read(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         prompt_file.read(tmp_path / "nothing.jsonl")
+
+
+def test_columns_that_some_rows_lack_are_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "x": 1}\n{"prompt": "b", "y": null}\n\n{"prompt": "c", "x": 2, "y": 3}\n')
+    file = prompt_file.read(path)
+    assert file.columns == ("prompt", "x", "y") and file.lacking == {"x": (1, 1), "y": (1, 0)}
+
+
+def test_a_list_in_a_cell_of_csv_is_no_demonstration(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"a","[1] is odd"\n"b","[""x"",""y""]"\n')
+    with pytest.raises(ValueError, match=r"line 3: its completion is a list, and a cell of CSV is one text"):
+        prompt_file.read(path)

@@ -60,6 +60,9 @@ def behaves(prompts, completions):
 def timed(completions, step, ref_logp):
     return [step * 100 + value for value in ref_logp]
 
+def huge(completions):
+    return [1e30] * len(completions)
+
 def process(prompts, completions):
     return [os.getpid()] * len(completions)
 '''
@@ -280,3 +283,24 @@ def test_a_worker_goes_on_after_a_failure(folder):
             with pytest.raises(WorkerError):
                 worker.result()
     worker.close()
+
+
+def test_a_run_that_stops_asks_for_no_completion_behind_one_that_fails(folder):
+    """Five completions hang for a second each: the call, then the second by itself, after the first."""
+    one, began = task(folder, "behaves", time_limit=1.0), time.monotonic()
+    with pytest.raises(ValueError, match=r"did not return within 1 s .*completion 'hang'"):
+        scored(one, ["good", *["hang"] * 9])
+    assert time.monotonic() - began < 8  # and two starts of the process
+
+
+def test_rewards_beyond_float32s_squares_are_refused(folder):
+    with pytest.raises(ValueError, match=r"huge returned 1e\+30: return numbers of at most 1e\+06 in size"):
+        scored(task(folder, "huge"), ["a"])
+
+
+def test_rows_without_a_column_that_a_function_needs_are_refused(folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a?", "solution": "a"}\n{"prompt": "b?"}\n{"prompt": "c?", "solution": null}\n')
+    with pytest.raises(ValueError, match=r"line 2: it has no 'solution', which .*own.py:solved wants, as 1 of 3 rows"):
+        prompts.make(prompts.Config(prompts=str(rows), reward=f"{folder}/own.py:solved"))
+    prompts.make(prompts.Config(prompts=str(rows), reward=f"{folder}/own.py:short"))  # takes what there is

@@ -2,11 +2,15 @@
 
 import re
 
+import pytest
 from small_run import SMALL, refused
 
+from mara_jax.config import Algorithm, LanguageRun, Rollout
 from mara_jax.tasks import onetwo
+from mara_jax.train import reference
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_prompt_scored_completions_and_the_cost_and_writes_nothing(main, tmp_path):
     workdir = tmp_path / "run"
     done = main(*SMALL, f"--workdir={workdir}", "--dry_run")
@@ -24,3 +28,13 @@ def test_a_dry_run_shows_the_prompt_scored_completions_and_the_cost_and_writes_n
 def test_a_dry_run_refuses_what_the_run_would_refuse(main, tmp_path):
     refused(main(*SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.algorithm.threshold=1.5"), "threshold")
     refused(main("--config=configs/toy.py", f"--workdir={tmp_path / 'run'}", "--dry_run"), "leave out --dry_run")
+
+
+def test_the_objective_says_what_is_left_out():
+    sizes = LanguageRun(algorithm=Algorithm(method="vanilla"), rollout=Rollout(equal_groups="replace"))
+    task = onetwo.OneTwo()
+    assert "left out (rollout.equal_groups=replace)" in reference.describe_run(sizes, task)
+    task.leaves_out_truncated = True
+    words = reference.describe_run(LanguageRun(algorithm=Algorithm(method="vanilla")), task)
+    assert "E[R | finished]" in words and "equal_groups" not in words
+    assert reference.describe_run(LanguageRun(), onetwo.OneTwo()) == reference.describe(LanguageRun().algorithm)

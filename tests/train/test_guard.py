@@ -54,7 +54,7 @@ def trained(monkeypatch, setup, workdir, run, at=(), poison=jnp.inf, draws=False
 
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(run)))
-    (workdir / "reference.json").write_text(json.dumps(reference.unmeasured(run)))
+    (workdir / "reference.json").write_text(json.dumps(reference.unmeasured(run, setup.task)))
     with monkeypatch.context() as patched:
         for module, name, function in (
             (startup, "reference_policy", lambda *_: (setup.policy, setup.ref_params)),
