@@ -64,6 +64,11 @@ def generate(argv: list[str]) -> int:
         policy = sampled.load(values.weights, values.chat)
         if policy.warning():
             print(policy.warning(), file=sys.stderr)
+        for number, row in enumerate(rows):  # before any is sampled, so that one that is too long costs nothing
+            try:
+                policy.encode([row["prompt"]], values.max_new_tokens)
+            except ValueError as error:
+                raise ValueError(f"{rows.where(number)}: {error}" if values.prompts else str(error)) from None
         for number, row in enumerate(rows):
             sizes = drawing.Sizes(number, values.samples, values.max_new_tokens, AT_ONCE, values.seed)
             samples = drawing.draw(policy, row["prompt"], sizes, settings)
@@ -90,7 +95,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
 def _rows(values: flags.FlagValues) -> Any:
     from mara_jax.tasks import prompt_file
 
-    return prompt_file.read(values.prompts) if values.prompts is not None else [{"prompt": values.prompt}]
+    if values.prompts is not None:
+        return prompt_file.read(values.prompts)
+    if not values.prompt.strip():
+        raise ValueError("--prompt is empty: write a text")
+    return [{"prompt": values.prompt}]
 
 
 def _as_json(row: Any, samples: list[Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def find(name: str) -> Function:
     if not callable(call):
         others = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise TaskError(f"{place} has no function {attribute!r}; it has {', '.join(others) or 'none'}")
+    if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
+        raise TaskError(f"{name} is async, and nothing awaits it: write an ordinary function")
     parameters = inspect.signature(call).parameters.values()
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     return Function(

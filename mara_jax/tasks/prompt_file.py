@@ -121,6 +121,8 @@ def _wrong(row: Any) -> str | None:
                 f'{message!r:.60} in its "prompt" is no message such as {{"role": "user", "content": "..."}} (roles: '
                 f"{', '.join(_ROLES)})"
             )
+    if prompt[-1]["role"] == "assistant":
+        return 'the last message of its "prompt" is the assistant\'s, which would stand before another turn of it'
     return None
 
 

@@ -95,6 +95,7 @@ def test_the_table_shows_what_was_said(random_model, generate):
     ("arguments", "words"),
     [
         ((), "give one of --prompt and --prompts"),
+        (("--prompt= ",), "--prompt is empty: write a text"),
         (("--prompt=a", "--prompts=b"), "give one of --prompt and --prompts"),
         (("--prompts=nothing.jsonl",), "the prompt file nothing.jsonl does not exist"),
         (("--prompt=a", "--max_new_tokens=64"), "has 64 positions: shorten one of them"),

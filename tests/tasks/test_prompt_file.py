@@ -70,6 +70,7 @@ GOOD = '{"prompt": "a"}\n'
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ('{"prompt": [{"role": "assistant", "content": "1+"}]}', 'the last message of its "prompt" is the assistant'),
         ('{"prompt": null, "x": 1}', 'line 1: its "prompt" is null'),
         ('{"prompt": "a \\ud800"}', "line 1: a text in it holds half of a surrogate pair"),
         ('{"prompt": "a", "x": [{"y": "\\udc00"}]}', "half of a surrogate pair"),

@@ -60,6 +60,9 @@ def behaves(prompts, completions):
 def timed(completions, step, ref_logp):
     return [step * 100 + value for value in ref_logp]
 
+async def later(completions):
+    return [1] * len(completions)
+
 def huge(completions):
     return [1e30] * len(completions)
 
@@ -291,6 +294,11 @@ def test_a_run_that_stops_asks_for_no_completion_behind_one_that_fails(folder):
     with pytest.raises(ValueError, match=r"did not return within 1 s .*completion 'hang'"):
         scored(one, ["good", *["hang"] * 9])
     assert time.monotonic() - began < 8  # and two starts of the process
+
+
+def test_async_functions_are_refused(folder):
+    with pytest.raises(ValueError, match=r"own.py:later is async, and nothing awaits it: write an ordinary function"):
+        task(folder, "later")
 
 
 def test_rewards_beyond_float32s_squares_are_refused(folder):
