@@ -53,9 +53,9 @@ def rows_with_dtypes(rows: Sequence[Row], layers: int, params: Any, dtype: str |
 
 
 @jax.jit
-def _largest(params: Any) -> Any:
-    """The largest magnitude of each array, NaN where it holds one."""
-    return jax.tree.map(lambda x: jnp.max(jnp.abs(x)), params)
+def _largest(x: jax.Array) -> jax.Array:
+    """The largest magnitude, NaN where there is one; without a copy, which abs would be."""
+    return jnp.maximum(jnp.max(x), -jnp.min(x))
 
 
 def check_finite(rows: Iterable[tuple[Row, str]], params: Any) -> None:
@@ -64,7 +64,8 @@ def check_finite(rows: Iterable[tuple[Row, str]], params: Any) -> None:
     Raises:
       ValueError: one line with the tensor's name.
     """
-    largest = jax.device_get(_largest(params))
+    # One array after another: a program of all would hold a copy of the model.
+    largest = jax.tree.map(lambda x: jax.device_get(_largest(x)), params)
     for row, dtype in rows:
         if _fits(parameters.at(largest, row.path), dtype):
             continue
