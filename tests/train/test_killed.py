@@ -15,7 +15,7 @@ RUN = """--config=configs/onetwo.py:nano --config.policy.layers=1 --config.polic
     --config.warmup.steps=2 --config.reference.samples=8 --config.rollout.group_size=8 --config.lora.rank=2
     --config.rollout.max_new_tokens=48 --config.rollout.length_buckets=0 --config.checkpoint.every=1
     --config.evaluation.every=1 --config.evaluation.samples=8 --config.steps=2""".split()
-EACH = 3  # every so many writes a run ends; of about 90
+EACH = 6  # every so many writes a run ends; of about 90
 WITHOUT_ROOM = "mara_jax: no space left to write"
 
 
@@ -64,6 +64,6 @@ def test_the_same_command_goes_on_wherever_it_ended(kind, first, quick_environme
             assert not any(
                 "orbax-checkpoint-tmp" in name or name.startswith(".") or "part" in name for name in names
             ), where
-        assert len(places) > 15 and any("checkpoints/1." in place for place in places)
+        assert len(places) > 12 and any("checkpoints/1." in place for place in places)
     finally:
         runs.process.kill()
