@@ -5,7 +5,7 @@ MARA over answers make the answers that the reference policy gives equally likel
 
   ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each. Measured, one seed, on
           the 76 held-out prompts: reward .47 after the warm-up; after 24 steps .71 (vanilla), .73 (GRPO, MARA over
-          answers); effective number of answers 1.89, then 1.44, 1.56, 1.65. Six seconds a step on two quiet cores.
+          answers); effective number of answers 1.89, then 1.44, 1.56, 1.65.
   nano    a two-layer model trained from scratch on the same prompts: only to try things out.
           Both are measured on configs/prompts/heldout.jsonl at every checkpoint, see docs/evaluation.md.
   sums    SmolLM2-135M on sums of reasoning-gym, which makes its prompts itself; see docs/rewards.md.

@@ -260,8 +260,15 @@ def check_leaving_out(algorithm: Algorithm) -> None:
         ValueError: one line.
     """
     row = resolved(algorithm)
-    wanted = {"objective": "policy_gradient", "estimator": "k1_in_reward", "level": "sequence", "importance": "none"}
-    wanted["baseline"] = "leave_one_out"
+    wanted = {
+        "objective": "policy_gradient",
+        "estimator": "k1_in_reward",
+        "level": "sequence",
+        "importance": "none",
+        "baseline": "leave_one_out",
+    }
+    if "groups" in methods.TRANSFORMS[row.transform].needs:  # its rewards would depend on those that are left out
+        wanted["transform"] = "none"
     for name, value in wanted.items():
         if getattr(row, name) != value:
             raise ValueError(

@@ -70,6 +70,11 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
         method_rules.check_rewards(run.algorithm, [invalid])
     if task.leaves_out_truncated:
         method_rules.check_leaving_out(run.algorithm)
+        if threshold <= 0 and method_rules.rows(run.algorithm)[0].anchor:
+            raise ValueError(
+                f"algorithm.threshold={threshold} is not above the reward 0 of truncated completions, which are left "
+                "out (mask): one of them could be MARA's anchor; use a threshold above 0, or task.truncated=score"
+            )
     if most is not None and threshold > most:
         raise ValueError(
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "

@@ -74,6 +74,7 @@ def test_advantages_among_some_by_hand():
     [
         ({"method": "reinforce"}, "algorithm.baseline=leave_one_out, not none"),
         ({"method": "grpo"}, "algorithm.objective=policy_gradient, not grpo"),
+        ({"method": "darling"}, "algorithm.transform=none, not darling"),
         ({"kl": "forward"}, "algorithm.estimator=k1_in_reward, not reference_samples"),
     ],
 )

@@ -176,3 +176,12 @@ def test_a_workdir_that_cannot_be_is_refused_at_once(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         workdirs.check(tmp_path / name, ToyRun())
     assert str(tmp_path / name) in str(caught.value) and "choose another --workdir" in str(caught.value)
+
+
+def test_a_completion_that_is_left_out_is_no_anchor():
+    """Its reward is 0: with a threshold of 0 it would count as good."""
+    task = onetwo.OneTwo()
+    task.leaves_out_truncated, task.invalid_reward = True, None
+    with pytest.raises(ValueError, match=r"threshold=0.0 is not above the reward 0 of truncated completions"):
+        preflight.check_task(LanguageRun(algorithm=Algorithm(method="mara", threshold=0.0)), task)
+    preflight.check_task(LanguageRun(algorithm=Algorithm(method="mara", threshold=0.5)), task)
