@@ -63,11 +63,11 @@ def test_a_task_without_files_is_evaluated_on_its_own_prompts():
 @pytest.mark.parametrize(
     ("flags", "prompts", "every"),
     [
-        ([], "heldout.jsonl", 20),
+        ([], "heldout.jsonl", 12),
         (["evaluation.every=7"], "heldout.jsonl", 7),
         (["task.prompts=own.jsonl"], "", 0),
         (["task.prompts=own.jsonl", "evaluation.every=7"], "", 7),
-        (["task.prompts=own.jsonl", "evaluation.prompts=held.jsonl"], "held.jsonl", 20),
+        (["task.prompts=own.jsonl", "evaluation.prompts=held.jsonl"], "held.jsonl", 12),
     ],
 )
 def test_held_out_prompts_of_a_config_file_belong_to_its_training_prompts(flags, prompts, every):

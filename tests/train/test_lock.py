@@ -94,7 +94,8 @@ def test_of_runs_that_start_at_one_moment_one_wins(tmp_path):
         assert lines.count("held") == 1 and sum("in use by another run" in line for line in lines) == 5
         for process in processes:
             end(process)
-        assert not (tmp_path / str(attempt)).exists()
+        # The folder itself may stay: whoever made it was refused while another held the lock there.
+        assert not [path for path in (tmp_path / str(attempt)).rglob("*") if not path.is_dir()]
 
 
 @pytest.fixture
