@@ -4,7 +4,7 @@ Claim: vanilla KL-regularised RL ends at the reference's own share of 1s at best
 likely, and validity rises in both.
 
   ""     Qwen2.5-3B, the paper's policy; needs an accelerator and the weights (a directory, or the hub).
-  smol   SmolLM2-135M-Instruct, shipped by a Python package; two CPU cores, under twenty minutes.
+  smol   SmolLM2-135M-Instruct, shipped by a Python package; two CPU cores, about ten minutes.
   nano   a two-layer model trained from scratch by the run itself; two CPU cores, under two minutes.
 
   python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/nano
@@ -47,15 +47,15 @@ def qwen() -> LanguageRun:
 
 
 def smol() -> LanguageRun:
-    """A real pretrained model on a laptop: six supervised steps teach it the format, then 40 steps of RL."""
+    """A real pretrained model on a laptop: six supervised steps teach it the format, then 30 steps of RL."""
     return LanguageRun(
-        steps=40,
+        steps=30,
         policy=Policy(weights="smollm2-135m-instruct", remat="elementwise", scan_layers=True),
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         task=onetwo.Config(),
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),
-        optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=37),
+        optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=27),
         checkpoint=Checkpoint(every=15, keep=1),
     )
 
