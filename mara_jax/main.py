@@ -128,7 +128,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
     """Arranges the devices and hands the run to the loop."""
     from mara_jax import tasks
     from mara_jax.parallel import hosts, sharding
-    from mara_jax.train import disk, lock, loop, preflight
+    from mara_jax.train import disk, lock, loop, population, preflight
     from mara_jax.train import workdir as run_directory
 
     with disk.one_line(workdir), contextlib.ExitStack() as held:
@@ -140,7 +140,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
         with sharding.use(layout), preflight.too_large():
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
-            loop.run(run, task, workdir)
+            (population.run if config.is_population(run) else loop.run)(run, task, workdir)
 
 
 def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
@@ -149,6 +149,10 @@ def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
     from mara_jax.parallel import hosts, sharding
     from mara_jax.train import dry_run, preflight
 
+    if config.is_population(run):
+        members = config.members(run)
+        run = members[0].run
+        print(f"population of {len(members)} members; shown: {members[0].name}")
     task = hosts.raise_on_all_processes(lambda: tasks.make(run))
     preflight.check_task(run, task)
     layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))

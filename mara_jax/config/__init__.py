@@ -8,6 +8,7 @@ A config file's ``get_config(variant)`` returns ``LanguageRun(...)`` or ``ToyRun
 from mara_jax.config.build import build, defaults_of, resolve, unknown_field
 from mara_jax.config.checks import check, check_values, measures
 from mara_jax.config.limits import Limit
+from mara_jax.config.population import Member, is_population, members
 from mara_jax.config.schema import (
     ANCHORS,
     FEW_PROMPTS,
@@ -24,6 +25,7 @@ from mara_jax.config.schema import (
     Mesh,
     Optimiser,
     Policy,
+    Population,
     Profile,
     Reference,
     Rollout,
@@ -58,9 +60,11 @@ __all__ = [
     "LanguageRun",
     "Limit",
     "Lora",
+    "Member",
     "Mesh",
     "Optimiser",
     "Policy",
+    "Population",
     "Profile",
     "Reference",
     "Rollout",
@@ -76,8 +80,10 @@ __all__ = [
     "check_values",
     "defaults_of",
     "estimator_of",
+    "is_population",
     "lora_targets",
     "measures",
+    "members",
     "resolve",
     "setting",
     "settings",

@@ -121,6 +121,8 @@ def _typed_tuple(value: tuple, default: tuple, types: tuple, where: str) -> tupl
         wrong = [entry for entry in value if isinstance(entry, bool) or not isinstance(entry, int | float)]
     if wrong:
         raise ValueError(f"{where}={value!r} must hold {'words' if element is str else 'numbers'}, not {wrong[0]!r}")
+    if element is str:  # as the command line gives them: "vanilla,mara"
+        return tuple(word.strip() for entry in value for word in entry.split(","))
     return tuple(element(entry) for entry in value)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from mara_jax.config import algorithm_checks, limits
+from mara_jax.config import algorithm_checks, limits, population
 from mara_jax.config.schema import (
     LORA_TARGETS,
     Evaluation,
@@ -49,6 +49,31 @@ def check(run: Run) -> None:
             "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
             "set warmup.steps (some hundreds)"
         )
+    if population.is_population(run):
+        _check_population(run)
+
+
+def _check_population(run: LanguageRun) -> None:
+    """Refuses a population with a member that could not be a run, or with what several members cannot share."""
+    from mara_jax.core import method_rules  # brings jax, which importing a config does without
+
+    population.refuse_repeated(run)
+    for name, off in (("rollout.slots", 0), ("profile.steps", 0), ("tracker", "")):
+        section, _, field = name.rpartition(".")
+        value = getattr(getattr(run, section) if section else run, field)
+        if value != off:
+            raise ValueError(f"{name}={value} is for single runs, not for a population: leave it at {off!r}")
+    for member in population.members(run):
+        try:
+            check(member.run)
+        except ValueError as error:
+            raise ValueError(f"population member {member.name}: {error}") from error
+        redraws = method_rules.rows(member.run.algorithm)[1].redraws_equal_groups
+        if run.rollout.equal_groups in ("redraw", "replace") or (run.rollout.equal_groups == "auto" and redraws):
+            raise ValueError(
+                f"population member {member.name} draws groups of equal rewards again, which a population does not: "
+                "set rollout.equal_groups=keep"
+            )
 
 
 def check_values(run: Run) -> None:

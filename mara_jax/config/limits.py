@@ -28,4 +28,7 @@ MESH_SIZE = Limit(lambda v: v == -1 or 1 <= v <= LARGEST, "at least 1, or -1 for
 BETA = Limit(lambda v: 0 <= v <= 1e6, "at least 0 and at most 1e6")
 REWARD = Limit(lambda v: -1e6 <= v <= 1e6, "a finite reward, at most 1e6 either way")
 BETAS = Limit(lambda v: all(0 < beta <= 1e6 for beta in v), "numbers above 0 and at most 1e6")
+REWARDS = Limit(lambda v: all(-1e6 <= reward <= 1e6 for reward in v), "finite rewards, at most 1e6 either way")
+RATES = Limit(lambda v: all(0 < rate < 3e38 for rate in v), "positive numbers, finite in float32")
+SEED_OR_OWN = Limit(lambda v: -1 <= v <= LARGEST, "at least 0 and below 2**31, or -1")
 TOY_REWARDS = Limit(lambda v: all(-1e6 <= reward <= 1 for reward in v), "finite numbers, at most 1")

@@ -162,6 +162,7 @@ class Reference:
     samples: int = setting(
         0, "of each prompt; 0: 256 drawn before training, or 16 drawn on first use", limits.FROM_ZERO
     )
+    seed: int = setting(-1, "of these samples; -1: the run's", limits.SEED_OR_OWN)
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,27 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Population:
+    """Many runs as one program: the product of these axes, each trained as by itself; empty axes and no seeds: one run.
+
+    They share the policy's weights, the warm-up and the samples of the reference policy.
+    """
+
+    methods: tuple[str, ...] = setting((), "as algorithm.method; none: the config's", names("methods.METHODS"))
+    anchors: tuple[str, ...] = setting((), "as algorithm.anchor", ANCHORS)
+    kls: tuple[str, ...] = setting((), "as algorithm.kl", KLS)
+    betas: tuple[float, ...] = setting((), "as algorithm.beta", limits.BETAS)
+    thresholds: tuple[float, ...] = setting((), "as algorithm.threshold", limits.REWARDS)
+    learning_rates: tuple[float, ...] = setting((), "as optimiser.learning_rate", limits.RATES)
+    seeds: int = setting(0, "how many, from `seed` on; 0: the run's own", limits.FROM_ZERO)
+    at_once: int = setting(
+        0, "members trained side by side, at most; 0: all whose methods share a program", limits.FROM_ZERO
+    )
+
+
+@dataclass(frozen=True)
 class LanguageRun:
-    """One training run of a language model."""
+    """One training run of a language model, or a population of them."""
 
     steps: int = setting(40, "rollouts of the run, each with its update", limits.COUNT)
     seed: int = setting(0, "of all randomness of the run", limits.FROM_ZERO)
@@ -291,6 +311,7 @@ class LanguageRun:
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
     profile: Profile = field(default_factory=Profile)
+    population: Population = field(default_factory=Population)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.transformer import KV
 
 
-def lay_out(arch: Architecture, params: Any, prefix: KV) -> tuple[Architecture, Any, KV]:
+def lay_out(arch: Architecture, params: Any, prefix: KV, merge: bool = True) -> tuple[Architecture, Any, KV]:
     """The same policy and prefix laid out for a decoding loop.
 
     Layers are unrolled; parameters are in the compute dtype and, but for the tensor axis, whole on every device;
     kernels are as a matmul of few rows takes them fastest. Call it once, before the loop: what it copies is read at
     every step, and what it gathers a TPU would gather anew for every token. An adapter is merged into its kernels, but
     not in bfloat16: the merged kernel would be rounded, and samples would not come from the policy that is trained.
+
+    merge: False keeps an adapter beside its kernels, as where several adapters share them.
     """
-    if arch.compute_dtype != "bfloat16":
+    if merge and arch.compute_dtype != "bfloat16":
         params = lora.merged(params)
     if arch.scan_layers:
         params = parameters.to_unrolled(params, arch.layers)

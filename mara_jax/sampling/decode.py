@@ -17,7 +17,7 @@ class Prefilled(NamedTuple):
 
     arch, params and prefix as `decoding.lay_out` lays them out; lengths_p: tokens of each prompt; last_pd: the
     hidden state of its last token; keys_b: one a sample; sampling: of each prompt; eos_ids: the tokens that end a
-    completion; width: most tokens of one; pad_id: what stands behind its end.
+    completion; width: most tokens of one; pad_id: what stands behind its end; axis_name: as of `rollout.Settings`.
     """
 
     arch: transformer.Architecture
@@ -30,6 +30,7 @@ class Prefilled(NamedTuple):
     eos_ids: jax.Array
     width: int
     pad_id: int
+    axis_name: str | None = None
 
 
 def next_tokens(start: Prefilled, hidden_bd, keys_b, count, sampling: SamplingParams) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +60,9 @@ def decode_statically(start: Prefilled) -> tuple[jax.Array, jax.Array, jax.Array
 
     def unfinished(carry):
         count, _, ended_b, *_ = carry
-        return (count < width) & ~jnp.all(ended_b)
+        open_rows = jnp.sum(~ended_b)
+        # One number for all policies: of a condition of each, vmap would make a copy of the cache at every token.
+        return (count < width) & ((jax.lax.psum(open_rows, start.axis_name) if start.axis_name else open_rows) > 0)
 
     last_bd = sharding.constrain(to_samples(start.last_pd), "rows")
     token_b, logp_b = next_tokens(start, last_bd, start.keys_b, 0, sampling)

@@ -60,7 +60,8 @@ class Prompts(NamedTuple):
 class Settings(NamedTuple):
     """What is static in `generate`: another value is another compiled program.
 
-    slots: completions decoded at once, 0 for all.
+    slots: completions decoded at once, 0 for all; axis_name: of the vmap over policies that share their kernels, which
+    then decode until the last completion of them all has ended.
     """
 
     group_size: int
@@ -68,6 +69,7 @@ class Settings(NamedTuple):
     eos_ids: tuple[int, ...]
     pad_id: int
     slots: int = 0
+    axis_name: str | None = None
 
 
 class Pending(NamedTuple):
@@ -298,7 +300,7 @@ def generate(
     num_prompts, group_size = len(prompts.lengths), settings.group_size
     b, slots, max_new_tokens = num_prompts * group_size, settings.slots, settings.max_new_tokens
     last_pd, prefix = prefill(arch, params, prompts.tokens, prompts.lengths)
-    arch, params, prefix = decoding.lay_out(arch, params, prefix)
+    arch, params, prefix = decoding.lay_out(arch, params, prefix, merge=settings.axis_name is None)
     spread = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     sample_b = spread(prompts.first_sample) + jnp.tile(jnp.arange(group_size), num_prompts)
     keys_b = draw.token_keys(key, spread(prompts.ids), sample_b)
@@ -314,6 +316,7 @@ def generate(
         eos_ids,
         max_new_tokens,
         settings.pad_id,
+        settings.axis_name,
     )
     if 0 < slots < b:
         tokens_bt, logp_bt, steps = continuous_batching.decode_continuously(start, slots)

@@ -182,13 +182,13 @@ class Checkpoints:
         """Steps done at the newest complete checkpoint, or None."""
         return self.manager.latest_step()
 
-    def restore(self, state: Any) -> Any:
-        """The newest checkpoint, in the shapes and placement of `state`.
+    def restore(self, state: Any, step: int | None = None) -> Any:
+        """The newest checkpoint, or that of a step, in the shapes and placement of `state`.
 
         Raises:
           ValueError: it is there but cannot be read.
         """
-        step = self.latest()
+        step = self.latest() if step is None else step
         try:
             with _one_error():
                 return self.manager.restore(step, args=ocp.args.StandardRestore(state))

@@ -54,13 +54,18 @@ def start_rollout(setup: Setup, params: Any, ids: np.ndarray, key: jax.Array, re
       redraw: each number gives other samples of the same prompts.
     """
     sizes = setup.cfg.rollout
-    # A prompt that a step uses twice has two groups of different samples: random numbers belong to (prompt, sample).
-    earlier = redraw * len(ids) + np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
+    earlier = redraw * len(ids) + earlier_groups(ids)
     sampling = rollout.sampling_params(len(ids), temperature=1.0)
     tokens, first_sample = [setup.prompts[i] for i in ids], earlier * sizes.group_size
     prompts = rollout.place_prompts(setup.policy, tokens, sizes.group_size, sampling, ids, first_sample)
     sampled = programs.rollout_program(setup.cfg, setup.policy, params, prompts, key)()
     return rollout.Pending(setup.policy, prompts, sampled)
+
+
+def earlier_groups(ids: np.ndarray) -> np.ndarray:
+    """[p] How many groups of its prompt come before each: a prompt that a step uses twice has two groups of different
+    samples, as random numbers belong to (prompt, sample)."""
+    return np.array([np.sum(ids[:i] == number) for i, number in enumerate(ids)])
 
 
 def varied(setup: Setup, state: State, groups: Groups, done: int) -> Groups:

@@ -21,9 +21,9 @@ from mara_jax.train import (
     guard,
     memory,
     metrics,
+    outputs,
     profile,
     programs,
-    rollouts,
     startup,
     summary,
     trackers,
@@ -38,7 +38,6 @@ from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import Batch, BySampler, State
 from mara_jax.train.step_log import Step, StepLog
-from mara_jax.train.trackers import Trackers
 
 
 def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
@@ -51,33 +50,21 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
-        keeps = hosts.is_process_zero()
-        file = metrics.Log(workdir / "metrics.jsonl", int(state.step), keeps)
-        if file.lost:
-            steps = ", ".join(map(str, file.lost[:8])) + (", ..." if len(file.lost) > 8 else "")
-            display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
-        completions = rollouts.Rollouts(workdir, setup.task, int(state.step), keeps and cfg.rollout.save)
+        out = outputs.opened(setup, int(state.step), checkpoints, workdir, display)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
-        watch = guard.Guard(setup, workdir, file.rows, checkpoints)
-        tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, int(state.step), display, keeps))
-        log = StepLog(setup, file, completions, display, watch, tracked)
-        evaluations = Evaluations(setup, workdir, int(state.step), checkpoints, display, tracked)
         try:
-            state = train(setup, state, checkpoints, log, evaluations, window)
+            state = train(setup, state, checkpoints, out.log, out.evaluations, window)
         except BaseException:
             checkpoints.finish_alone()
             raise
-        checkpoints.close()
-        file.close()
-        evaluations.close()
-        tracked.close()
+        out.close()
         written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
     figure = summary.final_figure(workdir)
     display.console.print(summary.final_table(workdir))
     summary.show_evaluations(workdir, display.console)
-    skipped = guard.skipped_note(file.rows)
+    skipped = guard.skipped_note(out.file.rows)
     if skipped:
         display.note(skipped)
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")

@@ -41,6 +41,11 @@ def stream(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), STREAMS[name])
 
 
+def samples_seed(run: LanguageRun) -> int:
+    """The seed of a run's samples of the reference policy."""
+    return run.seed if run.reference.seed < 0 else run.reference.seed
+
+
 def load_base(run: LanguageRun, task: Task) -> tuple[Policy, Any]:
     """The policy that `policy.weights` names, before any warm-up.
 
@@ -90,7 +95,7 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
             policy,
             setup.ref_params,
             tokens,
-            key=stream(run.seed, name),
+            key=stream(samples_seed(run) if name == "measure" else run.seed, name),
             group_size=size,
             max_new_tokens=run.rollout.max_new_tokens,
             slots=run.rollout.slots,

@@ -32,6 +32,24 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
     """
     display.note(f"objective: {reference.describe_run(cfg, task)}")
+    setup = loaded(cfg, task, workdir, display)
+    measure(setup, workdir, display)
+    checkpoints = Checkpoints(workdir, cfg.checkpoint)
+    if hosts.on_process_zero(checkpoints.latest) is None:
+        setup, state = fresh(setup)
+    else:
+        setup = placed(setup)
+        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(abstract_state(setup)))
+        display.note(f"resuming after step {int(state.step)}")
+    display.note(adapter.describe(setup.policy))
+    return setup, state, checkpoints
+
+
+def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> Setup:
+    """The setup of a run around its reference policy, as loaded or warmed up.
+
+    Writes config.json, inputs.json and reference/ (where there is a warm-up); errors as of `prepare`.
+    """
     evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
     policy, ref_params = reference_policy(cfg, task, workdir, display, evaluated)
     prompts = EncodedPrompts(cfg, policy, task)
@@ -43,31 +61,31 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
         setup = setup._replace(held_out=HeldOut(evaluated, held_out.encoded(cfg, policy, evaluated)))
         for line in hosts.on_process_zero(lambda: held_out.describe(cfg, task, evaluated)):
             display.note(line)
-    measure(setup, workdir, display)
-    checkpoints = Checkpoints(workdir, cfg.checkpoint)
-    if hosts.on_process_zero(checkpoints.latest) is None:
-        setup, state = fresh(setup)
-    else:
-        setup = _placed(setup)
-        shapes = placement.abstract(setup.policy.architecture, setup.tx, _learned(setup))
-        state = hosts.raise_on_all_processes(lambda: checkpoints.restore(shapes))
-        display.note(f"resuming after step {int(state.step)}")
-    display.note(adapter.describe(setup.policy))
-    return setup, state, checkpoints
+    return setup
 
 
 def fresh(setup: Setup) -> tuple[Setup, State]:
     """The setup of training, whose policy may have an adapter, and the state before the first step."""
-    placed, loaded_params = _placed(setup), setup.ref_params
-    arch = placed.policy.architecture
+    trained = placed(setup)
     # Where the reference keeps rounded copies, the loaded weights are the policy's alone, and updates may overwrite
     # them; where both share the arrays, the policy needs its own.
-    copy = loaded_params is placed.ref_params
-    start = adapter.start(placed.cfg, placed.policy, loaded_params)
-    return placed, placement.fresh(arch, start, placed.tx, copy, _learned(placed))
+    return trained, start_state(trained, setup.ref_params, copy=setup.ref_params is trained.ref_params)
 
 
-def _placed(setup: Setup) -> Setup:
+def start_state(setup: Setup, loaded_params: Any, copy: bool = True) -> State:
+    """The state before the first step; setup: as from `placed`; copy: whether others keep the loaded parameters."""
+    arch = setup.policy.architecture
+    start = adapter.start(setup.cfg, setup.policy, loaded_params)
+    return placement.fresh(arch, start, setup.tx, copy, _learned(setup))
+
+
+def abstract_state(setup: Setup) -> State:
+    """Shapes of a run's state; setup: as from `placed`."""
+    return placement.abstract(setup.policy.architecture, setup.tx, _learned(setup))
+
+
+def placed(setup: Setup) -> Setup:
+    """The setup of training: the policy with its adapter, if any; the reference as training keeps it."""
     policy = adapter.trained(setup.cfg, setup.policy)
     return setup._replace(policy=policy, ref_params=placement.reference(policy.architecture, setup.ref_params))
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mara_jax.config import LanguageRun
@@ -29,17 +28,19 @@ class Step(NamedTuple):
     """A step whose update is dispatched: what its row is made of.
 
     number: from 1; ids [p] of its prompts; scores of the policy's completions; metrics: scalars of the update, on the
-    device; started, sampled, scored: clock (s) when the step began, had its completions, and had their scores.
+    device; started, sampled, scored: clock (s) when the step began, had its completions, and had their scores; ended:
+    when its update ended, where that is known.
     """
 
     number: int
     ids: np.ndarray
     rollout: Rollout
     scores: GroupScores
-    metrics: Mapping[str, jax.Array | int]
+    metrics: Mapping[str, Any]
     started: float
     sampled: float
     scored: float
+    ended: float | None = None
 
 
 class StepLog:
@@ -118,7 +119,7 @@ def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
     """Waits for a step's update: its row, and the clock when the update ended."""
     scalars = {name: float(value) for name, value in step.metrics.items() if name != REF_LOGP}
     row: dict[str, Any] = {"step": step.number} | scalars
-    ended = time.perf_counter()
+    ended = time.perf_counter() if step.ended is None else step.ended
     completions = step.rollout
     tokens, lengths, finished = (
         hosts.gather(x) for x in (completions.tokens, completions.lengths, completions.finished)

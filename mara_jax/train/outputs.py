@@ -1,0 +1,46 @@
+"""What a run writes while it trains: opened before its first step, closed after its last."""
+
+import pathlib
+from typing import NamedTuple
+
+from mara_jax.parallel import hosts
+from mara_jax.train import guard, metrics, rollouts
+from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.held_out import Evaluations
+from mara_jax.train.setup import Setup
+from mara_jax.train.step_log import StepLog
+from mara_jax.train.trackers import Trackers
+
+
+class Outputs(NamedTuple):
+    """log: the rows and completions of steps; file: metrics.jsonl, which it writes; and what else a run keeps."""
+
+    log: StepLog
+    file: metrics.Log
+    evaluations: Evaluations
+    checkpoints: Checkpoints
+    trackers: Trackers
+
+    def close(self) -> None:
+        """Waits for checkpoints under way, and closes every file."""
+        self.checkpoints.close()
+        self.file.close()
+        self.evaluations.close()
+        self.trackers.close()
+
+
+def opened(
+    setup: Setup, steps_done: int, checkpoints: Checkpoints, workdir: pathlib.Path, display: metrics.Display
+) -> Outputs:
+    """The outputs of a run, cut back to what belongs to its first `steps_done` steps."""
+    cfg, keeps = setup.cfg, hosts.is_process_zero()
+    file = metrics.Log(workdir / "metrics.jsonl", steps_done, keeps)
+    if file.lost:
+        steps = ", ".join(map(str, file.lost[:8])) + (", ..." if len(file.lost) > 8 else "")
+        display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
+    completions = rollouts.Rollouts(workdir, setup.task, steps_done, keeps and cfg.rollout.save)
+    watch = guard.Guard(setup, workdir, file.rows, checkpoints)
+    tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, steps_done, display, keeps))
+    log = StepLog(setup, file, completions, display, watch, tracked)
+    evaluations = Evaluations(setup, workdir, steps_done, checkpoints, display, tracked)
+    return Outputs(log, file, evaluations, checkpoints, tracked)

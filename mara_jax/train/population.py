@@ -1,0 +1,175 @@
+"""Many runs as one program: the members of a population, trained side by side and kept as runs of their own.
+
+Members whose methods share a program form a wave: their parameters are stacked, and each step draws, scores and updates
+all of them at once. Waves follow one another. What a member draws, and how it is trained, is that of a single run.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mara_jax import config
+from mara_jax.config import LanguageRun
+from mara_jax.parallel import sharding
+from mara_jax.tasks.base import Task
+from mara_jax.tasks.checked import checked
+from mara_jax.train import (
+    adapter,
+    checkpoint,
+    inputs,
+    memory,
+    metrics,
+    optim,
+    outputs,
+    population_loop,
+    population_report,
+    population_step,
+    programs,
+    reference,
+    reference_samples,
+    startup,
+    trained,
+)
+from mara_jax.train import workdir as workdirs
+from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.outputs import Outputs
+from mara_jax.train.population_display import MemberDisplay
+from mara_jax.train.setup import Setup
+
+
+class Member(NamedTuple):
+    """A member as it is trained: its name, its setup, and its run directory."""
+
+    name: str
+    setup: Setup
+    workdir: pathlib.Path
+
+
+def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
+    """Trains every member from the beginning or from its newest checkpoint, to `cfg.steps`.
+
+    Writes reference/ (where there is a warm-up) and reference_samples.jsonl, which all share, members/NAME/ of each,
+    population.json, a figure, and model/ or adapter/ of the chosen member.
+
+    Raises:
+      ValueError: as of a single run; or there are several devices.
+    """
+    if sharding.current() is not None:
+        raise ValueError("a population trains on one device: make one visible, as with CUDA_VISIBLE_DEVICES=0")
+    with metrics.Display(cfg.steps) as display:
+        loaded = startup.loaded(cfg, checked(task), workdir, display)
+        count = len(loaded.task)
+        if reference_samples.before_training(cfg, count):
+            display.note(f"measuring the reference on {reference_samples.count(cfg, count)} samples a prompt")
+            startup.samples_under(loaded, range(count))
+        placed = startup.placed(loaded)
+        members = begun(placed, workdir)
+        population_report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
+        display.note(adapter.describe(placed.policy))
+        waves = waves_of(members, cfg.population.at_once)
+        display.note(f"population: {len(members)} members in {len(waves)} wave{'s' * (len(waves) > 1)}")
+        for number, wave in enumerate(waves, 1):
+            sentence = reference.describe_run(wave[0].setup.cfg, task)
+            display.note(f"wave {number} of {len(waves)}, {len(wave)} members, the first: {sentence}")
+            train_wave(wave, loaded.ref_params, display)
+    population_report.show_end(workdir, display.console)
+
+
+def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
+    """The members, each with its run directory: config.json, inputs.json, reference_samples.jsonl, reference.json.
+
+    Raises:
+      ValueError: a member's folder holds another run.
+    """
+    cfg, members, known = placed.cfg, [], {}
+    weights = str((workdir / "reference").absolute()) if cfg.warmup.steps else inputs.pinned(workdir, cfg)
+    files = inputs.of_files(cfg, weights, inputs.WEIGHTS) | inputs.of_run(cfg, placed.task, placed.policy)
+    for name, one in config.members(cfg):
+        own, folder = own_run(one, weights), workdir / population_report.FOLDER / name
+        workdirs.check(folder, own)
+        checkpoint.check(folder, own.steps)
+        workdirs.claim(folder, own)
+        inputs.record(folder, weights, files)
+        tx = known.setdefault(own.optimiser, optim.make(own.optimiser))
+        setup = placed._replace(cfg=own, tx=tx)
+        _measure(setup, workdir, folder)
+        members.append(Member(name, setup, folder))
+    return members
+
+
+def own_run(member: LanguageRun, weights: str) -> LanguageRun:
+    """The config with which a member is a run of its own, from the reference policy that the population has made.
+
+    At least two checkpoints stay: members are saved one after another, and a kill between them leaves some a step
+    behind.
+    """
+    keep = dataclasses.replace(member.checkpoint, keep=max(2, member.checkpoint.keep))
+    policy = dataclasses.replace(member.policy, weights=weights)
+    warmup = dataclasses.replace(member.warmup, steps=0, max_steps=0)
+    return dataclasses.replace(member, checkpoint=keep, policy=policy, warmup=warmup)
+
+
+def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes what is known of the reference policy before training, with the member's own optimum."""
+    path, store, cfg, task = folder / "reference.json", setup.ref_samples, setup.cfg, setup.task
+    if path.exists() or store is None:
+        return
+    values = reference.unmeasured(cfg, task)
+    if reference_samples.before_training(cfg, len(task)):
+        shutil.copyfile(workdir / reference_samples.FILE, folder / reference_samples.FILE)
+        values = reference.measure(cfg, [store.known[number] for number in range(len(task))], task)
+    workdirs.write_json(path, values)
+
+
+def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
+    """Members whose update is one program, in parts of `at_once` (0: whole)."""
+    alike: dict[Any, list[Member]] = {}
+    for member in members:
+        setup = member.setup
+        choices = programs.choices(setup.cfg, setup.policy.architecture, setup.tx)
+        alike.setdefault((choices.algorithm, setup.cfg.optimiser), []).append(member)
+    size = at_once or len(members)
+    return [wave[first : first + size] for wave in alike.values() for first in range(0, len(wave), size)]
+
+
+def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Display) -> None:
+    """Trains members side by side, from the newest step that all of them have saved, and writes their policies.
+
+    Args:
+      loaded_params: of the reference policy, as read, from which a policy without an adapter starts.
+    """
+    setups, steps = [member.setup for member in wave], wave[0].setup.cfg.steps
+    saved = [Checkpoints(member.workdir, member.setup.cfg.checkpoint) for member in wave]
+    done = min(checkpoints.latest() or 0 for checkpoints in saved)
+    if done == steps and all(_written(member).is_dir() for member in wave):
+        display.note("trained already")
+        return
+    if done:
+        display.note(f"resuming after step {done}")
+        shapes = startup.abstract_state(setups[0])
+        states = [checkpoints.restore(shapes, done) for checkpoints in saved]
+    else:
+        states = [startup.start_state(setup, loaded_params) for setup in setups]
+    state = population_step.stacked(states)
+    del states
+    memory.give_back()
+    shown = [MemberDisplay(member.name, display) for member in wave]
+    opened: list[Outputs] = []
+    for member, checkpoints, own in zip(wave, saved, shown, strict=True):
+        opened.append(outputs.opened(member.setup, done, checkpoints, member.workdir, own))
+    try:
+        state = population_loop.train(setups, state, done, opened, display)
+    except BaseException:
+        for checkpoints in saved:
+            checkpoints.finish_alone()
+        raise
+    for one in opened:
+        one.close()
+    for member, params in zip(wave, population_step.unstacked(state.params, len(wave)), strict=True):
+        trained.write_end(member.setup.cfg, member.setup.policy, params, member.workdir)
+
+
+def _written(member: Member) -> pathlib.Path:
+    return member.workdir / (trained.MODEL if member.setup.policy.architecture.lora is None else adapter.NAME)
