@@ -6,7 +6,7 @@
 All runs start from one warmed-up reference policy and draw equally many completions of the same prompts. What is there
 already is not trained again. Prints one JSON object a method and seed, of both files of prompts: reward (which is
 pass@1), pass@16, different and effective number of answers; `tv`, of training prompts, the total variation of the
-answers' shares (with "none") to the method's own optimum, meant over prompts, as 256 samples of the reference policy
+answers' shares (with "none") to the method's own optimum, meant over prompts, as 128 samples of the reference policy
 give it; `tv_noise`, what it would be of as many draws from that optimum; KL of the last steps (nats).
 """
 
@@ -33,7 +33,7 @@ METHODS = {
     "MARA over answers": {"method": "mara"},
     "MARA over answers, forward KL": {"method": "mara", "kl": "forward"},
 }
-SAMPLES, REFERENCE_SAMPLES, LAST, DRAWS = 32, 256, 6, 200
+SAMPLES, REFERENCE_SAMPLES, LAST, DRAWS = 32, 128, 6, 200
 
 
 def run_from(arguments: argparse.Namespace, method: str, seed: int, where: pathlib.Path) -> config.LanguageRun:

@@ -88,7 +88,7 @@ def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
     files = inputs.of_files(cfg, weights, inputs.WEIGHTS) | inputs.of_run(cfg, placed.task, placed.policy)
     for name, one in config.members(cfg):
         own, folder = own_run(one, weights), workdir / population_report.FOLDER / name
-        workdirs.check(folder, own)
+        workdirs.check(folder, own, ["policy.weights"] if cfg.warmup.steps else [])  # a population may be moved
         checkpoint.check(folder, own.steps)
         workdirs.claim(folder, own)
         inputs.record(folder, weights, files)

@@ -5,19 +5,22 @@ import json
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 from mara_jax.config import LanguageRun, Run, ToyRun, resolve
 from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
 RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "tracker", "checkpoint", "mesh", "profile")
-RESUMABLE_FIELDS = ("evaluation.every", "rollout.long_prompts")  # of sections that else may not
+RESUMABLE_FIELDS = ("evaluation.every", "rollout.long_prompts", "population.at_once")  # of sections that else may not
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
 _BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
 
 
-def check(workdir: pathlib.Path, run: Run) -> None:
+def check(workdir: pathlib.Path, run: Run, may_differ: Sequence[str] = ()) -> None:
     """Refuses a folder that another config, or something else, made, or that cannot be written. Writes nothing.
+
+    may_differ: fields in which the configs may differ, beside RESUMABLE.
 
     Raises:
       ValueError: naming the fields that differ, or the folder that is not a run's or no folder at all.
@@ -34,7 +37,8 @@ def check(workdir: pathlib.Path, run: Run) -> None:
         if "algorithm" in before and only_begun(workdir):
             return
         fields = sorted(_differences(before, _as_json(run)))
-        changed = [name for name in fields if name.split(".")[0] not in RESUMABLE and name not in RESUMABLE_FIELDS]
+        allowed = {*RESUMABLE_FIELDS, *may_differ}
+        changed = [name for name in fields if name.split(".")[0] not in RESUMABLE and name not in allowed]
         if changed:
             raise ValueError(
                 f"workdir {workdir} was made by another config (differs in {', '.join(changed)}): "
