@@ -10,17 +10,19 @@ from mara_jax import cli
 from mara_jax.cli import Flag
 
 CHAT = ("auto", "yes", "no")
-ACTIONS = ("show", "compare", "run")
+ACTIONS = ("show", "compare", "population", "run")
 NEEDED = ("weights", "prompts", "reward", "out")  # of run
 COMMAND = cli.Command(
     name="evaluate",
     purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
     draws its figure again; compare prints several runs side by side, with means over those that differ in their seed
-    alone. run measures weights on a file of prompts: reward, pass@k, and how many different answers they give; it
-    writes OUT/evaluation.json.""",
+    alone; population draws Figures 7 and 8 of a population into its workdir, and counts its members that end with one
+    answer, or with equal ones. run measures weights on a file of prompts: reward, pass@k, and how many different
+    answers they give; it writes OUT/evaluation.json.""",
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
+        "python -m mara_jax.evaluate population runs/population",
     ),
     flags=(
         Flag("markdown", "", "print the comparison as a markdown table", False, bool),
@@ -36,7 +38,7 @@ COMMAND = cli.Command(
         Flag("seed", "N", "of the random draws", 0, int, least=0, most=(1 << 31) - 1),
         Flag("out", "DIR", "where run writes"),
     ),
-    arguments="show|compare RUN ... | run",
+    arguments="show|compare|population RUN ... | run",
 )
 
 
@@ -70,10 +72,33 @@ def evaluate(argv: list[str]) -> int:
         console.print(compared.markdown if values.markdown else compared.table)
         return 0
     for workdir in workdirs:
+        if action == "population":
+            show_population(pathlib.Path(workdir), console)
+            continue
         console.print(summary.final_table(workdir))
         console.print(f"figure: {summary.final_figure(workdir)}")
         summary.show_evaluations(workdir, console)
     return 0
+
+
+def show_population(workdir: pathlib.Path, console: Console) -> None:
+    """Draws figure7 and figure8 into a population's workdir, and prints how many members end how; errors as of
+    `population_curves.read`."""
+    from mara_jax.evaluate import population_curves, population_drawing
+    from mara_jax.train import workdir as workdirs
+    from mara_jax.train.tables import NumberTable
+
+    members = population_curves.read(workdir)
+    below, above = f"below {population_curves.COLLAPSED} bits", f"above {population_curves.DIVERSE} bits"
+    table = NumberTable.with_headers("members", "beta", "runs", below, above, "mean bits", lines=True)
+    for row in population_curves.counts(members):
+        shown = (f"{row['beta']:g}", row["members"], row["below"], row["above"], f"{row['bits']:.3f}")
+        table.add_row(row["kind"], *map(str, shown))
+    console.print(table)
+    figures = (population_drawing.figure7, population_drawing.figure8)
+    paths = [draw(workdir / f"{draw.__name__}.png", members) for draw in figures]
+    workdirs.write_json(workdir / "figure7and8.json", population_curves.as_json(members))
+    console.print(f"figures: {paths[0]}, {paths[1]}   numbers: {workdir / 'figure7and8.json'}", markup=False)
 
 
 def parse(argv: list[str]) -> tuple[flags.FlagValues, str, list[str]]:

@@ -20,7 +20,7 @@ from mara_jax.train.tables import NumberTable
 FILE = "population.json"  # in WORKDIR
 FOLDER = "members"  # in WORKDIR: a run directory a member
 NEAR_BEST = 0.02  # a member this close to the best reward is as good, where the chosen one is the most diverse
-_COLOURS = (VANILLA, OWN, "#7c3aed", "#4d7c0f", "#be123c", "#1d4ed8", "#854d0e", "#334155")
+COLOURS = (VANILLA, OWN, "#7c3aed", "#4d7c0f", "#be123c", "#1d4ed8", "#854d0e", "#334155")
 
 
 class Result(NamedTuple):
@@ -134,7 +134,7 @@ def table(members: Sequence[dict[str, Any]], results: Sequence[Result]) -> Numbe
     for key, places in _by_settings(members).items():
         own = [results[i] for i in places]
         cells = [_mean([getattr(one, name) for one in own]) for name in Result._fields]
-        shown.add_row(_words(members[places[0]]), f"{key[3]:g}", str(len(own)), *cells)
+        shown.add_row(words(members[places[0]]), f"{key[3]:g}", str(len(own)), *cells)
     shown.caption = "KL: to the reference, nats; TV: of the answers' shares to the member's own optimum"
     return shown
 
@@ -148,7 +148,7 @@ def _by_settings(members: Sequence[dict[str, Any]]) -> dict[tuple, list[int]]:
     return places
 
 
-def _words(member: dict[str, Any]) -> str:
+def words(member: dict[str, Any]) -> str:
     """The method and its KL, in words."""
     words = f"MARA over {member['anchor']}s" if member["method"] == "mara" else member["method"].replace("_", " ")
     return words if member["kl"] == "reverse" else f"{words}, forward KL"
@@ -169,10 +169,10 @@ def draw(
     with style():
         figure = Figure(figsize=(7.6, 5.0), dpi=150)
         ax = figure.subplots()
-        kinds = list(dict.fromkeys(_words(one) for one in members))
+        kinds = list(dict.fromkeys(words(one) for one in members))
         betas = sorted({one["beta"] for one in members})
-        for kind, colour in zip(kinds, _COLOURS * len(kinds), strict=False):
-            own = [i for i, one in enumerate(members) if _words(one) == kind]
+        for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):
+            own = [i for i, one in enumerate(members) if words(one) == kind]
             sizes = [28 + 26 * betas.index(members[i]["beta"]) for i in own]
             x, y = ([getattr(results[i], name) for i in own] for name in ("effective", "reward"))
             ax.scatter(x, y, s=sizes, color=colour, alpha=0.75, linewidths=0, label=kind)
