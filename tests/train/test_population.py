@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -167,6 +171,7 @@ def test_the_pareto_best_and_the_chosen_by_hand():
     assert population_report.chosen(ends) == 1  # more than .02 below the best reward, the third does not count
 
 
+WEIGHTS = "adapter_model.safetensors"
 POPULATION = [
     *SMALL, "--config.population.methods=vanilla,mara", "--config.population.seeds=2", "--config.lora.rank=2",
     "--config.steps=4",
@@ -192,9 +197,28 @@ def test_killed_between_two_members_and_resumed(main, tmp_path):
     for name in names:
         folders = (whole / "members" / name, cut / "members" / name)
         assert rows(folders[0]) == rows(folders[1]) and len(rows(folders[0])) == 4
-        written = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders]
+        written = [(folder / "adapter" / WEIGHTS).read_bytes() for folder in folders]
         assert written[0] == written[1]
     assert (whole / "population.json").read_text() == (cut / "population.json").read_text()
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_resumed(main, quick_environment, tmp_path):
+    """A real kill as soon as one member of the second wave has a checkpoint."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(f"--workdir={whole}", *POPULATION).returncode == 0
+    command = [sys.executable, "-m", "mara_jax.main", f"--workdir={cut}", *POPULATION]
+    first = cut / "members" / "mara-beta0.1-seed0" / "checkpoints" / "2"
+    with subprocess.Popen(command, env=os.environ | quick_environment, stdout=subprocess.DEVNULL) as process:
+        while not first.is_dir() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9 and not (cut / "population.json").read_text().count("chosen")
+    assert main(f"--workdir={cut}", *POPULATION).returncode == 0
+    for member in (whole / "members").iterdir():
+        assert rows(member) == rows(cut / "members" / member.name)
+        written = [(folder / "members" / member.name / "adapter" / WEIGHTS).read_bytes() for folder in (whole, cut)]
+        assert written[0] == written[1]
 
 
 @pytest.mark.slow
