@@ -128,8 +128,9 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
     """Arranges the devices and hands the run to the loop."""
     from mara_jax import tasks
     from mara_jax.parallel import hosts, sharding
-    from mara_jax.train import disk, lock, loop, population, preflight
+    from mara_jax.train import disk, lock, loop, preflight
     from mara_jax.train import workdir as run_directory
+    from mara_jax.train.population import training as population
 
     with disk.one_line(workdir), contextlib.ExitStack() as held:
         hosts.on_process_zero(lambda: run_directory.check_place(workdir))

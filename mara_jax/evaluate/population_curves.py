@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mara_jax.core import diversity
-from mara_jax.train import population_report, report
+from mara_jax.train import report
+from mara_jax.train.population import report as of_members
 
 COLLAPSED, DIVERSE = 0.1, 0.9  # bits: a run that ends below the one, or above the other, is counted (Figure 7)
 
@@ -42,7 +43,7 @@ def read(workdir: pathlib.Path) -> list[Curves]:
       FileNotFoundError: there is no population.
       ValueError: its prompts do not share a set of answers.
     """
-    path = workdir / population_report.FILE
+    path = workdir / of_members.FILE
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name the workdir of a population (docs/population.md)")
     members = json.loads(path.read_text())["members"]
@@ -68,7 +69,7 @@ def _curves(member: dict[str, Any], record: report.Record) -> Curves:
     known = optimum is not None and reached is not None
     return Curves(
         member["name"],
-        population_report.words(member),
+        of_members.words(member),
         member["beta"],
         member["seed"],
         share_t,

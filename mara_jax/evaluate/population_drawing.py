@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mara_jax.evaluate.population_curves import Curves, checkpoints, front
 from mara_jax.plot_style import QUIET, horizontal_grid, save, style
-from mara_jax.train.population_report import COLOURS
+from mara_jax.train.population.report import COLOURS
 
 
 def colours(members: Sequence[Curves]) -> dict[str, str]:

@@ -20,9 +20,11 @@ from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import optim, population, population_programs, population_report, prompts, startup
-from mara_jax.train import population_step as steps_of
+from mara_jax.train import optim, prompts, startup
 from mara_jax.train import setup as setups
+from mara_jax.train.population import programs as programs_of
+from mara_jax.train.population import report, training
+from mara_jax.train.population import step as steps_of
 
 ENDS = tuple(range(0, 64, 4))
 PROMPTS = [[5] * 40, [7, 9], [11]]  # padded to 64 and to 32 by themselves
@@ -91,7 +93,7 @@ def test_members_are_the_runs_that_they_would_be_alone(x64, rank, changes):
     of_members = [setup._replace(cfg=one.run) for one in config.members(base)]
     alone = states_of(of_members)
     together = steps_of.stacked(states_of(of_members))
-    programs = population_programs.update._cache_size()
+    programs = programs_of.update._cache_size()
     for done in range(BASE.steps):
         ids_k = [steps_of_prompts(one, done) for one in of_members]
         drawing = steps_of.start_rollouts(of_members, together.params, ids_k, "rollout", done)
@@ -105,7 +107,7 @@ def test_members_are_the_runs_that_they_would_be_alone(x64, rank, changes):
                 np.testing.assert_allclose(scalars[name][k], row[name], rtol=1e-9, atol=1e-9, err_msg=name)
     assert len({one.seed for one in (s.cfg for s in of_members)}) == 2
     if not base.rollout.length_buckets:
-        assert population_programs.update._cache_size() == programs + 1  # for all members, steps and betas
+        assert programs_of.update._cache_size() == programs + 1  # for all members, steps and betas
     for k, own in enumerate(steps_of.unstacked(together.params, len(of_members))):
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(alone[k].params), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
@@ -137,9 +139,9 @@ def test_methods_that_share_a_program_are_trained_together(x64):
     axes = Population(methods=("vanilla", "mara"), betas=(0.01, 0.1), learning_rates=(1e-3,), seeds=3)
     run = LanguageRun(task=onetwo.Config(), population=axes)
     setup = setup_of(0)
-    members = [population.Member(name, setup._replace(cfg=one), None) for name, one in config.members(run)]  # pyright: ignore
-    assert [len(wave) for wave in population.waves_of(members, 0)] == [6, 6]
-    waves = population.waves_of(members, 4)
+    members = [training.Member(name, setup._replace(cfg=one), None) for name, one in config.members(run)]  # pyright: ignore
+    assert [len(wave) for wave in training.waves_of(members, 0)] == [6, 6]
+    waves = training.waves_of(members, 4)
     assert [len(wave) for wave in waves] == [4, 2, 4, 2]
     assert {one.setup.cfg.algorithm.method for one in waves[0]} == {"vanilla"}
 
@@ -164,11 +166,11 @@ def test_a_population_that_cannot_be_is_refused(axes, changes, words):
 
 def test_the_pareto_best_and_the_chosen_by_hand():
     def result(reward, effective):
-        return population_report.Result(reward, effective, 1.0, None, None)
+        return report.Result(reward, effective, 1.0, None, None)
 
     ends = [result(0.9, 1.0), result(0.89, 2.0), result(0.7, 3.0), result(0.7, 2.9), result(0.5, 1.0), result(0.9, 1.0)]
-    assert population_report.pareto(ends) == [0, 5, 1, 2]
-    assert population_report.chosen(ends) == 1  # more than .02 below the best reward, the third does not count
+    assert report.pareto(ends) == [0, 5, 1, 2]
+    assert report.chosen(ends) == 1  # more than .02 below the best reward, the third does not count
 
 
 WEIGHTS = "adapter_model.safetensors"

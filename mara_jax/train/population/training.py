@@ -1,4 +1,4 @@
-"""Many runs as one program: the members of a population, trained side by side and kept as runs of their own.
+"""The training of a population: its members' run directories, and the waves in which they are trained.
 
 Members whose methods share a program form a wave: their parameters are stacked, and each step draws, scores and updates
 all of them at once. Waves follow one another. What a member draws, and how it is trained, is that of a single run.
@@ -23,9 +23,6 @@ from mara_jax.train import (
     metrics,
     optim,
     outputs,
-    population_loop,
-    population_report,
-    population_step,
     programs,
     reference,
     reference_samples,
@@ -35,7 +32,8 @@ from mara_jax.train import (
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.outputs import Outputs
-from mara_jax.train.population_display import MemberDisplay
+from mara_jax.train.population import loop, report, step
+from mara_jax.train.population.display import MemberDisplay
 from mara_jax.train.setup import Setup
 
 
@@ -66,7 +64,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             startup.samples_under(loaded, range(count))
         placed = startup.placed(loaded)
         members = begun(placed, workdir)
-        population_report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
+        report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
         waves = waves_of(members, cfg.population.at_once)
         display.note(f"population: {len(members)} members in {len(waves)} wave{'s' * (len(waves) > 1)}")
@@ -74,7 +72,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             sentence = reference.describe_run(wave[0].setup.cfg, task)
             display.note(f"wave {number} of {len(waves)}, {len(wave)} members, the first: {sentence}")
             train_wave(wave, loaded.ref_params, display)
-    population_report.show_end(workdir, display.console)
+    report.show_end(workdir, display.console)
 
 
 def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
@@ -87,7 +85,7 @@ def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
     weights = str((workdir / "reference").absolute()) if cfg.warmup.steps else inputs.pinned(workdir, cfg)
     files = inputs.of_files(cfg, weights, inputs.WEIGHTS) | inputs.of_run(cfg, placed.task, placed.policy)
     for name, one in config.members(cfg):
-        own, folder = own_run(one, weights), workdir / population_report.FOLDER / name
+        own, folder = own_run(one, weights), workdir / report.FOLDER / name
         workdirs.check(folder, own, ["policy.weights"] if cfg.warmup.steps else [])  # a population may be moved
         checkpoint.check(folder, own.steps)
         workdirs.claim(folder, own)
@@ -152,7 +150,7 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
         states = [checkpoints.restore(shapes, done) for checkpoints in saved]
     else:
         states = [startup.start_state(setup, loaded_params) for setup in setups]
-    state = population_step.stacked(states)
+    state = step.stacked(states)
     del states
     memory.give_back()
     shown = [MemberDisplay(member.name, display) for member in wave]
@@ -160,14 +158,14 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     for member, checkpoints, own in zip(wave, saved, shown, strict=True):
         opened.append(outputs.opened(member.setup, done, checkpoints, member.workdir, own))
     try:
-        state = population_loop.train(setups, state, done, opened, display)
+        state = loop.train(setups, state, done, opened, display)
     except BaseException:
         for checkpoints in saved:
             checkpoints.finish_alone()
         raise
     for one in opened:
         one.close()
-    for member, params in zip(wave, population_step.unstacked(state.params, len(wave)), strict=True):
+    for member, params in zip(wave, step.unstacked(state.params, len(wave)), strict=True):
         trained.write_end(member.setup.cfg, member.setup.policy, params, member.workdir)
 
 

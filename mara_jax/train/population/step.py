@@ -13,7 +13,8 @@ import numpy as np
 from mara_jax.config import estimator_of
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
-from mara_jax.train import groups, loop, population_programs, programs
+from mara_jax.train import groups, loop, programs
+from mara_jax.train.population import programs as of_members
 from mara_jax.train.reference_samples import reads_masses
 from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
@@ -54,7 +55,7 @@ def start_rollouts(
     key_k = jnp.stack([groups.rollout_key(setup.cfg, stream, done) for setup in setups])
     policy = first.policy
     settings = rollout.Settings(sizes.group_size, sizes.max_new_tokens, policy.eos_ids, policy.pad_id)
-    drawn = population_programs.generate(policy.architecture, first.ref_params, trained_k, prompts, key_k, settings)
+    drawn = of_members.generate(policy.architecture, first.ref_params, trained_k, prompts, key_k, settings)
     return Drawing(prompts, drawn)
 
 
@@ -101,7 +102,7 @@ def _scored_batch(
 ) -> tuple[list[GroupScores], Batch]:
     first, packing = setups[0], packings(setups, completions_k)
     # Dispatched first, so that the device works while the host scores texts.
-    ref_hidden = population_programs.reference_hidden(
+    ref_hidden = of_members.reference_hidden(
         first.policy.architecture,
         first.ref_params,
         drawing.tokens,
@@ -153,7 +154,7 @@ def policy_hidden(
 ) -> list[logprobs.Hidden]:
     """Each member's hidden states at its completions, see `loop.hidden_states`."""
     first = setups[0]
-    hidden_k = population_programs.policy_hidden(
+    hidden_k = of_members.policy_hidden(
         first.policy.architecture,
         first.ref_params,
         trained_k,
@@ -169,7 +170,7 @@ def update(setups: Sequence[Setup], states: State, batches: BySampler) -> tuple[
     first = setups[0]
     hyper = jax.tree.map(lambda *values: np.stack(values), *(programs.numbers(setup.cfg) for setup in setups))
     choices = programs.choices(first.cfg, first.policy.architecture, first.tx)
-    return population_programs.update(states, first.ref_params, batches, hyper, choices)
+    return of_members.update(states, first.ref_params, batches, hyper, choices)
 
 
 def stacked(trees: Sequence[Any]) -> Any:

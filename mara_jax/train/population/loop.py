@@ -9,10 +9,11 @@ import numpy as np
 
 from mara_jax.core import method_rules
 from mara_jax.sampling.logprobs import Hidden
-from mara_jax.train import metrics, population_step
+from mara_jax.train import metrics
 from mara_jax.train.groups import Groups, policy_params
 from mara_jax.train.outputs import Outputs
-from mara_jax.train.population_display import mean_row
+from mara_jax.train.population import step as steps
+from mara_jax.train.population.display import mean_row
 from mara_jax.train.prompts import fitting, ids_of_step
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
@@ -30,31 +31,31 @@ def train(
     setups: Sequence[Setup], state: State, first: int, opened: Sequence[Outputs], display: metrics.Display
 ) -> State:
     """Every step that is left, from `first` on; returns the last state."""
-    steps, pending = setups[0].cfg.steps, None
+    count, pending = setups[0].cfg.steps, None
     _look_at_first_states(setups, state, first, opened)
-    for done in range(first, steps):
+    for done in range(first, count):
         started = time.perf_counter()
         fits = [fitting(one.cfg, one.prompts, ids_of_step(one.cfg, len(one.prompts), done), done) for one in setups]
         ids_k = [fit.ids for fit in fits]
-        drawing = population_step.start_rollouts(setups, state.params, ids_k, "rollout", done)
+        drawing = steps.start_rollouts(setups, state.params, ids_k, "rollout", done)
         if pending is not None:
             started = write(pending, opened, display)  # the devices sample meanwhile
-        completions_k = population_step.collect(setups, drawing)
+        completions_k = steps.collect(setups, drawing)
         sampled = time.perf_counter()
-        scores_k, batches = population_step.scored_batches(setups, drawing, completions_k, ids_k, done)
+        scores_k, batches = steps.scored_batches(setups, drawing, completions_k, ids_k, done)
         for setup, scores in zip(setups, scores_k, strict=True):
             method_rules.check_rewards(setup.cfg.algorithm, scores.reward)
         scored = time.perf_counter()
-        state, scalars = population_step.update(setups, state, batches)
+        state, scalars = steps.update(setups, state, batches)
         del batches
         groups = [Groups(one, fit.ids, fit.replaced) for one, fit in zip(completions_k, fits, strict=True)]
         counts_k = [one.counts(setup.cfg) for setup, one in zip(setups, groups, strict=True)]
         rows = zip(ids_k, completions_k, scores_k, counts_k, strict=True)
         pending = Pending([Step(done + 1, *row, started, sampled, scored) for row in rows], scalars)
-        last = done + 1 == steps
+        last = done + 1 == count
         if opened[0].checkpoints.due(done + 1, last) or opened[0].evaluations.due(done + 1):
-            hidden_k = population_step.policy_hidden(setups, state.params, drawing, completions_k)
-            states = population_step.unstacked(state, len(setups))
+            hidden_k = steps.policy_hidden(setups, state.params, drawing, completions_k)
+            states = steps.unstacked(state, len(setups))
             write(pending, opened, display, list(zip(states, hidden_k, strict=True)))
             pending = None
             for setup, one, own in zip(setups, opened, states, strict=True):
@@ -66,7 +67,7 @@ def train(
 
 def _look_at_first_states(setups: Sequence[Setup], state: State, step: int, opened: Sequence[Outputs]) -> None:
     """Refuses states that are not finite, and makes the evaluations that belong before the first step."""
-    for setup, one, own in zip(setups, opened, population_step.unstacked(state, len(setups)), strict=True):
+    for setup, one, own in zip(setups, opened, steps.unstacked(state, len(setups)), strict=True):
         one.log.guard.check_state(step, own)
         one.evaluations.measure(step, policy_params(setup, own))
 
