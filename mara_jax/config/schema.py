@@ -279,7 +279,7 @@ class Population:
     learning_rates: tuple[float, ...] = setting((), "as optimiser.learning_rate", limits.RATES)
     seeds: int = setting(0, "how many, from `seed` on; 0: the run's own", limits.FROM_ZERO)
     at_once: int = setting(
-        0, "members trained side by side, at most; 0: all whose methods share a program", limits.FROM_ZERO
+        0, "members trained side by side, at most; 0: as many as an estimate of their memory allows", limits.FROM_ZERO
     )
 
 

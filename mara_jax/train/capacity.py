@@ -13,6 +13,7 @@ from mara_jax.policies.parameters import Architecture
 from mara_jax.train import optim, placement
 
 GIB = 2**30
+MARGIN = 0.6
 
 
 class Held(NamedTuple):
@@ -56,6 +57,24 @@ def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
         cut *= parts if count % parts == 0 else 1
     slots = rows * arch.kv_heads * run.rollout.max_new_tokens // cut
     return 2 * arch.layers * slots * arch.head_dim * jnp.dtype(arch.compute_dtype).itemsize
+
+
+def members_at_once(run: LanguageRun, arch: Architecture, limit: float) -> int:
+    """How many members of a population have room side by side, at least one; an estimate.
+
+    They share the reference policy. Each has its parameters, gradients and moments twice while they are updated, its
+    cache, and what the backward pass reads: of every token and layer about eight vectors of the model's width and three
+    of the feed-forward's. A MARGIN of the memory is left to what XLA adds.
+
+    Args:
+      arch: of the policy, with its adapter if there is one; limit: bytes there are.
+    """
+    need, sizes = held(run, arch), run.rollout
+    tokens = sizes.prompts_per_step * sizes.group_size * sizes.max_new_tokens // run.optimiser.micro_batches
+    saved = 1 if run.policy.remat == "layer" else arch.layers
+    activations = tokens * saved * (8 * arch.embed + 3 * arch.mlp) * jnp.dtype(arch.compute_dtype).itemsize
+    own = 3 * need.parameters + 2 * need.optimiser + need.cache + activations
+    return max(1, int((MARGIN * limit - need.reference) // own))
 
 
 def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) -> None:

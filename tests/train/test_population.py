@@ -20,7 +20,7 @@ from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import optim, prompts, startup
+from mara_jax.train import capacity, optim, prompts, startup
 from mara_jax.train import setup as setups
 from mara_jax.train.population import programs as programs_of
 from mara_jax.train.population import report, training
@@ -140,10 +140,22 @@ def test_methods_that_share_a_program_are_trained_together(x64):
     run = LanguageRun(task=onetwo.Config(), population=axes)
     setup = setup_of(0)
     members = [training.Member(name, setup._replace(cfg=one), None) for name, one in config.members(run)]  # pyright: ignore
-    assert [len(wave) for wave in training.waves_of(members, 0)] == [6, 6]
+    assert [len(wave) for wave in training.waves_of(members, 12)] == [6, 6]
     waves = training.waves_of(members, 4)
     assert [len(wave) for wave in waves] == [4, 2, 4, 2]
     assert {one.setup.cfg.algorithm.method for one in waves[0]} == {"vanilla"}
+
+
+def test_room_for_members_by_hand(x64):
+    """Of 1 MiB: .6 of it, less the reference policy, over what a member has."""
+    arch = dataclasses.replace(setup_of(0).policy.architecture, compute_dtype="float32")
+    need, tokens = capacity.held(BASE, arch), 2 * 4 * 7
+    own = 3 * need.parameters + 2 * need.optimiser + need.cache + tokens * (8 * 16 + 3 * 16) * 4
+    for megabytes in (1, 4):
+        limit = megabytes * 2.0**20
+        expected = (0.6 * limit - need.reference) / own
+        assert capacity.members_at_once(BASE, arch, limit) == int(expected) > 0
+    assert capacity.members_at_once(BASE, arch, 1.0) == 1
 
 
 @pytest.mark.parametrize(

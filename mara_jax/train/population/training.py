@@ -17,6 +17,7 @@ from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
     adapter,
+    capacity,
     checkpoint,
     inputs,
     memory,
@@ -66,8 +67,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         members = begun(placed, workdir)
         report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
-        waves = waves_of(members, cfg.population.at_once)
-        display.note(f"population: {len(members)} members in {len(waves)} wave{'s' * (len(waves) > 1)}")
+        room = capacity.members_at_once(cfg, placed.policy.architecture, capacity.limit_here()[0])
+        waves = waves_of(members, cfg.population.at_once or room)
+        display.note(describe(waves, room))
         for number, wave in enumerate(waves, 1):
             sentence = reference.describe_run(wave[0].setup.cfg, task)
             display.note(f"wave {number} of {len(waves)}, {len(wave)} members, the first: {sentence}")
@@ -122,14 +124,20 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
-    """Members whose update is one program, in parts of `at_once` (0: whole)."""
+    """Members whose update is one program, in parts of at most `at_once`."""
     alike: dict[Any, list[Member]] = {}
     for member in members:
         setup = member.setup
         choices = programs.choices(setup.cfg, setup.policy.architecture, setup.tx)
         alike.setdefault((choices.algorithm, setup.cfg.optimiser), []).append(member)
-    size = at_once or len(members)
-    return [wave[first : first + size] for wave in alike.values() for first in range(0, len(wave), size)]
+    return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
+
+
+def describe(waves: Sequence[Sequence[Member]], room: int) -> str:
+    """In words, how many members are trained when."""
+    members, largest = sum(map(len, waves)), max(map(len, waves))
+    many = f"{len(waves)} waves, one after another, of at most {largest}" if len(waves) > 1 else "one wave"
+    return f"population: {members} members in {many}; memory has room for about {room} at once"
 
 
 def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Display) -> None:
