@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mara_jax.parallel import hosts
 from mara_jax.train.state import State
 
 # Metrics of an update, in the order in which a step computes them -> what each of them is a summary of. The first mean
@@ -64,25 +65,39 @@ def _is_log(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x) | (x == -jnp.inf))
 
 
+def _parts(x: jax.Array) -> list[jax.Array]:
+    """The parts of an array on this process's devices, of equal ones the first.
+
+    Each is looked at where it lies. A program of all devices would exchange their answers, and of many such programs
+    that are under way on CPUs at once, two processes may each wait for another one.
+    """
+    return [shard.data for shard in x.addressable_shards if shard.replica_id == 0]
+
+
 def all_finite(tree: Any) -> bool:
-    """Whether every number of a tree of arrays is finite; waits for them."""
-    return all([bool(answer) for answer in [_is_finite(x) for x in jax.tree.leaves(tree)]])
+    """Whether every number of a tree of arrays is finite, on every process alike; waits for them."""
+    answers = [_is_finite(part) for x in jax.tree.leaves(tree) for part in _parts(x)]
+    return all(hosts.gather_json(all([bool(answer) for answer in answers])))
 
 
 def nonfinite_array(state: State) -> str | None:
     """The name of a state's first array that holds NaN or infinity, parameters first; None where all are finite.
 
-    A parameter's square must be finite, too, see `all_usable`; a prompt's log Z is -inf before its first visit.
+    The same on every process. A parameter's square must be finite, too, see `all_usable`; a prompt's log Z is -inf
+    before its first visit.
     """
-    # One small program a shape, all of them dispatched before the first answer is waited for.
-    answers = [
-        (f"{part}{jax.tree_util.keystr(path)}", check(x))
+    checks = [
+        (f"{part}{jax.tree_util.keystr(path)}", check, x)
         for part, tree, check in (("params", state.params, _is_usable), ("opt_state", state.opt_state, _is_finite))
         for path, x in _leaves(tree)
     ]
     if state.log_z is not None:
-        answers.append(("log_z", _is_log(state.log_z)))
-    return next((name for name, finite in answers if not finite), None)
+        checks.append(("log_z", _is_log, state.log_z))
+    # One small program a shape, all of them dispatched before the first answer is waited for.
+    answers = [(name, [check(part) for part in _parts(x)]) for name, check, x in checks]
+    bad = [name for name, finite in answers if not all([bool(answer) for answer in finite])]
+    anywhere = {name for names in hosts.gather_json(bad) for name in names}
+    return next((name for name, _ in answers if name in anywhere), None)
 
 
 def _leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
