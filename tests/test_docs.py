@@ -287,7 +287,9 @@ def test_the_files_of_the_page_on_prompts_are_trained_and_sampled(tmp_path, quic
     for name, language in (("own.jsonl", "json"), ("own.py", "python")):
         (tmp_path / name).write_text(re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)[0])
     train, export, *sample, measure = [
-        command for command in COMMANDS if any(file in command.text for file in WRITTEN[1:3])
+        command
+        for command in COMMANDS
+        if command.page == "prompts.md" and any(file in command.text for file in WRITTEN[1:3])
     ]
     small = ["--config.steps=2", "--config.warmup.steps=60", "--config.warmup.batch=16"]
     environment = os.environ | quick_environment | {"PYTHONPATH": str(ROOT)}
