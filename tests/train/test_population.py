@@ -76,7 +76,11 @@ def states_of(of_members: list[setups.Setup]):
     ("rank", "changes"),
     [
         (3, {}),
-        (3, {"algorithm.method": "vanilla", "algorithm.kl": "forward", "optimiser.micro_batches": 2}),
+        pytest.param(
+            3,
+            {"algorithm.method": "vanilla", "algorithm.kl": "forward", "optimiser.micro_batches": 2},
+            marks=pytest.mark.slow,
+        ),
         (0, {"rollout.length_buckets": 0, "guard": "skip"}),
     ],
     ids=["adapters", "forward", "all weights"],
