@@ -137,7 +137,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         hosts.on_process_zero(lambda: held.enter_context(lock.held(workdir)))
         hosts.on_process_zero(lambda: run_directory.check(workdir, run))
         task = hosts.raise_on_all_processes(lambda: tasks.make(run))
-        preflight.check_task(run, task)
+        preflight.check_members(run, task)
         layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
         with sharding.use(layout), preflight.too_large():
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
@@ -150,12 +150,12 @@ def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
     from mara_jax.parallel import hosts, sharding
     from mara_jax.train import dry_run, preflight
 
+    task = hosts.raise_on_all_processes(lambda: tasks.make(run))
+    preflight.check_members(run, task)
     if config.is_population(run):
         members = config.members(run)
         run = members[0].run
-        print(f"population of {len(members)} members; shown: {members[0].name}")
-    task = hosts.raise_on_all_processes(lambda: tasks.make(run))
-    preflight.check_task(run, task)
+        print(f"population of {len(members)} members; prompt, memory and time are of one, {members[0].name}")
     layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
     with sharding.use(layout), preflight.too_large():
         hosts.raise_on_all_processes(lambda: preflight.check_room(run))

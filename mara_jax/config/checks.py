@@ -26,6 +26,9 @@ def check(run: Run) -> None:
       ValueError: one line with the value, the limit and the cure.
     """
     check_values(run)
+    if isinstance(run, LanguageRun) and population.is_population(run):
+        _check_population(run)
+        return
     algorithm_checks.check(run.algorithm)
     if isinstance(run, ToyRun):
         _check_toy(run)
@@ -49,8 +52,6 @@ def check(run: Run) -> None:
             "policy.weights='nano' starts from random weights, so warmup.steps=0 leaves nothing to train on: "
             "set warmup.steps (some hundreds)"
         )
-    if population.is_population(run):
-        _check_population(run)
 
 
 def _check_population(run: LanguageRun) -> None:

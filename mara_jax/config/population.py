@@ -28,9 +28,11 @@ def members(run: LanguageRun) -> list[Member]:
     All of them draw the samples of the reference policy by the same seed, so that they share these, and differ by what
     the axes say alone.
     """
+    from mara_jax.core import method_rules  # brings jax, which importing a config does without
+
     axes, algorithm = run.population, run.algorithm
     shared = dataclasses.replace(run.reference, seed=run.seed if run.reference.seed < 0 else run.reference.seed)
-    chosen = []
+    runs = []
     for method, anchor, kl, beta, threshold, rate, number in itertools.product(
         axes.methods or (algorithm.method,),
         axes.anchors or (algorithm.anchor,),
@@ -41,7 +43,9 @@ def members(run: LanguageRun) -> list[Member]:
         range(max(axes.seeds, 1)),
     ):
         own = dataclasses.replace(algorithm, method=method, anchor=anchor, kl=kl, beta=beta, threshold=threshold)  # pyright: ignore
-        chosen.append(
+        if axes.anchors and anchor != axes.anchors[0] and method_rules.rows(own)[0].anchor is None:
+            continue  # a method without an anchor is there once
+        runs.append(
             dataclasses.replace(
                 run,
                 seed=run.seed + number,
@@ -51,7 +55,7 @@ def members(run: LanguageRun) -> list[Member]:
                 population=Population(),
             )
         )
-    return [Member(name_of(one, axes), one) for one in chosen]
+    return [Member(name_of(one, axes), one) for one in runs]
 
 
 def name_of(member: LanguageRun, axes: Population) -> str:
@@ -77,6 +81,10 @@ def refuse_repeated(run: LanguageRun) -> None:
         for value in values:
             if values.count(value) > 1:
                 raise ValueError(f"population.{axis} names {value} twice: name each value once")
+    names = [member.name for member in members(run)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two members of the population are called {name}: choose values that differ by more")
     if run.seed + run.population.seeds - 1 > limits.LARGEST:
         raise ValueError(
             f"seed={run.seed} with population.seeds={run.population.seeds} goes past {limits.LARGEST}: lower the seed"

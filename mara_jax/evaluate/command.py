@@ -89,10 +89,10 @@ def show_population(workdir: pathlib.Path, console: Console) -> None:
     from mara_jax.train.tables import NumberTable
 
     members = population_curves.read(workdir)
-    below, above = f"below {population_curves.COLLAPSED} bits", f"above {population_curves.DIVERSE} bits"
-    table = NumberTable.with_headers("members", "beta", "runs", below, above, "mean bits", lines=True)
+    table = NumberTable.with_headers("members", "beta", "runs", "one answer", "equal answers", "mean bits", lines=True)
+    table.caption = f"within {population_curves.MARGIN} bits of one answer, or of equal shares of all"
     for row in population_curves.counts(members):
-        shown = (f"{row['beta']:g}", row["members"], row["below"], row["above"], f"{row['bits']:.3f}")
+        shown = (f"{row['beta']:g}", row["members"], row["one"], row["equal"], f"{row['bits']:.3f}")
         table.add_row(row["kind"], *map(str, shown))
     console.print(table)
     figures = (population_drawing.figure7, population_drawing.figure8)

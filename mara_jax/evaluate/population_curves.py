@@ -14,15 +14,16 @@ from mara_jax.core import diversity
 from mara_jax.train import report
 from mara_jax.train.population import report as of_members
 
-COLLAPSED, DIVERSE = 0.1, 0.9  # bits: a run that ends below the one, or above the other, is counted (Figure 7)
+MARGIN = 0.1  # bits: a run that ends so near to one answer, or to equal shares of all, is counted (Figure 7)
 
 
 class Curves(NamedTuple):
     """One member over training.
 
     share, bits, reward: [t] share of the first answer among the valid ones, entropy of the answers, mean reward, each
-    over the last batches up to a step; forecast: bits of the member's optimum as predicted before training, None where
-    it is not known; distance: total variation of the last answers' shares to that optimum, None likewise.
+    over the last batches up to a step; most: bits of equal shares of all answers; forecast: bits of the member's
+    optimum as predicted before training, None where it is not known; distance: total variation of the last answers'
+    shares to that optimum, None likewise.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Curves(NamedTuple):
     share: np.ndarray
     bits: np.ndarray
     reward: np.ndarray
+    most: float
     forecast: float | None
     distance: float | None
 
@@ -47,7 +49,13 @@ def read(workdir: pathlib.Path) -> list[Curves]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: name the workdir of a population (docs/population.md)")
     members = json.loads(path.read_text())["members"]
-    return [_curves(one, report.read(workdir / one["workdir"])) for one in members if _has_begun(workdir, one)]
+    begun = [one for one in members if _has_begun(workdir, one)]
+    if not begun:
+        raise ValueError(f"{workdir}: no member has made a step yet: wait for the first")
+    labels = of_members.labels(begun)
+    return [
+        _curves(one, label, report.read(workdir / one["workdir"])) for one, label in zip(begun, labels, strict=True)
+    ]
 
 
 def _has_begun(workdir: pathlib.Path, member: dict[str, Any]) -> bool:
@@ -55,10 +63,11 @@ def _has_begun(workdir: pathlib.Path, member: dict[str, Any]) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _curves(member: dict[str, Any], record: report.Record) -> Curves:
+def _curves(member: dict[str, Any], label: str, record: report.Record) -> Curves:
     if not record.answers:
         raise ValueError(
-            f"{record.workdir}: its prompts do not share a set of answers, which these figures need: see population.png"
+            f"{record.workdir}: no set of answers that all prompts share was measured before training, and these "
+            "figures need one: see population.png"
         )
     counts_ta = diversity.pooled_counts(record.counts_ta)
     total_t = counts_ta.sum(axis=1)
@@ -69,12 +78,13 @@ def _curves(member: dict[str, Any], record: report.Record) -> Curves:
     known = optimum is not None and reached is not None
     return Curves(
         member["name"],
-        of_members.words(member),
+        label,
         member["beta"],
         member["seed"],
         share_t,
         np.array([diversity.entropy_bits(counts_a) for counts_a in counts_ta]),
         np.array([np.nanmean(reward_t[max(0, t - diversity.WINDOW + 1) : t + 1]) for t in range(len(reward_t))]),
+        float(np.log2(len(record.answers))),
         optimum.entropy_bits if optimum is not None else None,
         diversity.total_variation(reached.answer_shares, optimum.answer_shares) if known else None,  # pyright: ignore
     )
@@ -124,9 +134,10 @@ def counts(members: Sequence[Curves]) -> list[dict[str, Any]]:
     """How many members of each kind and beta end with nearly one answer, or with nearly equal ones."""
     rows = []
     for kind, beta in dict.fromkeys((one.kind, one.beta) for one in members):
-        ends = [float(one.bits[-1]) for one in members if (one.kind, one.beta) == (kind, beta)]
+        own = [one for one in members if (one.kind, one.beta) == (kind, beta)]
+        ends = [float(one.bits[-1]) for one in own]
         row = {"kind": kind, "beta": beta, "members": len(ends)}
-        row |= {"below": sum(end < COLLAPSED for end in ends), "above": sum(end > DIVERSE for end in ends)}
+        row |= {"one": sum(end < MARGIN for end in ends), "equal": sum(end > own[0].most - MARGIN for end in ends)}
         rows.append(row | {"bits": float(np.mean(ends))})
     return rows
 

@@ -34,8 +34,8 @@ def figure7(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
                 both.plot(one.bits, one.reward, color=colour, alpha=0.3, linewidth=0.8)
                 both.scatter(one.bits[-1:], one.reward[-1:], s=14, color=colour, linewidths=0)
             share.set_title(f"{kind}: {len(own)} runs", loc="left", fontsize=11)
-            _limits(share, "share of the first answer")
-            _limits(bits, "entropy (bits)")
+            _limits(share, 1.0, "share of the first answer")
+            _limits(bits, own[0].most, "entropy (bits)")
             both.set_ylabel("reward")
             horizontal_grid(both)
         for ax, label in zip(axes[-1], ("step", "step", "entropy (bits)"), strict=True):
@@ -44,8 +44,8 @@ def figure7(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
         return save(figure, path)
 
 
-def _limits(ax: Axes, label: str) -> None:
-    ax.set_ylim(-0.03, 1.03)
+def _limits(ax: Axes, most: float, label: str) -> None:
+    ax.set_ylim(-0.03 * most, 1.03 * most)
     ax.set_ylabel(label)
     horizontal_grid(ax)
 
@@ -65,14 +65,14 @@ def figure8(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
             best = front(own)
             pareto.plot([p.bits for p in best], [p.reward for p in best], color=colour, linewidth=1.8, label=kind)
             known = [(one.forecast, one.bits[-1]) for one in members if one.kind == kind and one.forecast is not None]
-            forecast.scatter(
-                *zip(*known, strict=True), s=18, color=colour, alpha=0.6, linewidths=0, label=kind,
-            )  # fmt: skip
+            x, y = ([pair[i] for pair in known] for i in (0, 1))
+            forecast.scatter(x, y, s=18, color=colour, alpha=0.6, linewidths=0, label=kind)
         _distances(distance, members, colour_of)
         pareto.set_title("checkpoints, mean over seeds", loc="left", fontsize=11)
         pareto.set_xlabel("entropy (bits)")
         pareto.set_ylabel("reward")
-        forecast.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, zorder=0)
+        most = members[0].most
+        forecast.plot([0, most], [0, most], color=QUIET, linewidth=0.8, zorder=0)
         forecast.set_title("each run's end beside its forecast", loc="left", fontsize=11)
         forecast.set_xlabel("forecast before training (bits)")
         forecast.set_ylabel("reached (bits)")

@@ -182,6 +182,13 @@ class Checkpoints:
         """Steps done at the newest complete checkpoint, or None."""
         return self.manager.latest_step()
 
+    def drop_after(self, step: int) -> None:
+        """Removes checkpoints behind a step from which a run goes on although later ones are there."""
+        for later in [one for one in self.manager.all_steps() if one > step]:
+            self.manager.delete(later)
+        if hosts.is_process_zero():
+            self._record(self.latest())
+
     def restore(self, state: Any, step: int | None = None) -> Any:
         """The newest checkpoint, or that of a step, in the shapes and placement of `state`.
 

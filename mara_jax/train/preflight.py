@@ -56,6 +56,18 @@ def too_large() -> Iterator[None]:
         ) from error
 
 
+def check_members(run: config.LanguageRun, task: Task) -> None:
+    """`check_task` of a run, or of every member of a population, whose name its error then begins with."""
+    if not config.is_population(run):
+        check_task(run, task)
+        return
+    for member in config.members(run):
+        try:
+            check_task(member.run, task)
+        except ValueError as error:
+            raise ValueError(f"population member {member.name}: {error}") from error
+
+
 def check_task(run: config.LanguageRun, task: Task) -> None:
     """Refuses a task without prompts, and a threshold that no completion reaches, or that MARA would find in every one.
 

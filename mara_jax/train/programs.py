@@ -64,18 +64,18 @@ def update_program(
     batches: BySampler,
 ) -> Program:
     """The reward transform, the objective's gradient and the optimiser; it donates the state's buffers."""
-    return Program(step.update, (state, ref_params, batches, numbers(run), choices(run, arch, tx)))
+    return Program(step.update, (state, ref_params, batches, hyperparameters(run), static_choices(run, arch, tx)))
 
 
-def numbers(run: LanguageRun) -> Hyperparameters:
+def hyperparameters(run: LanguageRun) -> Hyperparameters:
     """What an update of the run takes as arguments, so that another value is no other program."""
     algorithm = run.algorithm
     return Hyperparameters(*(np.float32(x) for x in (algorithm.beta, algorithm.threshold, algorithm.eta)))
 
 
-def choices(run: LanguageRun, arch: Architecture, tx: optax.GradientTransformation) -> step.Choices:
+def static_choices(run: LanguageRun, arch: Architecture, tx: optax.GradientTransformation) -> step.Choices:
     """What is static in an update of the run."""
-    # The compiled program must not depend on `numbers`.
+    # The compiled program must not depend on `hyperparameters`.
     algorithm = dataclasses.replace(method_rules.resolved(run.algorithm), beta=1.0, threshold=0.0, eta=1.0)
     optimiser = run.optimiser
     return step.Choices(arch, algorithm, tx, optimiser.micro_batches, optimiser.updates, run.guard == "skip")

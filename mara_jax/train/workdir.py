@@ -58,6 +58,8 @@ def read_run(workdir: pathlib.Path, flag: str) -> LanguageRun:
       FileNotFoundError, ValueError: one line; there is no such run, or it is the toy's.
     """
     path = workdir / "config.json"
+    if (workdir / "population.json").exists():
+        raise ValueError(f"{workdir} is a population: {flag} names one of its members, as {workdir}/members/NAME")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {flag} names the workdir of a run that has begun")
     try:

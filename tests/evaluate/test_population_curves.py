@@ -12,7 +12,7 @@ from mara_jax.evaluate.population_curves import Checkpoint, Curves
 def member(kind, beta, seed, bits, reward=(0.5, 0.7), forecast=None, distance=None) -> Curves:
     share = np.linspace(0.5, 0.9, len(bits))
     name = f"{kind}-{beta}-{seed}"
-    return Curves(name, kind, beta, seed, share, np.array(bits), np.array(reward), forecast, distance)
+    return Curves(name, kind, beta, seed, share, np.array(bits), np.array(reward), 1.0, forecast, distance)
 
 
 MEMBERS = [
@@ -25,7 +25,7 @@ MEMBERS = [
 
 def test_ends_are_counted_by_kind_and_beta():
     rows = population_curves.counts(MEMBERS)
-    assert [(row["kind"], row["beta"], row["members"], row["below"], row["above"]) for row in rows] == [
+    assert [(row["kind"], row["beta"], row["members"], row["one"], row["equal"]) for row in rows] == [
         ("vanilla", 0.1, 2, 1, 0), ("MARA over answers", 0.1, 1, 0, 1), ("MARA over answers", 0.3, 1, 0, 0)
     ]  # fmt: skip
     assert rows[0]["bits"] == pytest.approx(0.1)
@@ -54,7 +54,15 @@ def test_shares_and_entropy_pool_eight_batches(tmp_path):
     """Nine steps of a member: the first eight give "1" alone, the last as many "2" as keep 1 bit out of reach."""
     folder = tmp_path / "members" / "one"
     folder.mkdir(parents=True)
-    settings = {"method": "vanilla", "anchor": "answer", "kl": "reverse", "beta": 0.1, "seed": 0}
+    settings = {
+        "method": "vanilla",
+        "anchor": "answer",
+        "kl": "reverse",
+        "beta": 0.1,
+        "threshold": 0.8,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
     listed = {"members": [{"name": "one", "workdir": "members/one"} | settings]}
     (tmp_path / "population.json").write_text(json.dumps(listed))
     (folder / "config.json").write_text(json.dumps({"seed": 0, "algorithm": {"method": "vanilla", "beta": 0.1}}))
@@ -80,6 +88,8 @@ def test_shares_and_entropy_pool_eight_batches(tmp_path):
 
 
 def test_the_figures_are_drawn(tmp_path):
+    unknown = [one._replace(forecast=None, distance=None) for one in MEMBERS[:1]]
+    assert population_drawing.figure8(tmp_path / "unknown.png", unknown).exists()  # of a method without a forecast
     for draw in (population_drawing.figure7, population_drawing.figure8):
         path = draw(tmp_path / f"{draw.__name__}.png", MEMBERS)
         assert path.stat().st_size > 10_000 and path.with_suffix(".svg").exists()

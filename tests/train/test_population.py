@@ -20,7 +20,7 @@ from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import capacity, optim, prompts, startup
+from mara_jax.train import capacity, optim, preflight, prompts, startup
 from mara_jax.train import setup as setups
 from mara_jax.train.population import programs as programs_of
 from mara_jax.train.population import report, training
@@ -112,7 +112,8 @@ def test_members_are_the_runs_that_they_would_be_alone(x64, rank, changes):
     assert len({one.seed for one in (s.cfg for s in of_members)}) == 2
     if not base.rollout.length_buckets:
         assert programs_of.update._cache_size() == programs + 1  # for all members, steps and betas
-    for k, own in enumerate(steps_of.unstacked(together.params, len(of_members))):
+    for k in range(len(of_members)):
+        own = steps_of.member(together.params, k)
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(alone[k].params), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
@@ -139,11 +140,28 @@ def test_members_are_the_product_of_the_axes():
     ]
 
 
-def test_methods_that_share_a_program_are_trained_together(x64):
+def test_a_method_without_an_anchor_is_there_once():
+    axes = Population(methods=("vanilla", "mara"), anchors=("string", "answer"))
+    members = config.members(LanguageRun(task=onetwo.Config(), population=axes))
+    names = ["vanilla-string-beta0.1-seed0", "mara-string-beta0.1-seed0", "mara-answer-beta0.1-seed0"]
+    assert [one.name for one in members] == names
+
+
+def test_members_are_checked_beside_their_task():
+    """The base's own threshold, which no member has, does not matter."""
+    base = LanguageRun(task=onetwo.Config(), warmup=config.Warmup(steps=1), algorithm=Algorithm(threshold=5.0))
+    run = dataclasses.replace(base, population=Population(thresholds=(0.5, 2.0)))
+    config.check(run)
+    with pytest.raises(ValueError, match=r"^population member mara-beta0.1-threshold2-seed0: algorithm.threshold=2"):
+        preflight.check_members(run, onetwo.OneTwo())
+    preflight.check_members(dataclasses.replace(run, population=Population(thresholds=(0.5, 1.0))), onetwo.OneTwo())
+
+
+def test_methods_that_share_a_program_are_trained_together(x64, tmp_path):
     axes = Population(methods=("vanilla", "mara"), betas=(0.01, 0.1), learning_rates=(1e-3,), seeds=3)
     run = LanguageRun(task=onetwo.Config(), population=axes)
     setup = setup_of(0)
-    members = [training.Member(name, setup._replace(cfg=one), None) for name, one in config.members(run)]  # pyright: ignore
+    members = [training.Member(name, setup._replace(cfg=one), tmp_path / name) for name, one in config.members(run)]  # pyright: ignore
     assert [len(wave) for wave in training.waves_of(members, 12)] == [6, 6]
     waves = training.waves_of(members, 4)
     assert [len(wave) for wave in waves] == [4, 2, 4, 2]
@@ -169,6 +187,7 @@ def test_room_for_members_by_hand(x64):
         ({"methods": ("dapo",)}, {}, "population member dapo-beta0.1-seed0 draws groups of equal rewards again"),
         ({"seeds": 2}, {"rollout.slots": 4}, "rollout.slots=4 is for single runs, not for a population: leave it at 0"),
         ({"kls": ("forward",), "methods": ("grpo",)}, {}, "population member grpo-forward-beta0.1-seed0: algorithm.kl"),
+        ({"betas": (0.1, 0.1000001)}, {}, "two members of the population are called mara-beta0.1-seed0: choose values"),
         ({"betas": (0.0,)}, {}, "population.betas=(0.0,) must be numbers above 0"),
     ],
 )  # fmt: skip

@@ -55,38 +55,39 @@ def train(
         last = done + 1 == count
         if opened[0].checkpoints.due(done + 1, last) or opened[0].evaluations.due(done + 1):
             hidden_k = steps.policy_hidden(setups, state.params, drawing, completions_k)
-            states = steps.unstacked(state, len(setups))
-            write(pending, opened, display, list(zip(states, hidden_k, strict=True)))
+            write(pending, opened, display, (state, hidden_k))
             pending = None
-            for setup, one, own in zip(setups, opened, states, strict=True):
-                one.evaluations.measure(done + 1, policy_params(setup, own))
-            for one, own in zip(opened, states, strict=True):
-                one.checkpoints.save(done + 1, own, last)
+            for place, (setup, outputs) in enumerate(zip(setups, opened, strict=True)):
+                own_state = steps.member(state, place)
+                outputs.evaluations.measure(done + 1, policy_params(setup, own_state))
+                outputs.checkpoints.save(done + 1, own_state, last)
     return state
 
 
 def _look_at_first_states(setups: Sequence[Setup], state: State, step: int, opened: Sequence[Outputs]) -> None:
     """Refuses states that are not finite, and makes the evaluations that belong before the first step."""
-    for setup, one, own in zip(setups, opened, steps.unstacked(state, len(setups)), strict=True):
-        one.log.guard.check_state(step, own)
-        one.evaluations.measure(step, policy_params(setup, own))
+    for place, (setup, outputs) in enumerate(zip(setups, opened, strict=True)):
+        own_state = steps.member(state, place)
+        outputs.log.guard.check_state(step, own_state)
+        outputs.evaluations.measure(step, policy_params(setup, own_state))
 
 
 def write(
     pending: Pending,
     opened: Sequence[Outputs],
     display: metrics.Display,
-    to_save: Sequence[tuple[State, Hidden] | None] = (),
+    to_save: tuple[State, Hidden] | None = None,
 ) -> float:
     """Waits for the updates and writes every member's row; returns the clock when the updates ended.
 
-    to_save: as of `StepLog.write`, an entry a member.
+    to_save: as of `StepLog.write`, with a leading axis of members.
     """
     scalars: dict[str, np.ndarray] = jax.device_get(pending.scalars)
     ended, rows = time.perf_counter(), []
-    for k, (one, step) in enumerate(zip(opened, pending.steps, strict=True)):
-        own: dict[str, Any] = {name: values[k] for name, values in scalars.items()} | dict(step.metrics)
-        one.log.write(step._replace(metrics=own, ended=ended), to_save[k] if to_save else None)
-        rows.append(one.file.rows[-1])
+    for place, (outputs, step) in enumerate(zip(opened, pending.steps, strict=True)):
+        values: dict[str, Any] = {name: of_all[place] for name, of_all in scalars.items()} | dict(step.metrics)
+        own_part = None if to_save is None else steps.member(to_save, place)
+        outputs.log.write(step._replace(metrics=values, ended=ended), own_part)
+        rows.append(outputs.file.rows[-1])
     display.step(mean_row(rows), [])
     return ended

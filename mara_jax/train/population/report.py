@@ -35,11 +35,9 @@ class Result(NamedTuple):
 
 
 def write_members(workdir: pathlib.Path, members: Sequence[tuple[str, LanguageRun]]) -> None:
-    """Writes population.json: name, folder and settings of each member; what it holds of their ends stays."""
-    path = workdir / FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
+    """Writes population.json: name, folder and settings of each member, until `show_end` adds how they ended."""
     rows = [{"name": name, "workdir": f"{FOLDER}/{name}"} | settings_of(run) for name, run in members]
-    workdirs.write_json(path, known | {"members": rows})
+    workdirs.write_json(workdir / FILE, {"members": rows})
 
 
 def settings_of(run: LanguageRun) -> dict[str, Any]:
@@ -131,25 +129,31 @@ def table(members: Sequence[dict[str, Any]], results: Sequence[Result]) -> Numbe
         title="how the members ended",
         lines=True,
     )
-    for key, places in _by_settings(members).items():
+    for (label, beta), places in _by_settings(members).items():
         own = [results[i] for i in places]
         cells = [_mean([getattr(one, name) for one in own]) for name in Result._fields]
-        shown.add_row(words(members[places[0]]), f"{key[3]:g}", str(len(own)), *cells)
+        shown.add_row(label, f"{beta:g}", str(len(own)), *cells)
     shown.caption = "KL: to the reference, nats; TV: of the answers' shares to the member's own optimum"
     return shown
 
 
-def _by_settings(members: Sequence[dict[str, Any]]) -> dict[tuple, list[int]]:
-    """Places of the members whose settings are equal but for the seed."""
-    places: dict[tuple, list[int]] = {}
-    for place, one in enumerate(members):
-        key = tuple(one[name] for name in ("method", "anchor", "kl", "beta", "threshold", "learning_rate"))
-        places.setdefault(key, []).append(place)
+def _by_settings(members: Sequence[dict[str, Any]]) -> dict[tuple[str, float], list[int]]:
+    """Places of the members that differ in their seed alone, by label and beta."""
+    places: dict[tuple[str, float], list[int]] = {}
+    for place, (label, one) in enumerate(zip(labels(members), members, strict=True)):
+        places.setdefault((label, one["beta"]), []).append(place)
     return places
 
 
-def words(member: dict[str, Any]) -> str:
-    """The method and its KL, in words."""
+def labels(members: Sequence[dict[str, Any]]) -> list[str]:
+    """The method and its KL of each member, in words, with what else members differ in but beta and seed."""
+    varied = [name for name in ("threshold", "learning_rate") if len({one[name] for one in members}) > 1]
+    return [
+        ", ".join([_method(one), *(f"{name.replace('_', ' ')} {one[name]:g}" for name in varied)]) for one in members
+    ]
+
+
+def _method(member: dict[str, Any]) -> str:
     words = f"MARA over {member['anchor']}s" if member["method"] == "mara" else member["method"].replace("_", " ")
     return words if member["kl"] == "reverse" else f"{words}, forward KL"
 
@@ -169,10 +173,11 @@ def draw(
     with style():
         figure = Figure(figsize=(7.6, 5.0), dpi=150)
         ax = figure.subplots()
-        kinds = list(dict.fromkeys(words(one) for one in members))
+        label_of = labels(members)
+        kinds = list(dict.fromkeys(label_of))
         betas = sorted({one["beta"] for one in members})
         for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):
-            own = [i for i, one in enumerate(members) if words(one) == kind]
+            own = [i for i, label in enumerate(label_of) if label == kind]
             sizes = [28 + 26 * betas.index(members[i]["beta"]) for i in own]
             x, y = ([getattr(results[i], name) for i in own] for name in ("effective", "reward"))
             ax.scatter(x, y, s=sizes, color=colour, alpha=0.75, linewidths=0, label=kind)

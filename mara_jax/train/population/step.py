@@ -151,10 +151,10 @@ def packings(setups: Sequence[Setup], completions_k: Sequence[rollout.Rollout]) 
 
 def policy_hidden(
     setups: Sequence[Setup], trained_k: Any, drawing: Drawing, completions_k: Sequence[rollout.Rollout]
-) -> list[logprobs.Hidden]:
-    """Each member's hidden states at its completions, see `loop.hidden_states`."""
+) -> logprobs.Hidden:
+    """The members' hidden states at their completions, [k, ...], see `loop.hidden_states`."""
     first = setups[0]
-    hidden_k = of_members.policy_hidden(
+    return of_members.policy_hidden(
         first.policy.architecture,
         first.ref_params,
         trained_k,
@@ -162,14 +162,13 @@ def policy_hidden(
         packings(setups, completions_k),
         first.cfg.optimiser.micro_batches,
     )
-    return unstacked(hidden_k, len(setups))
 
 
 def update(setups: Sequence[Setup], states: State, batches: BySampler) -> tuple[State, dict[str, jax.Array]]:
     """Dispatches every member's update; the old states' buffers are donated."""
     first = setups[0]
-    hyper = jax.tree.map(lambda *values: np.stack(values), *(programs.numbers(setup.cfg) for setup in setups))
-    choices = programs.choices(first.cfg, first.policy.architecture, first.tx)
+    hyper = jax.tree.map(lambda *values: np.stack(values), *(programs.hyperparameters(setup.cfg) for setup in setups))
+    choices = programs.static_choices(first.cfg, first.policy.architecture, first.tx)
     return of_members.update(states, first.ref_params, batches, hyper, choices)
 
 
@@ -178,8 +177,7 @@ def stacked(trees: Sequence[Any]) -> Any:
     return jax.jit(lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))(*trees)
 
 
-def unstacked(tree: Any, count: int) -> list[Any]:
-    """The inverse of `stacked`."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = jax.jit(lambda leaves: [list(leaf) for leaf in leaves])(leaves)
-    return [jax.tree.unflatten(structure, [column[k] for column in columns]) for k in range(count)]
+@jax.jit
+def member(tree: Any, place: int) -> Any:
+    """One member's part of a tree of arrays with a leading axis."""
+    return jax.tree.map(lambda x: x[place], tree)

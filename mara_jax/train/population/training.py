@@ -31,10 +31,11 @@ from mara_jax.train import (
     trained,
 )
 from mara_jax.train import workdir as workdirs
-from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.checkpoint import Checkpoints, saved_steps
 from mara_jax.train.outputs import Outputs
 from mara_jax.train.population import loop, report, step
 from mara_jax.train.population.display import MemberDisplay
+from mara_jax.train.report import read_reference, start_summary
 from mara_jax.train.setup import Setup
 
 
@@ -64,7 +65,11 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             display.note(f"measuring the reference on {reference_samples.count(cfg, count)} samples a prompt")
             startup.samples_under(loaded, range(count))
         placed = startup.placed(loaded)
+        # An adapter starts without the weights as they were read, of which training may keep rounded ones.
+        start_params = loaded.ref_params if placed.policy.architecture.lora is None else None
+        del loaded
         members = begun(placed, workdir)
+        show_forecasts(members, display)
         report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
         room = capacity.members_at_once(cfg, placed.policy.architecture, capacity.limit_here()[0])
@@ -73,12 +78,14 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         for number, wave in enumerate(waves, 1):
             sentence = reference.describe_run(wave[0].setup.cfg, task)
             display.note(f"wave {number} of {len(waves)}, {len(wave)} members, the first: {sentence}")
-            train_wave(wave, loaded.ref_params, display)
+            train_wave(wave, start_params, display)
     report.show_end(workdir, display.console)
 
 
 def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
-    """The members, each with its run directory: config.json, inputs.json, reference_samples.jsonl, reference.json.
+    """The members, each with its run directory: config.json, inputs.json and reference.json.
+
+    reference_samples.jsonl is there where it is made before training; else all share that of the population.
 
     Raises:
       ValueError: a member's folder holds another run.
@@ -91,12 +98,25 @@ def begun(placed: Setup, workdir: pathlib.Path) -> list[Member]:
         workdirs.check(folder, own, ["policy.weights"] if cfg.warmup.steps else [])  # a population may be moved
         checkpoint.check(folder, own.steps)
         workdirs.claim(folder, own)
+        (folder / inputs.FILE).unlink(missing_ok=True)  # it names weights that may have been moved
         inputs.record(folder, weights, files)
         tx = known.setdefault(own.optimiser, optim.make(own.optimiser))
         setup = placed._replace(cfg=own, tx=tx)
         _measure(setup, workdir, folder)
         members.append(Member(name, setup, folder))
     return members
+
+
+def show_forecasts(members: Sequence[Member], display: metrics.Display) -> None:
+    """Says what is known of the reference policy, and which members' optimum is a collapse."""
+    known = {member.name: read_reference(member.workdir / "reference.json") for member in members}
+    lines = start_summary(next(iter(known.values()))) if known else []
+    for line in lines:
+        display.note(line)
+    names = [name for name, one in known.items() if one["collapse"] is not None]
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        display.note(f"WARNING: the optimum is a collapse for {', '.join(names[:4])}{more}: see their reference.json")
 
 
 def own_run(member: LanguageRun, weights: str) -> LanguageRun:
@@ -124,12 +144,14 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
-    """Members whose update is one program, in parts of at most `at_once`."""
+    """Members whose update is one program, in parts of at most `at_once`; those that have ended apart from the others,
+    which go on from where they are."""
     alike: dict[Any, list[Member]] = {}
     for member in members:
         setup = member.setup
-        choices = programs.choices(setup.cfg, setup.policy.architecture, setup.tx)
-        alike.setdefault((choices.algorithm, setup.cfg.optimiser), []).append(member)
+        choices = programs.static_choices(setup.cfg, setup.policy.architecture, setup.tx)
+        ended = max(saved_steps(member.workdir), default=0) == setup.cfg.steps
+        alike.setdefault((choices.algorithm, setup.cfg.optimiser, ended), []).append(member)
     return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
 
 
@@ -146,12 +168,11 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     Args:
       loaded_params: of the reference policy, as read, from which a policy without an adapter starts.
     """
-    setups, steps = [member.setup for member in wave], wave[0].setup.cfg.steps
+    setups = [member.setup for member in wave]
     saved = [Checkpoints(member.workdir, member.setup.cfg.checkpoint) for member in wave]
-    done = min(checkpoints.latest() or 0 for checkpoints in saved)
-    if done == steps and all(_written(member).is_dir() for member in wave):
-        display.note("trained already")
-        return
+    done = max(set.intersection(*({0, *saved_steps(member.workdir)} for member in wave)))
+    for checkpoints in saved:
+        checkpoints.drop_after(done)
     if done:
         display.note(f"resuming after step {done}")
         shapes = startup.abstract_state(setups[0])
@@ -173,9 +194,5 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
         raise
     for one in opened:
         one.close()
-    for member, params in zip(wave, step.unstacked(state.params, len(wave)), strict=True):
-        trained.write_end(member.setup.cfg, member.setup.policy, params, member.workdir)
-
-
-def _written(member: Member) -> pathlib.Path:
-    return member.workdir / (trained.MODEL if member.setup.policy.architecture.lora is None else adapter.NAME)
+    for place, member in enumerate(wave):
+        trained.write_end(member.setup.cfg, member.setup.policy, step.member(state.params, place), member.workdir)
