@@ -5,9 +5,10 @@ runs end with both. `python -m mara_jax.evaluate population WORKDIR` draws both 
 
   ""     Qwen2.5-3B with adapters: 5 betas x 7 seeds of each method and KL, 140 members, eight at a time; needs an
          accelerator and the weights (a directory, or the hub). Not measured yet.
-  smol   SmolLM2-135M-Instruct with adapters: 4 betas of each method, reverse KL, one seed; two CPU cores.
+  smol   SmolLM2-135M-Instruct with adapters: 4 betas of each method, reverse KL, one seed; two CPU cores. Not
+         measured yet.
   nano   a two-layer model trained from scratch, all weights: 6 betas x 6 seeds of each method, reverse KL, 72 members;
-         two CPU cores.
+         two CPU cores. Not measured yet.
 
   python -m mara_jax.main --config=configs/onetwo_study.py:nano --workdir=runs/study
   python -m mara_jax.evaluate population runs/study
