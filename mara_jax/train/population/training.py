@@ -144,14 +144,12 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
-    """Members whose update is one program, in parts of at most `at_once`; those that have ended apart from the others,
-    which go on from where they are."""
+    """Members whose update is one program, in parts of at most `at_once`."""
     alike: dict[Any, list[Member]] = {}
     for member in members:
         setup = member.setup
         choices = programs.static_choices(setup.cfg, setup.policy.architecture, setup.tx)
-        ended = max(saved_steps(member.workdir), default=0) == setup.cfg.steps
-        alike.setdefault((choices.algorithm, setup.cfg.optimiser, ended), []).append(member)
+        alike.setdefault((choices.algorithm, setup.cfg.optimiser), []).append(member)
     return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
 
 
@@ -168,9 +166,14 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     Args:
       loaded_params: of the reference policy, as read, from which a policy without an adapter starts.
     """
+    done = max(set.intersection(*({0, *saved_steps(member.workdir)} for member in wave)))
+    ended = [member for member in wave if max(saved_steps(member.workdir), default=0) == member.setup.cfg.steps]
+    if not done and 0 < len(ended) < len(wave):  # they were in other waves before, as with another `at_once`
+        for part in (ended, [member for member in wave if member not in ended]):
+            train_wave(part, loaded_params, display)
+        return
     setups = [member.setup for member in wave]
     saved = [Checkpoints(member.workdir, member.setup.cfg.checkpoint) for member in wave]
-    done = max(set.intersection(*({0, *saved_steps(member.workdir)} for member in wave)))
     for checkpoints in saved:
         checkpoints.drop_after(done)
     if done:
