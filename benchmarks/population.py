@@ -24,7 +24,7 @@ COMPILING = 3  # first steps that are left out
 
 def run(workdir: pathlib.Path, *flags: str) -> tuple[float, float]:
     """Trains; returns the CPU seconds and the peak memory (MiB) of the command."""
-    command = [sys.executable, "-m", "mara_jax.main", f"--workdir={workdir}", "--config.rollout.save=False", *flags]
+    command = [sys.executable, "-m", "mara_jax.main", f"--workdir={workdir}", *flags, "--config.rollout.save=False"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
