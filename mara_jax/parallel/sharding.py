@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "layers": (),
+    "members": ("data",),  # of a population, each of which lies whole on a device
 }
 
 # Pairs of axes that one activation has, such as [rows, time, heads]: they must lie on different mesh axes.
@@ -245,6 +246,7 @@ def row_shardings(layout: Layout, prompts: int, samples: int) -> tuple[NamedShar
     )
 
 
+# A Layout; or a platform's name, where nothing is placed; or None, which is this machine's own platform.
 _IN_USE = jax.make_user_context(None)
 
 
@@ -259,6 +261,13 @@ def use(layout: Layout | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_layout() -> Iterator[None]:
+    """Places and constrains nothing inside, as in the body of a jax.shard_map; `platform` stays that of the layout."""
+    with _IN_USE(platform()):
+        yield
+
+
 def _platform(layout: Layout) -> str:
     # A mesh without devices serves shapes alone.
     return layout.mesh.devices.flat[0].platform if isinstance(layout.mesh, Mesh) else jax.default_backend()
@@ -266,13 +275,15 @@ def _platform(layout: Layout) -> str:
 
 def platform() -> str:
     """What the layout in use computes on, "cpu", "gpu" or "tpu": this machine's devices where there is no layout."""
-    layout = current()
-    return jax.default_backend() if layout is None else _platform(layout)
+    value = _IN_USE.value
+    if isinstance(value, Layout):
+        return _platform(value)
+    return jax.default_backend() if value is None else value
 
 
 def current() -> Layout | None:
     """The layout in use."""
-    return _IN_USE.value
+    return _IN_USE.value if isinstance(_IN_USE.value, Layout) else None
 
 
 def one_device() -> bool:

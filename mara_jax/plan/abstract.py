@@ -37,14 +37,15 @@ class PhaseProgram(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The shapes of a step: prompts, their padded length, samples per prompt, most tokens of a completion, and the
-    slots of continuous batching (0: a static batch)."""
+    """The shapes of a step: prompts, their padded length, samples per prompt, most tokens of a completion, the slots of
+    continuous batching (0: a static batch), and members of a population that are side by side (0: a single run)."""
 
     prompts: int
     prompt_tokens: int
     group: int
     new_tokens: int
     slots: int = 0
+    members: int = 0
 
     @property
     def rows(self) -> int:
@@ -73,11 +74,11 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
     tx, learned = optim.make(run.optimiser), sizes.prompts if method_rules.learns_log_z(run.algorithm) else 0
     state, ref_params = placement.abstract(arch, tx, learned), placement.abstract_reference(arch)
     params = state.params if arch.lora is None else lora.beside(ref_params, state.params)
-    prompts = _prompts(sizes)
+    prompts = prompts_of(sizes)
     policy = Policy(arch, None, (0,), 0, {}, "shapes")  # which tokens end a completion does not matter
     key = _replicated((), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     rollout_program = programs.rollout_program(run, policy, params, prompts, key)
-    batch = _batch(run, sizes, prompts)
+    batch = batch_of(run, sizes, prompts)
     reference_program = programs.reference_program(run, arch, ref_params, batch, batch.packing)
     batch = dataclasses.replace(batch, ref_hidden=_hidden(run, sizes, reference_program))
     reads_reference_samples = config.estimator_of(run.algorithm) == "reference_samples"
@@ -91,13 +92,14 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
     }
 
 
-def _prompts(sizes: Sizes) -> rollout.Prompts:
+def prompts_of(sizes: Sizes) -> rollout.Prompts:
+    """The prompts of a step."""
     numbers, ones = _prompt_array(sizes, jnp.int32), _prompt_array(sizes, jnp.float32)
     sampling = draw.SamplingParams(ones, None, None)
     return rollout.Prompts(_prompt_array(sizes, jnp.int32, sizes.prompt_tokens), numbers, numbers, numbers, sampling)
 
 
-def _batch(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
+def batch_of(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
     """A batch without the reference's hidden states, whose shapes come from its program."""
     unknown: Any = None
     samples = {}

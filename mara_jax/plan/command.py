@@ -79,6 +79,8 @@ def arguments(values: flags.FlagValues) -> tuple[Any, ...]:
         if values.shape not in shapes.PUBLISHED:
             raise ValueError(f"--shape={values.shape!r} is not known: choose one of {', '.join(shapes.PUBLISHED)}")
         run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, weights=values.shape))
+    if config.is_population(run) and (values.suggested or values.largest):
+        raise ValueError("--suggested and --largest are for single runs: a population's members lie on one device each")
     chips.simulate(topology)
     return run, topology, values.prompt_tokens, values.suggested, values.largest
 
@@ -86,10 +88,11 @@ def arguments(values: flags.FlagValues) -> tuple[Any, ...]:
 def show(record: dict[str, Any], console: Console) -> None:
     """Prints a record for people."""
     chip, shape, mesh = record["chip"], record["shape"], record["mesh"]
+    members = f"{shape['members']} members side by side, each " if shape["members"] else ""
     console.print(
         f"[bold]{record['policy']}[/bold]: {shape['parameters'] / 1e6:,.1f} M parameters in {record['dtype']}, remat "
-        f"{record['remat']}; {shape['prompts']} groups of {shape['group']} completions ({shape['new_tokens']} tokens "
-        f"after {shape['prompt_tokens']})"
+        f"{record['remat']}; {members}{shape['prompts']} groups of {shape['group']} completions "
+        f"({shape['new_tokens']} tokens after {shape['prompt_tokens']})"
     )
     console.print(
         f"{record['topology']}: {record['devices']} x {chip['name']} with {_gib(chip['memory'])} each; mesh "

@@ -1,192 +1,19 @@
 """The plan of a run for devices that need not be present: memory, work, collectives, and the batch that would fit."""
 
+import contextlib
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from mara_jax import config
 from mara_jax.parallel import mesh, sharding
-from mara_jax.plan import abstract, chips, hlo, prompts, suggest
+from mara_jax.plan import abstract, chips, phases, population, prompts, suggest
 from mara_jax.plan.chips import GIB, Chip
-from mara_jax.policies import lora, parameters
+from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture
-from mara_jax.train import capacity, preflight, shape
-
-
-class Memory(NamedTuple):
-    """Bytes on one device at the peak of a phase.
-
-    parameters: of the policy; reference: of the reference policy; optimiser: its moments; cache: the KV cache of the
-    completions; batch: other arguments and results of the phase; temporaries: all else that the compiler allocates.
-    """
-
-    parameters: int
-    reference: int
-    optimiser: int
-    cache: int
-    batch: int
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
-
-
-class Phase(NamedTuple):
-    """What one phase of a step takes on one device.
-
-    source: how its memory is known, in words; flops: the device's share of the program's matmuls; bytes: the least that
-    it must move through its memory; floor: the least seconds by each bound, "compute", "memory" and "links".
-    """
-
-    memory: Memory
-    source: str
-    flops: float
-    bytes: float
-    floor: dict[str, float]
-    collectives: list[hlo.Collective]
-
-
-def phases(
-    run: config.LanguageRun,
-    arch: Architecture,
-    sizes: abstract.Sizes,
-    chip: Chip,
-    on_compile: Callable[[str], None] = lambda _: None,
-) -> dict[str, Phase]:
-    """Every phase, compiled for the devices of the layout in use.
-
-    Args:
-      on_compile: called with the name of each phase before it is compiled, since that takes minutes.
-    """
-    compiled = {}
-    for name, program in abstract.phase_programs(run, arch, sizes).items():
-        on_compile(name)
-        compiled[name] = _phase(name, program, run, arch, sizes, chip)
-    return compiled
-
-
-def _phase(
-    name: str, program: abstract.PhaseProgram, run, arch: Architecture, sizes: abstract.Sizes, chip: Chip
-) -> Phase:
-    held, batch = capacity.held(run, arch), capacity.bytes_of(program.batch)
-    cache = held.cache if name == "rollout" else 0
-    memory = Memory(*held[:3], cache, batch, 0)
-    collectives: list[hlo.Collective] = []
-    if held.total > chip.memory:
-        source = "not compiled: what must be held has no room"
-    else:
-        try:
-            compiled = program.program.compile()
-        except jax.errors.JaxRuntimeError as error:
-            needed = needed_bytes(str(error))
-            if needed is None:
-                raise
-            memory, source = _refused(name, memory, needed, arch.lora is not None), "refused by the compiler"
-        else:
-            memory, source = _compiled(memory, compiled), "compiled"
-            collectives = hlo.collectives(compiled.as_text(), program.trips)
-    flops = program.flops() / _devices()
-    moved = least_bytes(name, arch, sizes)
-    sent = sum(collective.sent for collective in collectives)
-    return Phase(memory, source, flops, moved, floor(chip, arch.compute_dtype, flops, moved, sent), collectives)
-
-
-def _devices() -> int:
-    layout = sharding.current()
-    return 1 if layout is None else layout.mesh.size
-
-
-def _compiled(known: Memory, compiled: Any) -> Memory:
-    """The memory of a compiled phase: what is known of it, its results, and its temporaries.
-
-    Arguments are counted from their shapes, since the compiler's figure leaves out those that a phase does not use
-    although they stay in memory.
-    """
-    stats = compiled.memory_analysis()
-    results = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
-    temporaries = stats.temp_size_in_bytes
-    if sharding.platform() == "tpu":
-        # On a TPU the sum of all temporary allocations is up to 1.5 times what is in use at once, and the compiler
-        # accepts a program whose sum exceeds the memory.
-        temporaries = min(temporaries, stats.peak_memory_in_bytes - stats.argument_size_in_bytes - results)
-    # The compiler's figure includes the KV cache, since it counts what a loop carries as temporary.
-    spare = max(0, temporaries - known.cache)
-    return known._replace(batch=known.batch + results, temporaries=spare)
-
-
-# Phrases of the compilers' out-of-memory errors, and whether the number is that of the temporaries alone.
-_SIZES = (
-    (re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of"), False),
-    (re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)"), True),
-    (re.compile(r"allocating ([\d.]+)([KMGT]?)i?B? ?bytes"), False),
-)
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def needed_bytes(message: str) -> tuple[int, bool] | None:
-    """Bytes that a compiler's out-of-memory error says a program needs, and whether these are its temporaries alone.
-
-    None for any other error.
-    """
-    if "RESOURCE_EXHAUSTED" not in message and "out of memory" not in message.lower():
-        return None
-    for pattern, temporaries in _SIZES:
-        if match := pattern.search(message):
-            return int(float(match[1]) * _UNITS[match[2]]), temporaries
-    return None
-
-
-def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) -> Memory:
-    """As `_compiled`, from the bytes in the compiler's error: of the temporaries, or of all that the program uses.
-
-    adapted: the policy is the reference with an adapter, so that a rollout takes both.
-    """
-    size, temporaries = needed
-    beside = {
-        "rollout": known.optimiser + (0 if adapted else known.reference),
-        "reference": known.parameters + known.optimiser,
-        "update": 0,
-    }[name]
-    remaining = size - known.cache if temporaries else size + beside - known.total
-    return known._replace(temporaries=max(0, remaining))
-
-
-def least_bytes(name: str, arch: Architecture, sizes: abstract.Sizes) -> float:
-    """The least that a device must read and write in its memory, with the mesh of the layout in use.
-
-    A rollout reads every kernel in the compute dtype at each decoded token and the keys and values seen so far; the
-    reference's pass reads kernels once, an update twice; an update then reads and writes what is trained and moments.
-    """
-    width = jnp.dtype(arch.compute_dtype).itemsize
-    count, trained, tensor = parameters.count(arch), lora.count(arch), sharding.shard_count("mlp")
-    kernels = count * width / tensor
-    if name == "reference":
-        return kernels
-    if name == "update":
-        return 2 * kernels + 6 * 4 * trained / (tensor * sharding.shard_count("embed"))
-    steps = sizes.steps
-    slot = 2 * arch.layers * arch.kv_heads * arch.head_dim * width / sharding.shard_count("kv_heads")
-    rows = sizes.rows / sharding.shard_count("rows")
-    prompts = sizes.prompts * sizes.prompt_tokens / min(sizes.prompts, sharding.shard_count("rows"))
-    return (steps + 1) * kernels + steps * slot * (prompts + rows * sizes.new_tokens / 2)
-
-
-def floor(chip: Chip, dtype: str, flops: float, moved: float, sent: float) -> dict[str, float]:
-    """Least seconds by each of the chip's peaks; empty where they are not known.
-
-    Args:
-      flops, moved, sent: of one device: FLOPs, bytes through its memory, bytes to other devices.
-    """
-    if dtype not in chip.flops:
-        return {}
-    return {"compute": flops / chip.flops[dtype], "memory": moved / chip.bandwidth, "links": sent / chip.links}
+from mara_jax.train import preflight, shape
 
 
 def largest(fits: Callable[[int], bool], first: int, most: int, guess: int | None = None) -> tuple[int, int | None]:
@@ -252,13 +79,15 @@ def plan(
     arch = shape.run_architecture(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = abstract.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
+    if config.is_population(run):
+        return plan_of_members(run, topology, arch, sizes)
     with sharding.use(sharding.layout(mesh.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
         advice = suggest.best(run, arch, sizes, chip, len(devices))
     if suggested and advice is not None:
         run = suggest.with_mesh(run, advice)
     layout = preflight.layout_of(run, devices)
     with sharding.use(layout):
-        phase_of = phases(run, arch, sizes, chip, report_compilation)
+        phase_of = phases.phases(run, arch, sizes, chip, report_compilation)
     record = _record(run, arch, sizes, topology, chip, layout, phase_of)
     record["suggested_mesh"] = None if advice is None else advice._asdict() | {"flags": advice.flags}
     if search:
@@ -267,12 +96,56 @@ def plan(
     return record
 
 
+def plan_of_members(
+    run: config.LanguageRun, topology: chips.Topology, arch: Architecture, sizes: abstract.Sizes
+) -> dict[str, Any]:
+    """As `plan`, of a population's first wave, with the floors of as many single runs one after another (`alone_s`).
+
+    Those are left out where the mesh does not divide a single run's rows.
+    """
+    devices, chip, members = chips.devices(topology), chips.chip_of(topology), config.members(run)
+    layout, first = preflight.layout_of(run, devices), members[0].run
+    with sharding.use(layout):
+        sizes = sizes._replace(members=population.at_once(run, arch, chip.memory))
+        phase_of = phases.phases(first, arch, sizes, chip, report_compilation)
+        record = _record(run, arch, sizes, topology, chip, layout, phase_of)
+        record |= {"members": len(members), "suggested_mesh": None, "alone_s": None}
+        with contextlib.suppress(ValueError):
+            record["alone_s"] = sizes.members * seconds_alone(first, arch, sizes._replace(members=0), chip)
+    record["verdict"] = verdict_of_members(record)
+    return record
+
+
+def seconds_alone(run: config.LanguageRun, arch: Architecture, sizes: abstract.Sizes, chip: Chip) -> float:
+    """The floor of a single run's step on the devices of the layout in use, without what they send; 0: not known.
+
+    Raises:
+      ValueError: rows that the mesh does not divide.
+    """
+    seconds = 0.0
+    for name, program in abstract.phase_programs(run, arch, sizes).items():
+        flops, moved = program.flops() / phases.devices(), phases.least_bytes(name, arch, sizes)
+        seconds += max(phases.floor(chip, arch.compute_dtype, flops, moved, 0.0).values(), default=0.0)
+    return seconds
+
+
+def verdict_of_members(record: dict[str, Any]) -> str:
+    """In words: how many members are side by side, whether they fit, and what they save."""
+    count = record["shape"]["members"]
+    waves = f"{count} of {record['members']} members side by side"
+    text = f"{fit_in_words(record)} {waves}."
+    together = sum(max(row["floor_s"].values(), default=0.0) for row in record["phases"].values())
+    if record["alone_s"] and together:
+        text += f" A step of them takes at least {together:.3g} s; {count} single runs, {record['alone_s']:.3g} s."
+    return text
+
+
 def report_compilation(name: str) -> None:
     """Writes to stderr which phase is being compiled."""
     print(f"compiling {name} ...", file=sys.stderr, flush=True)
 
 
-def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, Phase]) -> dict[str, Any]:
+def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, phases.Phase]) -> dict[str, Any]:
     peak = max(phase.memory.total for phase in phase_of.values())
     return {
         "policy": run.policy.weights,
@@ -289,7 +162,7 @@ def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, 
     }
 
 
-def _row(phase: Phase) -> dict[str, Any]:
+def _row(phase: phases.Phase) -> dict[str, Any]:
     return {
         "memory": phase.memory._asdict() | {"total": phase.memory.total},
         "told": phase.source,
@@ -313,7 +186,7 @@ def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: in
             with sharding.use(layout):
                 wider = sizes._replace(prompts=units * step)
                 known[units] = max(
-                    phase.memory.total for phase in phases(more, arch, wider, chip, report_compilation).values()
+                    phase.memory.total for phase in phases.phases(more, arch, wider, chip, report_compilation).values()
                 )
         return known[units]
 
@@ -343,9 +216,7 @@ def _least_groups(run: config.LanguageRun, layout: sharding.Layout) -> int:
 
 def verdict(record: dict[str, Any]) -> str:
     """In words: whether it fits, how much does, and which mesh to use."""
-    chip, fullest = record["chip"], max(record["phases"].items(), key=lambda item: item[1]["memory"]["total"])
-    words = "fits" if record["fits"] else "does not fit"
-    text = f"It {words}: the {fullest[0]} needs {gib(record['peak_bytes'])} on a device that has {gib(chip['memory'])}."
+    text = fit_in_words(record)
     if "largest_batch" in record:
         most = record["largest_batch"]
         text += f" The largest batch that fits: {most['groups']} groups of {record['shape']['group']}."
@@ -354,3 +225,10 @@ def verdict(record: dict[str, Any]) -> str:
         return text + " No mesh of so many devices divides its rows."
     same = all(record["mesh"][axis] == advice[axis] for axis in mesh.AXES)
     return text + (" The mesh is the suggested one." if same else f" Suggested mesh: {advice['flags']}")
+
+
+def fit_in_words(record: dict[str, Any]) -> str:
+    """Whether it fits, with the fullest phase."""
+    chip, fullest = record["chip"], max(record["phases"].items(), key=lambda item: item[1]["memory"]["total"])
+    words = "fits" if record["fits"] else "does not fit"
+    return f"It {words}: the {fullest[0]} needs {gib(record['peak_bytes'])} on a device that has {gib(chip['memory'])}."

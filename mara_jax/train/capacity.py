@@ -60,21 +60,23 @@ def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
 
 
 def members_at_once(run: LanguageRun, arch: Architecture, limit: float) -> int:
-    """How many members of a population have room side by side, at least one; an estimate.
+    """How many members of a population have room side by side, at least one a device; an estimate.
 
     They share the reference policy. Each has its parameters, gradients and moments twice while they are updated, its
     cache, and what the backward pass reads: of every token and layer about eight vectors of the model's width and three
     of the feed-forward's. A MARGIN of the memory is left to what XLA adds.
 
     Args:
-      arch: of the policy, with its adapter if there is one; limit: bytes there are.
+      arch: of the policy, with its adapter if there is one; limit: bytes of each device of the layout in use.
     """
-    need, sizes = held(run, arch), run.rollout
+    sizes = run.rollout
+    with sharding.without_layout():  # a member lies on one device
+        need = held(run, arch)
     tokens = sizes.prompts_per_step * sizes.group_size * sizes.max_new_tokens // run.optimiser.micro_batches
     saved = 1 if run.policy.remat == "layer" else arch.layers
     activations = tokens * saved * (8 * arch.embed + 3 * arch.mlp) * jnp.dtype(arch.compute_dtype).itemsize
     own = 3 * need.parameters + 2 * need.optimiser + need.cache + activations
-    return max(1, int((MARGIN * limit - need.reference) // own))
+    return max(1, int((MARGIN * limit - need.reference) // own)) * sharding.shard_count("members")
 
 
 def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) -> None:

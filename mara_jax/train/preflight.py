@@ -8,7 +8,7 @@ import jax
 
 from mara_jax import config
 from mara_jax.core import method_rules
-from mara_jax.parallel import mesh, sharding
+from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.tasks.base import Task
 from mara_jax.train import capacity, disk, shape
 
@@ -17,12 +17,27 @@ def layout_of(run: config.LanguageRun, devices: Sequence[Any] | None = None) -> 
     """The run's mesh over these devices, by default all there are.
 
     Raises:
-      ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be.
+      ValueError: sizes that do not fit the devices or the rows of a batch, or a table that cannot be; a population
+        whose members would not lie on one device each, or in several processes.
     """
     sizes = {axis: getattr(run.mesh, axis) for axis in mesh.AXES}
     layout = sharding.layout(mesh.make_mesh(sizes, devices), run.mesh.overrides)
+    if config.is_population(run):
+        _check_members_lie_whole(layout)
+        return layout
     sharding.row_axes(layout, run.rollout.prompts_per_step, run.rollout.group_size // run.optimiser.micro_batches)
     return layout
+
+
+def _check_members_lie_whole(layout: sharding.Layout) -> None:
+    for axis in ("fsdp", "tensor"):
+        if layout.mesh.shape[axis] > 1:
+            raise ValueError(
+                f"mesh.{axis}={layout.mesh.shape[axis]}: each member of a population lies on one device: "
+                "leave fsdp and tensor at 1, and mesh.data divides the members among the devices"
+            )
+    if hosts.several_processes():
+        raise ValueError("a population trains in one process, on all of its devices: start it on one host alone")
 
 
 def check_room(run: config.LanguageRun) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from mara_jax.config import LanguageRun
+from mara_jax.config import Algorithm, LanguageRun
 from mara_jax.core import method_rules
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.parameters import Architecture
@@ -75,7 +75,10 @@ def hyperparameters(run: LanguageRun) -> Hyperparameters:
 
 def static_choices(run: LanguageRun, arch: Architecture, tx: optax.GradientTransformation) -> step.Choices:
     """What is static in an update of the run."""
-    # The compiled program must not depend on `hyperparameters`.
-    algorithm = dataclasses.replace(method_rules.resolved(run.algorithm), beta=1.0, threshold=0.0, eta=1.0)
-    optimiser = run.optimiser
+    algorithm, optimiser = static_algorithm(run), run.optimiser
     return step.Choices(arch, algorithm, tx, optimiser.micro_batches, optimiser.updates, run.guard == "skip")
+
+
+def static_algorithm(run: LanguageRun) -> Algorithm:
+    """The run's algorithm without what `hyperparameters` has: runs whose algorithms are then equal share a program."""
+    return dataclasses.replace(method_rules.resolved(run.algorithm), beta=1.0, threshold=0.0, eta=1.0)

@@ -25,7 +25,7 @@ import single_step
 from mara_jax import config, hf
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.parallel import sharding
-from mara_jax.plan import abstract, chips, planning
+from mara_jax.plan import abstract, chips, phases
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
@@ -48,7 +48,7 @@ def main() -> None:
         measured, prompt_tokens = train(run)
         sizes = abstract.sizes_of(run, prompt_tokens)
         chip = chips.chip_of(chips.parse("cpu:8"))
-        found = planning.phases(run, shape.policy_architecture(run.policy), sizes, chip)
+        found = phases.phases(run, shape.policy_architecture(run.policy), sizes, chip)
     planned = {name: phase.memory._asdict() | {"total": phase.memory.total} for name, phase in found.items()}
     out.write_text(json.dumps({"measured": measured, "planned": planned}))
 

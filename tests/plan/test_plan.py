@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from mara_jax import config
 from mara_jax.hf import shapes
 from mara_jax.parallel import mesh, sharding
-from mara_jax.plan import abstract, chips, command, hlo, planning, suggest
+from mara_jax.plan import abstract, chips, command, hlo, phases, planning, suggest
 from mara_jax.policies import parameters
 from mara_jax.train import capacity, shape
 
@@ -250,13 +250,13 @@ def test_a_right_guess_is_confirmed_by_two_questions():
 )
 def test_bytes_of_a_compilers_refusal(message, needed):
     """The second message is what libtpu 0.0.42 says."""
-    assert planning.needed_bytes(message) == needed
+    assert phases.needed_bytes(message) == needed
 
 
 def test_the_floor_is_by_hand():
     chip = chips.Chip("c", 1.0, {"bfloat16": 2e12}, 4e9, 5e9)
-    assert planning.floor(chip, "bfloat16", 6e12, 8e9, 1e9) == {"compute": 3.0, "memory": 2.0, "links": 0.2}
-    assert planning.floor(chip, "float64", 6e12, 8e9, 1e9) == {}
+    assert phases.floor(chip, "bfloat16", 6e12, 8e9, 1e9) == {"compute": 3.0, "memory": 2.0, "links": 0.2}
+    assert phases.floor(chip, "float64", 6e12, 8e9, 1e9) == {}
 
 
 def test_least_bytes_of_the_phases_by_hand():
@@ -264,10 +264,10 @@ def test_least_bytes_of_the_phases_by_hand():
     arch, count = shape.nano(RUN.policy), KERNELS + NORMS + BIASES
     sizes = abstract.Sizes(2, 32, 2, 10)
     with sharding.use(layout(1, 2, 2)):
-        assert planning.least_bytes("reference", arch, sizes) == 4 * count / 2
-        assert planning.least_bytes("update", arch, sizes) == 4 * count + 24 * count / 4
+        assert phases.least_bytes("reference", arch, sizes) == 4 * count / 2
+        assert phases.least_bytes("update", arch, sizes) == 4 * count + 24 * count / 4
         slot = 2 * 2 * 1 * 32 * 4  # keys and values, layers, one head here, its width
-        assert planning.least_bytes("rollout", arch, sizes) == 10 * 2 * count + 9 * slot * (32 + 2 * 5)
+        assert phases.least_bytes("rollout", arch, sizes) == 10 * 2 * count + 9 * slot * (32 + 2 * 5)
 
 
 def test_a_rollout_of_fewer_rows_takes_more_steps_and_less_cache():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,28 @@ def test_members_are_the_runs_that_they_would_be_alone(x64, rank, changes):
         own = steps_of.member(together.params, k)
         for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(alone[k].params), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_devices_divide_the_members_and_compute_apart(quick_environment):
+    """Four simulated devices: four members, one each; six, which they do not divide, all on each."""
+    here = pathlib.Path(__file__).parent
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
+        "XLA_FLAGS": f"{quick_environment['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, here / "members_program.py"]
+    done = subprocess.run(command, env=os.environ | quick_environment | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout)
+    for name, per_device in (("4 members", 1), ("6 members", 6)):
+        assert seen[name]["members on a device"] == [per_device]
+        assert seen[name]["difference"] < 1e-9 and seen[name]["collectives"] == []
+
+
+def test_members_lie_on_one_device_each():
+    run = dataclasses.replace(BASE, mesh=config.Mesh(data=1, fsdp=-1))
+    with pytest.raises(ValueError, match=r"^mesh.fsdp=2: each member of a population lies on one device"):
+        preflight.layout_of(run, jax.devices() * 2)
 
 
 def steps_of_prompts(setup: setups.Setup, done: int) -> np.ndarray:

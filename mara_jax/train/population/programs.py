@@ -1,14 +1,17 @@
 """The programs of a step for several policies at once: those of a single run, under vmap.
 
 What the members of a population share goes in once: the reference policy, and with adapters the kernels beside them.
-Everything else has a leading axis of members k.
+Everything else has a leading axis of members k, which the devices of the mesh axis "data" divide among them.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from mara_jax.parallel import sharding
 from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.parameters import Architecture
@@ -17,6 +20,38 @@ from mara_jax.train import step
 from mara_jax.train.state import BySampler, Hyperparameters, State
 
 MEMBERS = "members"  # the name of the vmapped axis
+
+
+def member_sharding(members: int) -> NamedSharding | None:
+    """Of arrays [k, ...] in the layout in use: each device has as many members, or all where these do not divide.
+
+    None where there is no layout.
+    """
+    layout = sharding.current()
+    if layout is None:
+        return None
+    divides = members % sharding.shard_count("members") == 0
+    return sharding.named_sharding(layout, ("members" if divides else None,))
+
+
+def over_members(function: Callable[[Any, Any], Any], shared: Any, own_k: Any) -> Any:
+    """function(shared, own) of every member; the results have a leading axis of members.
+
+    The devices compute apart from one another: none waits until the completions of another's members have ended.
+
+    Args:
+      own_k: pytree of arrays [k, ...].
+    """
+
+    def part(shared: Any, own_k: Any) -> Any:
+        with sharding.without_layout():  # a member lies on one device
+            return jax.vmap(functools.partial(function, shared), axis_name=MEMBERS)(own_k)
+
+    placed = member_sharding(len(jax.tree.leaves(own_k)[0]))
+    if placed is None:
+        return part(shared, own_k)
+    specs = (PartitionSpec(), placed.spec)
+    return jax.shard_map(part, mesh=placed.mesh, in_specs=specs, out_specs=placed.spec, check_vma=False)(shared, own_k)
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "settings"))
@@ -35,11 +70,12 @@ def generate(
     """
     settings = settings._replace(axis_name=MEMBERS)
 
-    def of_member(trained: Any, prompts: rollout.Prompts, key: jax.Array) -> rollout.Drawn:
+    def of_member(base: Any, own: tuple) -> rollout.Drawn:
+        trained, prompts, key = own
         params = base if trained is None else lora.attached(arch, base, trained)
         return rollout.generate(arch, params, prompts, key, settings)
 
-    return jax.vmap(of_member, axis_name=MEMBERS)(trained_k, prompts_k, key_k)
+    return over_members(of_member, base, (trained_k, prompts_k, key_k))
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "parts"))
@@ -51,10 +87,11 @@ def policy_hidden(
     tokens_k: prompt_tokens [k, p, s], prompt_lengths [k, p], tokens [k, p, g, t].
     """
 
-    def of_member(trained: Any, tokens: tuple, packing: Packing | None) -> logprobs.Hidden:
+    def of_member(base: Any, own: tuple) -> logprobs.Hidden:
+        trained, tokens, packing = own
         return logprobs.reference_hidden(arch, lora.attached(arch, base, trained), *tokens, packing, parts)
 
-    return jax.vmap(of_member)(trained_k, tokens_k, packing_k)
+    return over_members(of_member, base, (trained_k, tokens_k, packing_k))
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "parts", "one_prompt"))
@@ -65,14 +102,14 @@ def reference_hidden(
 
     one_prompt: whether all members have the same prompts, which are then computed once.
     """
-    prompt_tokens, prompt_lengths, completions = tokens_k
-    axis = None if one_prompt else 0
-    prompts = (prompt_tokens[0], prompt_lengths[0]) if one_prompt else (prompt_tokens, prompt_lengths)
+    *prompts_k, completions = tokens_k
+    same = [array[0] for array in prompts_k] if one_prompt else None
 
-    def of_member(prompts: tuple, tokens: jax.Array, packing: Packing | None) -> logprobs.Hidden:
-        return logprobs.reference_hidden(arch, base, *prompts, tokens, packing, parts)
+    def of_member(shared: tuple, own: tuple) -> logprobs.Hidden:
+        (base, same), (prompts, tokens, packing) = shared, own
+        return logprobs.reference_hidden(arch, base, *(same or prompts), tokens, packing, parts)
 
-    return jax.vmap(of_member, in_axes=(axis, 0, 0))(prompts, completions, packing_k)
+    return over_members(of_member, (base, same), (None if one_prompt else prompts_k, completions, packing_k))
 
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("states",))
@@ -81,7 +118,8 @@ def update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """As `step.update` for each member; the old states' buffers are donated."""
 
-    def of_member(state: State, batches: BySampler, hyper: Hyperparameters) -> tuple[State, dict[str, jax.Array]]:
+    def of_member(ref_params: Any, own: tuple) -> tuple[State, dict[str, jax.Array]]:
+        state, batches, hyper = own
         return step.update(state, ref_params, batches, hyper, choices)
 
-    return jax.vmap(of_member)(states, batches, hyper)
+    return over_members(of_member, ref_params, (states, batches, hyper))

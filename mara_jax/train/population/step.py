@@ -3,14 +3,17 @@
 Arrays on the device have a leading axis of members k; what the host scores and writes is a list with an entry a member.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from mara_jax.config import estimator_of
+from mara_jax.parallel import sharding
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.train import groups, loop, programs
@@ -173,11 +176,20 @@ def update(setups: Sequence[Setup], states: State, batches: BySampler) -> tuple[
 
 
 def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of arrays as one, with a leading axis."""
-    return jax.jit(lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))(*trees)
+    """Trees of arrays as one, with a leading axis of members, on the devices that have them."""
+
+    def stack(*trees: Any) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    return jax.jit(stack, out_shardings=of_members.member_sharding(len(trees)))(*trees)
 
 
-@jax.jit
 def member(tree: Any, place: int) -> Any:
-    """One member's part of a tree of arrays with a leading axis."""
-    return jax.tree.map(lambda x: x[place], tree)
+    """One member's part of a tree of arrays with a leading axis, on every device of the layout in use."""
+    layout = sharding.current()
+    return _part(None if layout is None else sharding.replicated(layout))(tree, place)
+
+
+@functools.cache
+def _part(where: NamedSharding | None) -> Any:
+    return jax.jit(lambda tree, place: jax.tree.map(lambda x: x[place], tree), out_shardings=where)

@@ -54,10 +54,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     population.json, a figure, and model/ or adapter/ of the chosen member.
 
     Raises:
-      ValueError: as of a single run; or there are several devices.
+      ValueError: as of a single run.
     """
-    if sharding.current() is not None:
-        raise ValueError("a population trains on one device: make one visible, as with CUDA_VISIBLE_DEVICES=0")
     with metrics.Display(cfg.steps) as display:
         loaded = startup.loaded(cfg, checked(task), workdir, display)
         count = len(loaded.task)
@@ -72,7 +70,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         show_forecasts(members, display)
         report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
-        room = capacity.members_at_once(cfg, placed.policy.architecture, capacity.limit_here()[0])
+        limit, devices = capacity.limit_here()
+        room = capacity.members_at_once(cfg, placed.policy.architecture, limit / devices)
         waves = waves_of(members, cfg.population.at_once or room)
         display.note(describe(waves, room))
         for number, wave in enumerate(waves, 1):
@@ -144,12 +143,13 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
-    """Members whose update is one program, in parts of at most `at_once`."""
+    """Members whose update is one program, in parts of at most `at_once`; in each, if there are enough, as many for
+    every device."""
+    at_once = at_once - at_once % sharding.shard_count("members") or at_once
     alike: dict[Any, list[Member]] = {}
     for member in members:
-        setup = member.setup
-        choices = programs.static_choices(setup.cfg, setup.policy.architecture, setup.tx)
-        alike.setdefault((choices.algorithm, setup.cfg.optimiser), []).append(member)
+        cfg = member.setup.cfg
+        alike.setdefault((programs.static_algorithm(cfg), cfg.optimiser), []).append(member)
     return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
 
 
