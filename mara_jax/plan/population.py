@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from mara_jax import config
 from mara_jax.core import method_rules
@@ -60,7 +61,8 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
     batches = BySampler(batch, batch if config.estimator_of(run.algorithm) == "reference_samples" else None)
     hyper = stacked(programs.hyperparameters(run), sizes.members)
     choices = programs.static_choices(run, arch, tx)
-    update = programs.Program(of_members.update, (state, ref_params, batches, hyper, choices))
+    rates = stacked(np.float64(1), sizes.members)
+    update = programs.Program(of_members.update, (state, ref_params, batches, hyper, rates, choices))
     return {
         "rollout": PhaseProgram(generate, (sizes.steps,), (prompts.tokens, prompts.lengths, prompts.ids)),
         "reference": PhaseProgram(reference, (), (completions, batch.packing)),

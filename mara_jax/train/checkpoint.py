@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 
 from mara_jax.config import Checkpoint
 from mara_jax.parallel import hosts
-from mara_jax.train import memory
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.state import State
 
@@ -157,14 +156,16 @@ class Checkpoints:
         """Whether a checkpoint follows `step` steps."""
         return last or step % self.every == 0
 
-    def save(self, step: int, state: State, last: bool = False) -> None:
-        """Writes the state reached after `step` steps, if the step is due or the last.
+    def save(self, step: int, state: State, last: bool = False) -> bool:
+        """Writes the state reached after `step` steps, if the step is due or the last; returns whether it has.
+
+        What writing leaves behind, `memory.give_back` returns to the system.
 
         Raises:
           Exception: of many kinds; what was begun is removed where nobody else writes it.
         """
         if not self.due(step, last) or step in self.manager.all_steps():
-            return
+            return False
         begun = self.manager.latest_step()
         try:
             with _one_error(lasting=self.asynchronous):
@@ -176,7 +177,7 @@ class Checkpoints:
         # Orbax finishes one checkpoint before it begins the next.
         if hosts.is_process_zero():
             self._record(begun if self.asynchronous else step)
-        memory.give_back()
+        return True
 
     def latest(self) -> int | None:
         """Steps done at the newest complete checkpoint, or None."""

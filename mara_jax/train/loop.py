@@ -114,7 +114,8 @@ def train(
             log.write(previous, (state, hidden))
             previous = None
             evaluations.measure(done + 1, policy_params(setup, state))
-        checkpoints.save(done + 1, state, last)
+        if checkpoints.save(done + 1, state, last):
+            memory.give_back()
     return state
 
 

@@ -291,6 +291,8 @@ def _count(number: int, singular: str, plural: str) -> str:
 
 def _text(path: Path) -> str:
     if not path.is_file():
+        if (path.parent / "population.json").exists():
+            raise ValueError(f"{path.parent} is a population: evaluate population shows it, its runs are members/NAME")
         raise FileNotFoundError(f"{path} does not exist; name the workdir of a language-model run")
     try:
         return path.read_text(encoding="utf-8")

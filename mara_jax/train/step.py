@@ -212,7 +212,12 @@ def _scored(stats: head.Stats, batch: Batch, masses: Masses) -> Scored:
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("state",))
 def update(
-    state: State, ref_params: Any, batches: BySampler, hyper: Hyperparameters, choices: Choices
+    state: State,
+    ref_params: Any,
+    batches: BySampler,
+    hyper: Hyperparameters,
+    choices: Choices,
+    rate: jax.Array | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step of a run: `choices.updates` of the optimiser, each on the whole batch.
 
@@ -223,6 +228,7 @@ def update(
       batches: as in `loss`; the policy that the first update changes has drawn its batch.
       hyper: traced, so that they can be swept.
       choices: static.
+      rate: factor of the optimiser's changes, traced: a learning rate over that which `choices.tx` has; None for 1.
 
     Returns:
       The new state and metrics: those of the first update, whose policy drew the batch; where there are more,
@@ -236,6 +242,8 @@ def update(
         grads, (metrics, logp, learned) = gradient(state.params, ref_params, batches, hyper, choices, old, known)
         grads = placement.constrain_params(grads, arch)
         changes, opt_state = choices.tx.update(grads, state.opt_state, state.params)
+        if rate is not None:
+            changes = jax.tree.map(lambda change: rate.astype(change.dtype) * change, changes)
         metrics["grad/norm"] = optax.global_norm(grads)
         if state.log_z is not None:
             assert learned is not None

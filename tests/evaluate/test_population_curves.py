@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mara_jax.evaluate import population_curves, population_drawing
+from mara_jax.evaluate import command, population_curves, population_drawing
 from mara_jax.evaluate.population_curves import Checkpoint, Curves
 
 
@@ -98,3 +98,10 @@ def test_the_figures_are_drawn(tmp_path):
 def test_no_population_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"population\.json does not exist: name the workdir of a population"):
         population_curves.read(tmp_path)
+
+
+def test_a_population_is_no_run(tmp_path, capsys):
+    (tmp_path / "population.json").write_text("{}")
+    for action in ("show", "compare"):
+        assert command.main(["evaluate", action, str(tmp_path)]) == 2
+        assert "is a population: evaluate population shows it, its runs are members/NAME" in capsys.readouterr().err

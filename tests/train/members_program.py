@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
 import jax
@@ -43,7 +44,9 @@ def collectives(setups: list[Setup]) -> list[str]:
     hyper = jax.tree.map(lambda *x: np.stack(x), *(programs.hyperparameters(one.cfg) for one in setups))
     choices = programs.static_choices(first.cfg, first.policy.architecture, first.tx)
     _, batches = batches_of(setups, state, 0)
-    compiled = programs_of.update.lower(state, first.ref_params, batches, hyper, choices).compile()
+    compiled = programs_of.update.lower(
+        state, first.ref_params, batches, hyper, np.ones(len(setups)), choices
+    ).compile()
     return [one.kind for one in hlo.collectives(compiled.as_text())]
 
 
@@ -66,4 +69,4 @@ def of_seeds(seeds: int) -> dict[str, Any]:
     return {"members on a device": sorted(per_device), "difference": difference(together, apart), "collectives": kinds}
 
 
-print(json.dumps({f"{2 * seeds} members": of_seeds(seeds) for seeds in (2, 3)}))
+print(json.dumps(of_seeds(int(sys.argv[1]))))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mara_jax.core import method_rules
 from mara_jax.sampling.logprobs import Hidden
-from mara_jax.train import metrics
+from mara_jax.train import memory, metrics
 from mara_jax.train.groups import Groups, policy_params
 from mara_jax.train.outputs import Outputs
 from mara_jax.train.population import step as steps
@@ -61,6 +61,7 @@ def train(
                 own_state = steps.member(state, place)
                 outputs.evaluations.measure(done + 1, policy_params(setup, own_state))
                 outputs.checkpoints.save(done + 1, own_state, last)
+            memory.give_back()
     return state
 
 

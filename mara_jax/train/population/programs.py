@@ -114,12 +114,18 @@ def reference_hidden(
 
 @functools.partial(jax.jit, static_argnames=("choices",), donate_argnames=("states",))
 def update(
-    states: State, ref_params: Any, batches: BySampler, hyper: Hyperparameters, choices: step.Choices
+    states: State,
+    ref_params: Any,
+    batches: BySampler,
+    hyper: Hyperparameters,
+    rate_k: jax.Array,
+    choices: step.Choices,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """As `step.update` for each member; the old states' buffers are donated."""
+    """As `step.update` for each member, whose learning rate is rate_k [k] times that of `choices.tx`; the old states'
+    buffers are donated."""
 
     def of_member(ref_params: Any, own: tuple) -> tuple[State, dict[str, jax.Array]]:
-        state, batches, hyper = own
-        return step.update(state, ref_params, batches, hyper, choices)
+        state, batches, hyper, rate = own
+        return step.update(state, ref_params, batches, hyper, choices, rate)
 
-    return over_members(of_member, ref_params, (states, batches, hyper))
+    return over_members(of_member, ref_params, (states, batches, hyper, rate_k))

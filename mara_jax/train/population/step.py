@@ -171,8 +171,9 @@ def update(setups: Sequence[Setup], states: State, batches: BySampler) -> tuple[
     """Dispatches every member's update; the old states' buffers are donated."""
     first = setups[0]
     hyper = jax.tree.map(lambda *values: np.stack(values), *(programs.hyperparameters(setup.cfg) for setup in setups))
+    rates = np.array([setup.cfg.optimiser.learning_rate for setup in setups])
     choices = programs.static_choices(first.cfg, first.policy.architecture, first.tx)
-    return of_members.update(states, first.ref_params, batches, hyper, choices)
+    return of_members.update(states, first.ref_params, batches, hyper, rates / rates[0], choices)
 
 
 def stacked(trees: Sequence[Any]) -> Any:

@@ -148,8 +148,7 @@ def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
     at_once = at_once - at_once % sharding.shard_count("members") or at_once
     alike: dict[Any, list[Member]] = {}
     for member in members:
-        cfg = member.setup.cfg
-        alike.setdefault((programs.static_algorithm(cfg), cfg.optimiser), []).append(member)
+        alike.setdefault(programs.static_algorithm(member.setup.cfg), []).append(member)
     return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
 
 
