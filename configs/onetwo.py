@@ -68,7 +68,7 @@ def nano() -> LanguageRun:
         algorithm=Algorithm(beta=0.1, threshold=0.8),
         task=onetwo.Config(malformed=0.25),
         warmup=Warmup(steps=250, batch=32, learning_rate=3e-3),
-        rollout=Rollout(group_size=32, max_new_tokens=48),
+        rollout=Rollout(group_size=32, max_new_tokens=56),
         optimiser=Optimiser(learning_rate=5e-4, decay_steps=100),
         checkpoint=Checkpoint(every=50, keep=2),
         show_samples=1,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mara_jax.evaluate.population_curves import Curves, checkpoints, front
@@ -20,7 +21,7 @@ def colours(members: Sequence[Curves]) -> dict[str, str]:
 
 def figure7(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
     """Every member over training: share of the first answer, entropy of the answers, reward against entropy."""
-    colour_of = colours(members)
+    colour_of, betas = colours(members), sorted({one.beta for one in members})
     with style():
         figure = Figure(figsize=(13.0, 0.8 + 2.6 * len(colour_of)), dpi=130)
         axes = figure.subplots(len(colour_of), 3, squeeze=False, sharex="col")
@@ -28,12 +29,13 @@ def figure7(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
             own = [one for one in members if one.kind == kind]
             share, bits, both = row
             for one in own:
-                steps = np.arange(1, len(one.bits) + 1)
-                share.plot(steps, one.share, color=colour, alpha=0.45, linewidth=0.9)
-                bits.plot(steps, one.bits, color=colour, alpha=0.45, linewidth=0.9)
-                both.plot(one.bits, one.reward, color=colour, alpha=0.3, linewidth=0.8)
-                both.scatter(one.bits[-1:], one.reward[-1:], s=14, color=colour, linewidths=0)
-            share.set_title(f"{kind}: {len(own)} runs", loc="left", fontsize=11)
+                steps, tint = np.arange(1, len(one.bits) + 1), tinted(colour, one.beta, betas)
+                share.plot(steps, one.share, color=tint, linewidth=0.9)
+                bits.plot(steps, one.bits, color=tint, linewidth=0.9)
+                both.plot(one.bits, one.reward, color=tint, alpha=0.4, linewidth=0.8)
+                both.scatter(one.bits[-1:], one.reward[-1:], s=14, color=tint, linewidths=0, zorder=3)
+            shades = f", dark: beta {betas[-1]:g}, pale: {betas[0]:g}" if len(betas) > 1 else ""
+            share.set_title(f"{kind}: {len(own)} runs{shades}", loc="left", fontsize=11)
             _limits(share, 1.0, "share of the first answer")
             _limits(bits, own[0].most, "entropy (bits)")
             both.set_ylabel("reward")
@@ -42,6 +44,12 @@ def figure7(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
             ax.set_xlabel(label)
         figure.tight_layout()
         return save(figure, path)
+
+
+def tinted(colour: str, beta: float, betas: Sequence[float]) -> tuple[float, ...]:
+    """The colour itself for the largest beta, paler for smaller ones; betas: all there are, rising."""
+    pale = 0.72 * (1 - betas.index(beta) / (len(betas) - 1)) if len(betas) > 1 else 0.0
+    return tuple(pale + (1 - pale) * part for part in to_rgb(colour))
 
 
 def _limits(ax: Axes, most: float, label: str) -> None:
@@ -53,7 +61,7 @@ def _limits(ax: Axes, most: float, label: str) -> None:
 def figure8(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
     """Reward against entropy of all checkpoints, averaged over seeds, with each kind's front; then the entropy that
     was forecast before training beside the one that was reached, and the distance to each member's own optimum."""
-    colour_of, points = colours(members), checkpoints(members)
+    colour_of, points, betas = colours(members), checkpoints(members), sorted({one.beta for one in members})
     with style():
         figure = Figure(figsize=(14.0, 4.6), dpi=130)
         pareto, forecast, distance = figure.subplots(1, 3)
@@ -64,9 +72,10 @@ def figure8(path: pathlib.Path, members: Sequence[Curves]) -> pathlib.Path:
             pareto.errorbar(**place, **errors, fmt="o", markersize=2.5, color=colour, alpha=0.3, elinewidth=0.6)
             best = front(own)
             pareto.plot([p.bits for p in best], [p.reward for p in best], color=colour, linewidth=1.8, label=kind)
-            known = [(one.forecast, one.bits[-1]) for one in members if one.kind == kind and one.forecast is not None]
-            x, y = ([pair[i] for pair in known] for i in (0, 1))
-            forecast.scatter(x, y, s=18, color=colour, alpha=0.6, linewidths=0, label=kind)
+            known = [one for one in members if one.kind == kind and one.forecast is not None]
+            tints = [tinted(colour, one.beta, betas) for one in known]
+            x, y = [one.forecast for one in known], [one.bits[-1] for one in known]
+            forecast.scatter(x, y, s=20, color=tints, linewidths=0, label=kind)
         _distances(distance, members, colour_of)
         pareto.set_title("checkpoints, mean over seeds", loc="left", fontsize=11)
         pareto.set_xlabel("entropy (bits)")
