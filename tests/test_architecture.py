@@ -12,7 +12,7 @@ ROOT = pathlib.Path(mara_jax.__file__).parent
 COMMANDS = ("audit", "predict", "plan", "bench", "figures", "evaluate", "generate", "export")
 LAYERS = [
     ("core", "config", "parallel"),
-    ("policies", "tasks"),
+    ("policies", "tasks", "measures"),
     ("sampling", "hf"),
     ("train", "toy"),
     ("cli",),
