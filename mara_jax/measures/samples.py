@@ -39,30 +39,27 @@ def majority_at_k(counts: ArrayLike, value: ArrayLike, k: int, unanswered: int =
     value, counts = value[counts > 0], counts[counts > 0]
     # Every sample is kept by a coin of chance k / total. Given that k are kept, they are a uniform subset, so each
     # count is binomial: numbers stay within floats where products of binomial coefficients would not.
-    chance = k / total
-    silent = _binomial(unanswered, chance)
-    won = sum(
-        _won_with(votes, counts, value, k, chance, silent) for votes in range(1, min(k, max(counts, default=0)) + 1)
-    )
-    return float(won / _binomial(total, chance)[k])
+    chance, most = k / total, min(k, max(counts, default=0))
+    won = [_won_with(votes, counts, value, k, unanswered, chance) for votes in range(1, most + 1)]
+    return float(sum(won) / _binomial(total, chance)[k])
 
 
-def _won_with(votes: int, counts: np.ndarray, value: np.ndarray, k: int, chance: float, silent: np.ndarray) -> float:
+def _won_with(votes: int, counts: np.ndarray, value: np.ndarray, k: int, unanswered: int, chance: float) -> float:
     """Expected value of the winner times the probability that it has exactly `votes` votes and that k are kept.
 
-    The answers are added one by one: ways[t, j] is the probability that t of them have `votes` votes, the others fewer,
-    and all together j; worth[t, j] is the same, weighted by the sum of the values of those t.
+    The answers that may have as many are added one by one: ways[t, j] is the probability that t of them have `votes`
+    votes, the others fewer, and that j samples are kept in all; worth[t, j] is the same, weighted by the sum of the
+    values of those t. Answers with fewer samples cannot win, so they are pooled with the samples that have no answer.
     """
-    most = k // votes
+    able, most = counts >= votes, k // votes
     ways, worth = np.zeros((most + 1, k + 1)), np.zeros((most + 1, k + 1))
-    ways[0, : len(silent)] = silent[: k + 1]
-    for count, own in zip(counts, value, strict=True):
+    others = _binomial(unanswered + int(counts[~able].sum()), chance)[: k + 1]
+    ways[0, : len(others)] = others
+    for count, own in zip(counts[able], value[able], strict=True):
         share = _binomial(int(count), chance)
-        fewer = share[:votes]
-        new_ways, new_worth = _spread(ways, fewer), _spread(worth, fewer)
-        if count >= votes:
-            new_ways[1:, votes:] += share[votes] * ways[:-1, :-votes]
-            new_worth[1:, votes:] += share[votes] * (worth + own * ways)[:-1, :-votes]
+        new_ways, new_worth = _spread(ways, share[:votes]), _spread(worth, share[:votes])
+        new_ways[1:, votes:] += share[votes] * ways[:-1, :-votes]
+        new_worth[1:, votes:] += share[votes] * (worth + own * ways)[:-1, :-votes]
         ways, worth = new_ways, new_worth
     return float(np.sum(worth[1:, k] / np.arange(1, most + 1)))
 

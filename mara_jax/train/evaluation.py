@@ -32,6 +32,21 @@ class Sizes(NamedTuple):
     slots: int = 0
 
 
+class Group(NamedTuple):
+    """The completions of one prompt, with their scores.
+
+    prompt_id: its number in the task; prompt: as one text; completions: [g] texts, empty where another process holds
+    them; reward, answer, finished: [g] of each, on every process; finished: whether an end token came.
+    """
+
+    prompt_id: int
+    prompt: str
+    completions: list[str]
+    reward: np.ndarray
+    answer: list[str | None]
+    finished: np.ndarray
+
+
 def measure(
     task: Task, policy: Policy, params: Any, prompts: Sequence[list[int]], key: jax.Array, sizes: Sizes
 ) -> dict[str, Any]:
@@ -41,20 +56,40 @@ def measure(
       prompts: token ids of each.
 
     Returns:
-      `metrics`, means over the prompts, and `prompts`, the same of each with its answers' counts.
+      As of `summary`.
     """
-    rows: list[dict[str, Any]] = []
+    return summary(draw(task, policy, params, prompts, key, sizes), sizes.threshold)
+
+
+def draw(
+    task: Task, policy: Policy, params: Any, prompts: Sequence[list[int]], key: jax.Array, sizes: Sizes
+) -> list[Group]:
+    """Samples and scores completions, a group for every prompt of a task; arguments as of `measure`."""
+    groups: list[Group] = []
     at_once = min(sizes.prompts_at_once, len(task))
     for first in range(0, len(task), at_once):
         ids = np.arange(first, min(first + at_once, len(task)))
-        scores, finished_pg = _drawn(task, policy, params, prompts, key, np.resize(ids, at_once), sizes)
-        for place, number in enumerate(ids.tolist()):
-            text = text_of(task.prompt(number))
-            rows.append(
-                {"prompt_id": number, "prompt": text} | _of_prompt(scores, place, finished_pg[place], sizes.threshold)
-            )
+        groups += _drawn(task, policy, params, prompts, key, np.resize(ids, at_once), sizes)[: len(ids)]
+    return groups
+
+
+def summary(groups: Sequence[Group], threshold: float) -> dict[str, Any]:
+    """Measures of groups of completions.
+
+    Args:
+      threshold: a completion is good from this reward on.
+
+    Returns:
+      `metrics`, means over the prompts, and `prompts`, the same of each with its answers' counts.
+    """
+    rows = [{"prompt_id": group.prompt_id, "prompt": group.prompt} | _of_prompt(group, threshold) for group in groups]
+    return {"metrics": means(rows), "prompts": rows}
+
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean over the prompts of each measure of their rows: of each value that is a float."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
-    return {"metrics": {name: float(np.mean([row[name] for row in rows])) for name in names}, "prompts": rows}
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
 def _drawn(
@@ -65,12 +100,12 @@ def _drawn(
     key: jax.Array,
     ids: np.ndarray,
     sizes: Sizes,
-) -> tuple[scoring.GroupScores, np.ndarray]:
-    """Scores of all samples of the prompts `ids` [p], and [p, samples] whether each ended.
+) -> list[Group]:
+    """The groups of the prompts `ids` [p].
 
     Every call has the same shapes, so that one program serves all: what is drawn too much is left out.
     """
-    parts, finished = [], []
+    scores, texts, finished = [], [], []
     for first in range(0, sizes.samples, sizes.samples_at_once):
         completions = rollout.sample(
             policy,
@@ -83,30 +118,42 @@ def _drawn(
             prompt_ids=ids,
             first_sample=first,
         )
-        parts.append(scoring.score(task, ids, completions))
+        scores.append(scoring.score(task, ids, completions))
+        texts.append(completions.text)
         finished.append(hosts.gather(completions.finished))
-    reward_pg = np.concatenate([part.reward for part in parts], axis=1)[:, : sizes.samples]
-    groups = zip(*(part.answer for part in parts), strict=True)
-    answer_pg = [list(itertools.chain(*group))[: sizes.samples] for group in groups]
-    return scoring.GroupScores(reward_pg, answer_pg, {}), np.concatenate(finished, axis=1)[:, : sizes.samples]
+    reward_pg = np.concatenate([part.reward for part in scores], axis=1)[:, : sizes.samples]
+    finished_pg = np.concatenate(finished, axis=1)[:, : sizes.samples]
+    text_pg, answer_pg = _joined(texts, sizes.samples), _joined([part.answer for part in scores], sizes.samples)
+    return [
+        Group(number, text_of(task.prompt(number)), text_pg[row], reward_pg[row], answer_pg[row], finished_pg[row])
+        for row, number in enumerate(ids.tolist())
+    ]
 
 
-def _of_prompt(scores: scoring.GroupScores, place: int, finished_g: np.ndarray, threshold: float) -> dict[str, Any]:
+def _joined(parts: Sequence[Sequence[Sequence[Any]]], samples: int) -> list[list[Any]]:
+    """The first samples of each prompt, from several calls."""
+    return [list(itertools.chain(*group))[:samples] for group in zip(*parts, strict=True)]
+
+
+def powers(count: int) -> list[int]:
+    """1, 2, 4, ... up to `count`: the k of pass@k."""
+    return [2**power for power in range(count.bit_length())]
+
+
+def _of_prompt(group: Group, threshold: float) -> dict[str, Any]:
     """Measures of the completions of one prompt."""
-    reward_g, answers = scores.reward[place], scores.answer[place]
-    count, good = len(reward_g), int(np.sum(reward_g >= threshold))
-    given = collections.Counter(answer for answer in answers if answer is not None)
-    correct = {answer for answer, reward in zip(answers, reward_g, strict=True) if reward >= threshold} - {None}
-    sizes = [2**power for power in range(count.bit_length()) if 2**power <= count]
+    count, good = len(group.reward), int(np.sum(group.reward >= threshold))
+    given = collections.Counter(answer for answer in group.answer if answer is not None)
+    correct = {answer for answer, reward in zip(group.answer, group.reward, strict=True) if reward >= threshold}
     diverse = group_metrics.of_window({0: {**given, None: count - given.total()}})
     return {
-        "reward": float(np.mean(reward_g, dtype=np.float64)),
-        **{f"pass@{k}": diversity.pass_at_k(count, good, k) for k in sizes},
+        "reward": float(np.mean(group.reward, dtype=np.float64)),
+        **{f"pass@{k}": diversity.pass_at_k(count, good, k) for k in powers(count)},
         "valid": given.total() / count,
         "answers/distinct": float(len(given)),
-        "answers/good": float(len(correct)),
+        "answers/good": float(len(correct - {None})),
         "answers/effective": diverse["answers/effective"],
-        "truncated": float(np.mean(~finished_g)),
+        "truncated": float(np.mean(~group.finished)),
         "counts": dict(given.most_common()),
     }
 

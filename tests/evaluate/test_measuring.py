@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mara_jax.core import diversity
-from mara_jax.train import evaluation, scoring
+from mara_jax.train import evaluation
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_good_sample():
@@ -20,9 +20,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_good_sample():
 
 
 def test_measures_of_a_prompt_by_hand():
-    reward = np.array([[1.0, 0.5, 1.0, 0.0]], np.float32)
-    scores = scoring.GroupScores(reward, [["a", "b", "a", None]], {})
-    measured = evaluation._of_prompt(scores, 0, np.array([True, True, True, False]), 0.8)
+    reward, finished = np.array([1.0, 0.5, 1.0, 0.0], np.float32), np.array([True, True, True, False])
+    group = evaluation.Group(0, "p", ["a!", "b", "a", "?"], reward, ["a", "b", "a", None], finished)
+    measured = evaluation._of_prompt(group, 0.8)
     # Two of four are good: pass@2 = 1 - (2 choose 2) / (4 choose 2). The answers' shares are 2/3 and 1/3.
     effective = 2 ** (-(2 / 3) * np.log2(2 / 3) - (1 / 3) * np.log2(1 / 3))
     assert measured == {
