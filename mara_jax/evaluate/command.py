@@ -17,8 +17,8 @@ COMMAND = cli.Command(
     purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
     draws its figure again; compare prints several runs side by side, with means over those that differ in their seed
     alone; population draws Figures 7 and 8 of a population into its workdir, and counts its members that end with one
-    answer, or with equal ones. run measures weights on a file of prompts: reward, pass@k, and how many different
-    answers they give; it writes OUT/evaluation.json.""",
+    answer, or with equal ones. run measures weights on a file of prompts: reward, pass@k, majority@k, and how different
+    answers and texts are, with intervals; it writes OUT/evaluation.json, and OUT/evaluation.html to read.""",
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
@@ -56,13 +56,13 @@ def evaluate(argv: list[str]) -> int:
     values, action, workdirs = parse(argv)
     console = Console(soft_wrap=True, highlight=False)
     if action == "run":
-        from mara_jax.evaluate import measuring
+        from mara_jax.evaluate import measuring, page
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
         given["answer"] = given["answer"] or ""
         settings = measuring.Settings(**given)
         console.print(measuring.run(settings, pathlib.Path(values.out)))
-        console.print(f"written: {values.out}/{measuring.FILE}", markup=False)
+        console.print(f"written: {values.out}/{measuring.FILE}, and to read: {values.out}/{page.FILE}", markup=False)
         return 0
     from mara_jax.evaluate import comparison
     from mara_jax.train import summary

@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from mara_jax import tasks
 from mara_jax.config import LanguageRun
+from mara_jax.evaluate import drawing, page, prompt_measures
 from mara_jax.tasks import prompts
 from mara_jax.train import evaluation, sampled
 from mara_jax.train.tables import NumberTable
@@ -33,7 +34,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, out: pathlib.Path) -> NumberTable:
-    """Samples, scores and writes OUT/evaluation.json; returns the table to print.
+    """Samples, scores and writes evaluation.json, .html, .png and .svg into OUT; returns the table to print.
 
     Raises:
       ValueError, OSError: one line, for weights, prompts or functions that cannot be used.
@@ -51,14 +52,20 @@ def run(settings: Settings, out: pathlib.Path) -> NumberTable:
     samples = settings.samples
     sizes = evaluation.Sizes(samples, settings.max_new_tokens, settings.threshold, at_once, samples)
     key = jax.random.key(settings.seed)
-    measured = evaluation.measure(task, policy.policy, policy.params, encoded, key, sizes)
-    (out / FILE).write_text(evaluation.as_json({"settings": settings._asdict()} | measured))
+    groups = evaluation.draw(task, policy.policy, policy.params, encoded, key, sizes)
+    measured = evaluation.summary(groups, settings.threshold)
+    measured = prompt_measures.extended(measured, groups, settings.threshold, settings.seed)
+    result = {"settings": settings._asdict()} | measured
+    (out / FILE).write_text(evaluation.as_json(result))
+    page.write(out / page.FILE, result, groups, drawing.draw(out / drawing.FILE, result))
     return _table(measured, len(task), settings)
 
 
 def _table(measured: dict[str, Any], count: int, settings: Settings) -> NumberTable:
     title = f"{escape(settings.weights)}: {count} prompts, {settings.samples} completions each"
-    shown = NumberTable.with_headers("", "mean", title=title)
+    intervals = measured["intervals"]
+    headers = ("", "mean", f"{100 * measured['bootstrap']['level']:g} % interval") if intervals else ("", "mean")
+    shown = NumberTable.with_headers(*headers, title=title)
     for name, value in measured["metrics"].items():
-        shown.add_row(name, f"{value:.3f}")
+        shown.add_row(name, f"{value:.3f}", *(["{:.3f} to {:.3f}".format(*intervals[name])] if intervals else []))
     return shown

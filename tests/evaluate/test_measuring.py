@@ -1,5 +1,7 @@
 """Weights measured on a file of prompts: pass@k by enumeration, and a whole evaluation by counting its completions."""
 
+import base64
+import html.parser
 import itertools
 import json
 
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 
 from mara_jax.core import diversity
+from mara_jax.evaluate import drawing, page, prompt_measures
 from mara_jax.train import evaluation
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_good_sample():
@@ -32,32 +37,119 @@ def test_measures_of_a_prompt_by_hand():
     }  # fmt: skip
 
 
-def test_run_measures_weights_and_writes_what_it_prints(command, random_model, tmp_path):
-    """Each measure is counted again from the prompts' counts."""
-    (tmp_path / "own.py").write_text(
+def test_more_measures_of_a_prompt_by_hand():
+    """Answers a, b, a and none; a is good, b is not."""
+    reward = np.array([1.0, 0.5, 1.0, 0.0], np.float32)
+    group = evaluation.Group(0, "p", ["x y", "x", "x y", ""], reward, ["a", "b", "a", None], np.ones(4, bool))
+    # Votes of two: six pairs, of which aa, a and none twice give a; ab twice is a tie; b and none gives b.
+    # Votes of four: a. Words: x y x x y, of which 2 of 5 are different; pairs: xy twice.
+    expected = [2 / (50257 * (1 - (50256 / 50257) ** 5)), 1 / (2 - 1 / 50257), 0, 0, 0]
+    assert prompt_measures.of_group(group, 0.8) == {
+        "majority@1": pytest.approx(0.5), "majority@2": pytest.approx((1 + 2 + 2 * 0.5) / 6), "majority@4": 1.0,
+        "answers/entropy_bits": pytest.approx(np.log2(3) - 2 / 3), "answers/unseen": 0.25, "ngrams/distinct-1": 0.4,
+        "ngrams/distinct-2": 0.5, "ngrams/distinct-3": 0.0, "ngrams/ead": pytest.approx(sum(expected) / 5),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(command, random_model, tmp_path_factory):
+    """A whole evaluation of three prompts: what was printed, and the folder."""
+    folder = tmp_path_factory.mktemp("measured")
+    (folder / "own.py").write_text(
         "def reward(prompts, completions, wanted):\n"
         "    return [float(text[:1] in set(one)) for text, one in zip(completions, wanted)]\n"
         "def answer(prompt, completion):\n    return completion[:1] or None\n"
     )
-    lines = [{"prompt": f"{letter}?", "wanted": "abcdefghijklmnopqrstuvwxyz"} for letter in "abc"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"prompt": f"{letter}<b>?", "wanted": LETTERS} for letter in "abc"]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = command(
-        "mara_jax.evaluate", "run", f"--weights={random_model}", f"--prompts={tmp_path}/rows.jsonl", "--samples=20",
-        f"--reward={tmp_path}/own.py:reward", f"--answer={tmp_path}/own.py:answer", "--max_new_tokens=3",
-        f"--out={tmp_path}/out",
+        "mara_jax.evaluate", "run", f"--weights={random_model}", f"--prompts={folder}/rows.jsonl", "--samples=20",
+        f"--reward={folder}/own.py:reward", f"--answer={folder}/own.py:answer", "--max_new_tokens=3",
+        f"--out={folder}/out",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert [row["prompt"] for row in written["prompts"]] == ["a?", "b?", "c?"]
+    return done.stdout, folder / "out"
+
+
+def test_run_measures_weights_and_writes_what_it_prints(measured):
+    """Each measure is counted again from the prompts' counts."""
+    printed, out = measured
+    written = json.loads((out / "evaluation.json").read_text())
+    assert [row["prompt"] for row in written["prompts"]] == ["a<b>?", "b<b>?", "c<b>?"]
     for row in written["prompts"]:
-        good = sum(count for answer, count in row["counts"].items() if answer in lines[0]["wanted"])
-        assert row["reward"] == pytest.approx(good / 20) == row["pass@1"]
+        right = {answer: count for answer, count in row["counts"].items() if answer in LETTERS}
+        good, ones = sum(right.values()), list(row["counts"].values()).count(1)
+        assert row["reward"] == pytest.approx(good / 20) == row["pass@1"] == pytest.approx(row["majority@1"])
         assert row["pass@4"] == pytest.approx(diversity.pass_at_k(20, good, 4))
         assert row["answers/distinct"] == len(row["counts"]) and row["valid"] == sum(row["counts"].values()) / 20
+        assert row["answers/unseen"] == ones / 20
+        assert row["answers/effective"] == pytest.approx(2 ** row["answers/entropy_bits"])
     for name, value in written["metrics"].items():
-        assert value == pytest.approx(np.mean([row[name] for row in written["prompts"]]))
-        assert f"{name}" in done.stdout and f"{value:.3f}" in done.stdout
+        values = [row[name] for row in written["prompts"]]
+        assert value == pytest.approx(np.mean(values))
+        assert f"{name}" in printed and f"{value:.3f}" in printed
+        low, high = written["intervals"][name]
+        assert min(values) - 1e-9 <= low <= value + 1e-9 and value - 1e-9 <= high <= max(values) + 1e-9
+        assert f"{low:.3f} to {high:.3f}" in printed
     assert 0 < written["metrics"]["reward"] < 1
+    assert written["bootstrap"] == {"level": 0.95, "resamples": 2000, "seed": 0, "over": "prompts"}
+
+
+class Texts(html.parser.HTMLParser):
+    """What a browser shows in elements `pre`, and every other element's name and attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.pre, self.elements, self.inside = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag == "pre"
+        if self.inside:
+            self.pre.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "pre"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.pre[-1] += data.removeprefix("" if self.pre[-1] else "\n")  # as a browser does
+
+
+def test_run_writes_a_page_that_needs_no_other_file(measured):
+    out = measured[1]
+    page_read = Texts((out / "evaluation.html").read_text())
+    (image,) = [attributes["src"] for tag, attributes in page_read.elements if tag == "img"]
+    assert base64.b64decode(image.split(",")[1]) == (out / "evaluation.png").read_bytes()
+    assert not [tag for tag, attributes in page_read.elements if tag in ("link", "script", "b")]
+    assert all(attributes.get("href", "#").startswith("#") for _, attributes in page_read.elements)
+    counts = [row["counts"] for row in json.loads((out / "evaluation.json").read_text())["prompts"]]
+    assert page_read.pre.count("a<b>?") == 1
+    folded = [attributes for tag, attributes in page_read.elements if tag == "details"]
+    assert len(folded) >= 3 + sum(map(len, counts))
+
+
+def test_the_page_shows_completions_by_answer_and_escapes_them(tmp_path):
+    evil = "<script>alert('x')</script> & \"q\" {{ 1 }}"
+    texts = [evil, evil, "\n\nplain", "z" * 3000, *map(str, range(30))]
+    answers = ["<i>", "<i>", "<i>", None, *["n"] * 30]
+    group = evaluation.Group(0, f"p {evil}", texts, np.arange(34, dtype=np.float32), answers, np.ones(34, bool))
+    shown = page.by_answer(group)
+    assert [(row.name, row.count, row.reward, row.left_out) for row in shown] == [
+        ("n", 30, pytest.approx(18.5), 10), ("<i>", 3, 1.0, 0), (None, 1, 3.0, 0),
+    ]  # fmt: skip
+    assert shown[1].texts == [(evil, 2), ("\n\nplain", 1)]
+    assert shown[2].texts == [("z" * 2000 + "… (1000 more characters)", 1)]
+    result = prompt_measures.extended(evaluation.summary([group], 0.8), [group], 0.8, 0)
+    assert result["intervals"] == {}
+    settings = {"weights": evil, "prompts": "f", "samples": 34, "max_new_tokens": 4, "threshold": 0.8}
+    result |= {"settings": settings}
+    page.write(tmp_path / "page.html", result, [group], drawing.draw(tmp_path / "page.png", result))
+    raw = (tmp_path / "page.html").read_text()
+    assert "<script" not in raw and "<i>" not in raw
+    read = Texts(raw)
+    assert read.pre[0] == f"p {evil}" and read.pre.count(evil) == 1 and "\n\nplain" in read.pre
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""The figure that `evaluate run` draws."""
+
+import pathlib
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mara_jax.plot_style import OWN, VANILLA, horizontal_grid, save, style
+
+FILE = "evaluation.png"
+
+
+def draw(path: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
+    """pass@k and majority@k by k with their intervals, and reward against effective answers, a dot for each prompt.
+
+    Args:
+      path: of the PNG, beside which an SVG is written; result: what evaluation.json holds.
+
+    Returns:
+      That path.
+    """
+    with style():
+        figure = Figure(figsize=(11.0, 4.4), dpi=130)
+        by_k, prompts = figure.subplots(1, 2)
+        for kind, colour in (("pass", OWN), ("majority", VANILLA)):
+            _curve(by_k, result, kind, colour)
+        by_k.set_xscale("log", base=2)
+        by_k.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        by_k.set_ylim(-0.03, 1.03)
+        by_k.set_xlabel("k completions")
+        by_k.set_title("mean over prompts", loc="left", fontsize=11)
+        by_k.legend(frameon=False, fontsize=9)
+        effective = [row["answers/effective"] for row in result["prompts"]]
+        prompts.scatter(
+            effective, [row["reward"] for row in result["prompts"]], s=22, color=OWN, alpha=0.5, linewidths=0
+        )
+        prompts.set_xlim(left=0, right=1.05 * max(1.0, *effective))
+        prompts.set_xlabel("effective number of answers")
+        prompts.set_ylabel("mean reward")
+        prompts.set_title("a dot for each prompt", loc="left", fontsize=11)
+        for ax in (by_k, prompts):
+            horizontal_grid(ax)
+        figure.tight_layout()
+        return save(figure, path)
+
+
+def _curve(ax: Axes, result: dict[str, Any], kind: str, colour: str) -> None:
+    """One measure by k, with a band where there are intervals."""
+    names = [name for name in result["metrics"] if name.startswith(f"{kind}@")]
+    ks = [int(name.split("@")[1]) for name in names]
+    ax.plot(
+        ks, [result["metrics"][name] for name in names], color=colour, marker="o", markersize=3.5, label=f"{kind}@k"
+    )
+    if result["intervals"]:
+        low, high = zip(*(result["intervals"][name] for name in names), strict=True)
+        ax.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
