@@ -250,7 +250,7 @@ def check_python(block: str, capsys) -> None:
         ), line
 
 
-@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/methods.md"])
+@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/methods.md", "docs/measures.md"])
 def test_python_of_pages_gives_the_numbers_beside_it(page, capsys):
     (block,) = documented.python_blocks(page)
     check_python(block, capsys)
@@ -387,7 +387,7 @@ def test_fields_that_pages_name_exist():
     assert isinstance(sections["algorithm"], schema.Algorithm)
     for page in documented.PAGES:
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
-            if section in sections and name not in ("json", "jsonl", "png"):  # files
+            if section in sections and name not in ("json", "jsonl", "png", "html"):  # files
                 places = (
                     [module.Config() for module in (onetwo, digits, prompts, reasoning_gym)]
                     if section == "task"
