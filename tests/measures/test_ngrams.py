@@ -91,6 +91,7 @@ PAIRS = [
     # Three of five words, and all three of the other: 2 * 3 / (5 + 3).
     ("the cat sat on it", "The CAT, sat!", 6 / 8),
     ("a a a b", "a b b", 4 / 7),  # counts are clipped: one b, one a
+    ("a a b", "a a c", 4 / 6),  # and so is a, twice
     ("it's 3.5 metres", "it s 3 5 metres", 1.0),
     ("over_the top", "over the top", 1.0),  # an underscore divides words
     ("one", "two", 0.0),
