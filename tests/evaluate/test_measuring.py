@@ -141,6 +141,8 @@ def test_the_page_shows_completions_by_answer_and_escapes_them(tmp_path):
     ]  # fmt: skip
     assert shown[1].texts == [(evil, 2), ("\n\nplain", 1)]
     assert shown[2].texts == [("z" * 2000 + "… (1000 more characters)", 1)]
+    few = evaluation.Group(0, "p", ["x", "y", "z"], np.ones(3, np.float32), [None, None, "z"], np.ones(3, bool))
+    assert [row.name for row in page.by_answer(few)] == ["z", None]  # last, though there are more
     result = prompt_measures.extended(evaluation.summary([group], 0.8), [group], 0.8, 0)
     assert result["intervals"] == {}
     settings = {"weights": evil, "prompts": "f", "samples": 34, "max_new_tokens": 4, "threshold": 0.8}
