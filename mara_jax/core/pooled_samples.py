@@ -286,7 +286,8 @@ def optimum_mass(
     def at(beta):
         weight_rj, signal_j = log_weight_rj, outcomes.reward
         if method == "answers":
-            signal_j, lift_j = _answer_lift(log_weight_rj[0], outcomes, answers, beta, threshold, direction)
+            log_mass_a = _log_mass_of_outcomes(log_weight_rj[0], outcomes, answers, beta, threshold, direction)
+            signal_j, lift_j = _answer_lift(log_mass_a, outcomes, beta, threshold, direction)
             weight_rj = weight_rj + lift_j
         logp_rj = jax.vmap(lambda weight_j: _optimum(weight_j, signal_j, beta, direction))(weight_rj)
         return jnp.matmul(jnp.exp(logp_rj), member_jc, precision=jax.lax.Precision.HIGHEST)
@@ -311,9 +312,51 @@ def objective_log_mass(
     outcomes, threshold = _relative_to_best(outcomes, threshold)
     reward_j = outcomes.reward
     if method == "answers":
-        reward_j, lift_j = _answer_lift(log_weight_j, outcomes, answers, beta, threshold, direction)
+        log_mass_a = _log_mass_of_outcomes(log_weight_j, outcomes, answers, beta, threshold, direction)
+        reward_j, lift_j = _answer_lift(log_mass_a, outcomes, beta, threshold, direction)
         log_weight_j = log_weight_j + lift_j
     return optimum_log_mass(log_weight_j, reward_j, outcomes.answer, answers, beta, direction)
+
+
+@functools.partial(jax.jit, static_argnames=("answers", "method", "direction", "at_once"))
+def optimum_logp(
+    log_weight_rj: Float[Array, "r j"],
+    outcomes: Outcomes,
+    beta: Scalar,
+    threshold: Scalar,
+    log_mass_a: Float[Array, " a"] | None = None,
+    *,
+    answers: int,
+    method: Augmentation,
+    direction: Direction,
+    at_once: int,
+) -> Float[Array, "r j"]:
+    """Log-probability of each group of samples at one objective's optimum, for every row of weights.
+
+    Args:
+        log_weight_rj: log-mass of each group under the reference (nats), -inf for an empty one.
+        outcomes: of each group.
+        beta: regularisation strength, above 0.
+        threshold: reward from which a sample is good.
+        log_mass_a: log-mass of every answer as a run has measured it (nats); by default that of row 0.
+        answers: number of classes.
+        method: "vanilla" or MARA over "answers".
+        direction: "reverse" or "forward".
+        at_once: rows that are computed together.
+
+    Returns:
+        Nats.
+    """
+    outcomes, threshold = _relative_to_best(outcomes, threshold)
+    reward_j = outcomes.reward
+    if method == "answers":
+        if log_mass_a is None:
+            log_mass_a = _log_mass_of_outcomes(log_weight_rj[0], outcomes, answers, beta, threshold, direction)
+        reward_j, lift_j = _answer_lift(log_mass_a, outcomes, beta, threshold, direction)
+        log_weight_rj = log_weight_rj + lift_j
+    return jax.lax.map(
+        lambda weight_j: _optimum(weight_j, reward_j, beta, direction), log_weight_rj, batch_size=at_once
+    )
 
 
 def _relative_to_best(outcomes: Outcomes, threshold):
@@ -322,10 +365,13 @@ def _relative_to_best(outcomes: Outcomes, threshold):
     return outcomes._replace(reward=outcomes.reward - best), threshold - best
 
 
-def _answer_lift(log_weight_j, outcomes: Outcomes, answers: int, beta, threshold, direction):
+def _log_mass_of_outcomes(log_weight_j, outcomes: Outcomes, answers: int, beta, threshold, direction):
+    return answer_log_mass(log_weight_j, outcomes.reward, outcomes.answer, answers, beta, threshold, direction)
+
+
+def _answer_lift(log_mass_a, outcomes: Outcomes, beta, threshold, direction):
     """Rewards of MARA over answers, and the nats by which it lifts each group's reference."""
     reward_j, answer_j, likeliest_j, samples = outcomes
-    log_mass_a = answer_log_mass(log_weight_j, reward_j, answer_j, answers, beta, threshold, direction)
     known_j = likeliest_j > -jnp.inf
     # A group without a sample comes last, by a nat: beside float32's least number its lift would be rounded away.
     ref_1j = jnp.where(known_j, likeliest_j, jnp.min(likeliest_j, where=known_j, initial=0.0) - 1)[None]
