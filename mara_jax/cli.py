@@ -46,6 +46,7 @@ class Flag:
       meaning: one or two phrases.
       default: where it is not given; None where its absence means something.
       kind: str, int, float or bool.
+      several: whether the value is a tuple of that kind, written with commas between.
       choices: words that it may be; none for anything.
       least, most: bounds of a number.
     """
@@ -55,6 +56,7 @@ class Flag:
     meaning: str
     default: Any = None
     kind: type = str
+    several: bool = False
     choices: tuple[str, ...] = ()
     least: float = -math.inf
     most: float = math.inf
@@ -165,17 +167,34 @@ def _define(command: Command, argv: list[str]) -> flags.FlagValues:
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True, sys_argv=argv)
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
     for flag in command.flags:
-        define[flag.kind](flag.name, flag.default, flag.meaning, flag_values=values)
+        if flag.several:
+            flags.DEFINE(_Several(flag.kind), flag.name, flag.default, flag.meaning, flag_values=values)
+        else:
+            define[flag.kind](flag.name, flag.default, flag.meaning, flag_values=values)
     return values
+
+
+class _Several(flags.ArgumentParser):
+    """Reads values of one kind with commas between."""
+
+    def __init__(self, kind: type) -> None:
+        self.parser = {str: flags.ArgumentParser, int: flags.IntegerParser, float: flags.FloatParser}[kind]()
+
+    def parse(self, argument: str) -> tuple:
+        return tuple(self.parser.parse(part.strip()) for part in argument.split(","))
+
+    def flag_type(self) -> str:
+        return "values"
 
 
 def _check_value(flag: Flag, value: Any) -> None:
     if value is None:
         return
-    if flag.choices and value not in flag.choices:
-        raise ValueError(f"--{flag.name}={value} is unknown: choose one of {', '.join(flag.choices)}")
-    if _bounds(flag) and not flag.least <= value <= flag.most:
-        raise ValueError(f"--{flag.name}={value} must be {_bounds(flag)}")
+    for one in value if flag.several else (value,):
+        if flag.choices and one not in flag.choices:
+            raise ValueError(f"--{flag.name}={one} is unknown: choose one of {', '.join(flag.choices)}")
+        if _bounds(flag) and not flag.least <= one <= flag.most:
+            raise ValueError(f"--{flag.name}={one} must be {_bounds(flag)}")
 
 
 def _bounds(flag: Flag) -> str:

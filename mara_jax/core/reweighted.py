@@ -14,14 +14,17 @@ in where a completion came up again would choose the weights by what was drawn. 
 would move the estimate toward the policy, unseen, where the effective sample size shows a large weight for what it is.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from mara_jax.core import augment, pooled_samples
 from mara_jax.core.forecast import Objective
+from mara_jax.core.targets import Direction
 
 _AT_ONCE = 2**22  # numbers in the array of resamples and groups that is computed at once
 
@@ -97,12 +100,20 @@ def measured_log_mass(
     Returns:
         Nats; an answer without a good sample has the mass of half a sample, and all are -inf where no sample is good.
     """
-    settings = objective.beta, objective.threshold, objective.direction
-    mass_1a = augment.answer_log_mass(jnp.asarray(reward_n)[None], jnp.asarray(answer_n)[None], answers, *settings)
-    unseen_1 = augment.unseen_log_mass(jnp.asarray(reward_n)[None], *settings)
-    mass_a = np.asarray(mass_1a[0], np.float64)
+    mass_a, unseen = _measured(
+        jnp.asarray(reward_n, float), jnp.asarray(answer_n), objective.beta, objective.threshold,
+        answers=answers, direction=objective.direction,
+    )  # fmt: skip
+    mass_a = np.asarray(mass_a, np.float64)
     seen_a = mass_a > -np.inf
-    return np.where(seen_a, mass_a, float(unseen_1[0])) if seen_a.any() else mass_a
+    return np.where(seen_a, mass_a, float(unseen)) if seen_a.any() else mass_a
+
+
+@functools.partial(jax.jit, static_argnames=("answers", "direction"))
+def _measured(reward_n, answer_n, beta, threshold, *, answers: int, direction: Direction):
+    settings = beta, threshold, direction
+    mass_1a = augment.answer_log_mass(reward_n[None], answer_n[None], answers, *settings)
+    return mass_1a[0], augment.unseen_log_mass(reward_n[None], *settings)[0]
 
 
 class _Groups(NamedTuple):
@@ -150,6 +161,9 @@ def optimum(
         signal_n, lift_n = (np.asarray(one, np.float64) for one in lifted)
     groups = _pool(samples, signal_n)
     log_weight_rj = _log_mass(samples.log_weight, lift_n, groups, resamples, np.random.default_rng(seed))
+    padded = 1 << (answers - 1).bit_length()
+    if log_mass_a is not None:
+        log_mass_a = np.append(log_mass_a, np.full(padded - answers, -np.inf))
     logp_rj = pooled_samples.optimum_logp(
         jnp.asarray(log_weight_rj, float),
         pooled_samples.Outcomes(
@@ -159,7 +173,7 @@ def optimum(
         objective.beta,
         objective.threshold,
         None if log_mass_a is None else jnp.asarray(log_mass_a, float),
-        answers=answers,
+        answers=padded,
         method="answers" if objective.method == "answers" else "vanilla",
         direction=objective.direction,
         at_once=max(1, _AT_ONCE // len(groups.reward)),

@@ -10,6 +10,7 @@ from mara_jax.tasks.base import Task
 from mara_jax.train.scoring import GroupScores
 
 FOLDER = "rollouts"
+COLUMNS = "step prompt_id prompt sample completion reward answer logp ref_logp finished".split()
 
 
 class Rollouts:
@@ -61,14 +62,29 @@ def read(workdir: pathlib.Path, first: int = 1, last: int | None = None) -> Any:
 
     Raises:
       FileNotFoundError: the run has written none.
+      ValueError: a file that is damaged, or lacks a column.
     """
-    from pyarrow import concat_tables, parquet
+    from pyarrow import concat_tables
 
     files = [path for path in sorted((workdir / FOLDER).glob("step_*.parquet")) if first <= _step(path)]
     files = [path for path in files if last is None or _step(path) <= last]
     if not files:
         raise FileNotFoundError(f"{workdir / FOLDER} holds no rollouts of these steps")
-    return concat_tables([parquet.read_table(path) for path in files])
+    # A step in which no completion has an answer has a column of nulls without a type.
+    return concat_tables([_read_step(path) for path in files], promote_options="default")
+
+
+def _read_step(path: pathlib.Path) -> Any:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        step = parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the other steps can be read") from error
+    missing = [name for name in COLUMNS if name not in step.column_names]
+    if missing:
+        raise ValueError(f"{path} lacks the column {missing[0]}: a step's file has {', '.join(COLUMNS)}")
+    return step
 
 
 def _step(path: pathlib.Path) -> int:

@@ -11,7 +11,7 @@ import optax
 
 from mara_jax import config
 from mara_jax.core import augment, method_rules
-from mara_jax.core.scored import Scored
+from mara_jax.core.scored import Algorithm, Scored
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import finite, placement
@@ -190,15 +190,26 @@ class Masses(NamedTuple):
 def _masses(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algorithm) -> Masses:
     """None, None where the method reads none."""
     batch = batches.policy
-    if batch.ref_reward is None:
+    if batch.ref_reward is None or batch.ref_answer is None:
         return Masses(None, None)
-    # Every index is below this: there are no more answers than completions.
     groups = 1 if batches.reference is None else 2
-    count = batch.ref_reward.shape[1] + groups * batch.reward.shape[1]
+    return answer_masses(batch.ref_reward, batch.ref_answer, groups * batch.reward.shape[1], hyper, algorithm)
+
+
+def answer_masses(
+    ref_reward_pn: jax.Array, ref_answer_pn: jax.Array, group_size: int, hyper: Hyperparameters, algorithm: Algorithm
+) -> Masses:
+    """The masses that MARA over answers reads.
+
+    Args:
+      ref_reward_pn, ref_answer_pn: scores of the reference policy's samples under each prompt, answers by index.
+      group_size: completions of a prompt, which may have other answers: every index is below the number of both.
+    """
+    count = ref_reward_pn.shape[1] + group_size
     settings = (hyper.beta, hyper.threshold, algorithm.kl)
     return Masses(
-        augment.answer_log_mass(batch.ref_reward, batch.ref_answer, count, *settings),
-        augment.unseen_log_mass(batch.ref_reward, *settings),
+        augment.answer_log_mass(ref_reward_pn, ref_answer_pn, count, *settings),
+        augment.unseen_log_mass(ref_reward_pn, *settings),
     )
 
 

@@ -47,7 +47,7 @@ def exact(method: str, direction, beta: float = BETA, threshold: float = THRESHO
 
 
 def masses(p: np.ndarray) -> np.ndarray:
-    return np.array([p[ANSWER == a].sum() for a in (0, 1, -1)])
+    return np.array([p[a == ANSWER].sum() for a in (0, 1, -1)])
 
 
 def objective(method: str, direction="reverse", beta: float = BETA, threshold: float = THRESHOLD):
@@ -77,7 +77,7 @@ def test_more_draws_come_nearer_to_the_optimum(method, direction):
         return float(np.sqrt(np.mean([(one.mass[0] - masses(p)) ** 2 for one in got])))
 
     few, many = error(100), error(20_000)
-    assert many < 5e-3 and many < few / 6
+    assert many < 1e-2 and many < few / 6
 
 
 @pytest.mark.parametrize("method", ["vanilla", "answers"])

@@ -1,0 +1,223 @@
+"""Stored rollouts under other settings: what each batch's signal would have been, and where each setting ends."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mara_jax import config
+from mara_jax.core import diversity, forecast, method_rules, reweighted
+from mara_jax.predict import batches
+from mara_jax.predict.prediction import LARGEST, Settings
+from mara_jax.predict.stored_rollouts import Stored
+
+# Effective sample size from which an estimate counts: a share of one half is known to 1.96 sqrt(.25 / 100), +- .1.
+LEAST = 100
+# Effective sample size of a prompt from which it may stand in a mean over prompts. The noise of many prompts averages
+# out, but not the bias of weights that are divided by their sum, which is of the order of the spread over this number.
+LEAST_IN_MEAN = 10
+COVERED = 0.9  # mean weight below which the report says that the stored completions miss a part of the reference
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the run's beta, where none is given
+
+
+def own_settings(run: config.LanguageRun) -> tuple[Settings, str]:
+    """The settings of a run, and a sentence where vanilla RL or its advantages stand for its own method ("" else)."""
+    algorithm = method_rules.resolved(run.algorithm)
+    method, note = method_rules.forecast_method(algorithm), ""
+    if method is None:
+        note = f"the optimum of algorithm.method={run.algorithm.method} is not known: vanilla RL stands for it"
+    elif algorithm.objective != "policy_gradient" or algorithm.level != "sequence":
+        note = "the run's loss reads more than whole completions: its advantages are those of algorithm.method=vanilla"
+    beta = max(algorithm.beta, forecast.LEAST_BETA)
+    return Settings(method or "vanilla", algorithm.kl, beta, algorithm.threshold), note
+
+
+def sweep(stored: Stored, chosen: dict[str, tuple]) -> list[Settings]:
+    """The run's own settings, then all combinations of what is chosen.
+
+    Args:
+      stored: the batches.
+      chosen: values of fields of Settings; a field that is not given keeps the run's own. Where no field is given:
+        vanilla RL and MARA, at FACTORS of the run's beta.
+
+    Raises:
+      ValueError: a beta that float32 cannot hold beside these rewards.
+    """
+    own, _ = own_settings(stored.run)
+    if not chosen:
+        with_answers = any(name is not None for group in stored.answer for name in group)
+        mara = own.objective if own.objective != "vanilla" else "answers" if with_answers else "strings"
+        middle = own.beta if own.beta > forecast.LEAST_BETA else 0.1
+        chosen = {"objective": ("vanilla", mara), "beta": tuple(float(f"{middle * x:.3g}") for x in FACTORS)}
+    values = [chosen.get(name, (getattr(own, name),)) for name in Settings._fields]
+    settings = list(dict.fromkeys([own, *(Settings(*one) for one in itertools.product(*values))]))
+    least = (float(np.ptp(stored.reward)) or 1.0) / LARGEST
+    for one in settings:
+        if not least <= one.beta <= LARGEST:
+            raise ValueError(f"beta={one.beta:g} must lie in [{least:.1g}, {LARGEST:g}] beside these rewards: try 0.1")
+    return settings
+
+
+def replay(
+    stored: Stored, settings: Sequence[Settings], *, resamples: int = forecast.RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """What stored rollouts say about each of some settings.
+
+    Args:
+      stored: the batches.
+      settings: the run's own first.
+      resamples: of the bootstrap, for intervals.
+      seed: of the resamples.
+
+    Returns:
+      A dict of plain numbers and lists for JSON. For each setting `batches`, see `batches.summary` (None where it
+      cannot be computed), and `prompts` and their `mean`, the optimum: `reward`, `good` (probability of a good
+      completion), `none` (of no answer), `entropy_bits` and `number` (effective number) of the answers, `share` of each
+      answer, ends of 95 % intervals beside each, `effective_samples`, and `too_small`, a sentence or None.
+
+    Raises:
+      ValueError: one line.
+    """
+    own_signal = batches.signal(stored, settings[0])
+    by_prompt = {prompt: _weighted(stored, prompt) for prompt in sorted(stored.text)}
+    entries = []
+    for one in settings:
+        signal = batches.signal(stored, one)
+        optima = {
+            prompt: _optimum(stored, one, prompt, weighted, answers, resamples, seed)
+            for prompt, (weighted, answers) in by_prompt.items()
+        }
+        entries.append(
+            one._asdict()
+            | {
+                "own": one == settings[0],
+                "batches": batches.summary(signal, own_signal) if signal and own_signal else None,
+                "prompts": [_of_prompt(prompt, *optimum, by_prompt[prompt]) for prompt, optimum in optima.items()],
+                "mean": _mean(list(optima.values())),
+            }
+        )
+    record = {
+        "rollouts": {
+            "steps": [int(stored.step.min()), int(stored.step.max())],
+            "count": int(stored.reward.size),
+            "group_size": int(stored.reward.shape[1]),
+            "prompts": len(by_prompt),
+            "reward": float(np.mean(stored.reward)),
+        },
+        "least": LEAST,
+        "reference": [_reference(prompt, weighted) for prompt, (weighted, _) in by_prompt.items()],
+        "settings": entries,
+    }
+    return record | {"notes": notes(record, own_settings(stored.run)[1])}
+
+
+def _weighted(stored: Stored, prompt: int) -> tuple[reweighted.Weighted, tuple[str, ...]]:
+    """A prompt's completions with their weights, and the names of their answers."""
+    row_k = stored.prompt_id == prompt
+    # Conditioning policy and reference on completions that end leaves the ratio of two such completions as it was.
+    counted = stored.finished[row_k].ravel() if stored.leaves_out_truncated else slice(None)
+    reward, logp, ref_logp = (array[row_k].ravel()[counted] for array in (stored.reward, stored.logp, stored.ref_logp))
+    names_n = np.array([name for k in np.flatnonzero(row_k) for name in stored.answer[k]], object)[counted]
+    if not len(reward):
+        raise ValueError(f"prompt {prompt} has no completion that ends, and others are left out (task.truncated=mask)")
+    answers = tuple(sorted({name for name in names_n if name is not None}))
+    index = {name: number for number, name in enumerate(answers)}
+    answer = np.array([-1 if name is None else index[name] for name in names_n])
+    return reweighted.Weighted(reward, answer, ref_logp, reweighted.log_weights(logp, ref_logp)), answers
+
+
+def _optimum(stored: Stored, settings: Settings, prompt: int, weighted, answers, resamples: int, seed: int):
+    """The optimum under one prompt, in numbers, rows as of `reweighted.Optimum`; and its effective sample size."""
+    objective = forecast.Objective(*settings)  # pyright: ignore[reportArgumentType]
+    log_mass_a = None
+    if settings.objective == "answers" and prompt in stored.reference and answers:
+        reference, index = stored.reference[prompt], {name: number for number, name in enumerate(answers)}
+        # An answer that the rollouts lack has a mass of its own, which they cannot use.
+        other = {
+            name: len(index) + i for i, name in enumerate(sorted(set(filter(None, reference.answer)) - set(index)))
+        }
+        answer_n = np.array([(index | other).get(name, -1) for name in reference.answer])
+        log_mass_a = reweighted.measured_log_mass(objective, reference.reward, answer_n, len(index) + len(other))
+    count = len(answers) if log_mass_a is None else len(log_mass_a)
+    optimum = reweighted.optimum(
+        objective, weighted, max(count, 1), log_mass_a=log_mass_a, resamples=resamples, seed=seed + 7919 * prompt
+    )
+    mass_ra, none_r = optimum.mass[:, : len(answers)], optimum.mass[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share_ra = mass_ra / mass_ra.sum(axis=1, keepdims=True)
+    bits_r = np.array([diversity.entropy_bits(mass_a) for mass_a in mass_ra])
+    numbers = {"reward": optimum.reward, "good": optimum.good, "none": none_r, "entropy_bits": bits_r}
+    return numbers | {"number": 2.0**bits_r, "share": share_ra}, optimum.effective_samples
+
+
+def _of_prompt(prompt: int, numbers: dict, effective: float, known: tuple) -> dict[str, Any]:
+    weighted, answers = known
+    return {
+        "prompt_id": prompt,
+        "count": len(weighted.reward),
+        "answers": list(answers),
+        **_intervals(numbers),
+        "effective_samples": effective,
+        "too_small": _too_small(effective, len(weighted.reward)),
+    }
+
+
+def _too_small(effective: float, count: int) -> str | None:
+    if effective >= LEAST:
+        return None
+    return f"too small: {count} completions count as {effective:.1f} at this optimum, and {LEAST} are needed"
+
+
+def _mean(optima: list[tuple[dict, float]]) -> dict[str, Any]:
+    """Means over prompts; the resamples of different prompts are independent."""
+    names = [name for name in optima[0][0] if name != "share"]
+    numbers = {name: np.mean([of_prompt[name] for of_prompt, _ in optima], axis=0) for name in names}
+    effective = [one for _, one in optima]
+    total, least, too_small = sum(effective), LEAST_IN_MEAN if len(effective) > 1 else LEAST, None
+    few = sum(one < least for one in effective)
+    if total < LEAST or few:
+        too_small = (
+            f"too small: effective sample sizes of {len(effective)} prompts sum to {total:.1f} ({LEAST} are needed), "
+            f"and {few} are below {least}"
+        )
+    return {**_intervals(numbers), "effective_samples": total, "too_small": too_small}
+
+
+def _intervals(numbers: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Row 0 of each array, and the ends of the 95 % interval of its resamples."""
+    ends = {}
+    for name, rows in numbers.items():
+        low, high = np.quantile(rows[1:], [0.025, 0.975], axis=0) if len(rows) > 1 else (rows[0], rows[0])
+        ends |= {name: rows[0].tolist(), f"{name}_low": np.asarray(low).tolist()}
+        ends[f"{name}_high"] = np.asarray(high).tolist()
+    return ends
+
+
+def _reference(prompt: int, weighted: reweighted.Weighted) -> dict[str, Any]:
+    return {"prompt_id": prompt, "count": len(weighted.reward), **reweighted.of_reference(weighted)._asdict()}
+
+
+def notes(record: dict[str, Any], about_own: str) -> list[str]:
+    """Lines about what the stored completions cannot say.
+
+    Args:
+      record: as `replay` makes it.
+      about_own: from `own_settings`.
+    """
+    mean = float(np.mean([one["mean_weight"] for one in record["reference"]]))
+    errors = [one["standard_error"] for one in record["reference"]]
+    error = float(np.sqrt(np.sum(np.square(errors))) / len(errors))
+    lines = [about_own[:1].upper() + about_own[1:]] if about_own else []
+    average = f"Weights average {mean:.2f} +- {error:.2f} where 1 is expected"
+    if mean < COVERED:
+        lines.append(
+            f"{average}: the policies hardly reach {1 - mean:.0%} of the reference, which estimates therefore lack"
+        )
+    if mean > 1 + max(0.1, 4 * error):
+        lines.append(f"{average}: the stored log-probabilities are not those with which completions were drawn")
+    if any(one["batches"] is None for one in record["settings"]):
+        lines.append(
+            "?: batches of MARA over answers need samples of the reference under every prompt, and the run kept none"
+        )
+    return lines

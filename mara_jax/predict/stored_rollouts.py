@@ -1,0 +1,133 @@
+"""The completions that a run has stored, as groups in the order of training, with its samples of the reference."""
+
+import collections
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mara_jax import config
+from mara_jax.train import groups, reference_samples, rollouts
+from mara_jax.train import workdir as workdirs
+
+
+class ReferenceScores(NamedTuple):
+    """A run's samples of the reference policy under one prompt: reward [n], and answers, None for none."""
+
+    reward: np.ndarray
+    answer: list[str | None]
+
+
+class Stored(NamedTuple):
+    """k groups of g completions, those of a step side by side.
+
+    run: its configuration; step, prompt_id [k]; text: of each prompt; reward [k, g]; answer, nested lists; logp and
+    ref_logp [k, g] of whole completions under the policy that drew them and under the reference policy (nats); finished
+    [k, g]; reference: of the prompts whose samples the run has kept, equally many of each.
+    """
+
+    run: config.LanguageRun
+    step: np.ndarray
+    prompt_id: np.ndarray
+    text: dict[int, str]
+    reward: np.ndarray
+    answer: list[list[str | None]]
+    logp: np.ndarray
+    ref_logp: np.ndarray
+    finished: np.ndarray
+    reference: dict[int, ReferenceScores]
+
+    @property
+    def leaves_out_truncated(self) -> bool:
+        """Whether completions without an end token are left out of the update."""
+        return getattr(self.run.task, "truncated", "") == "mask"
+
+
+def read(workdir: pathlib.Path, prompt: int | None = None) -> Stored:
+    """Reads what a run has stored; writes nothing.
+
+    Args:
+      workdir: of the run.
+      prompt: only its groups; by default those of all prompts.
+
+    Raises:
+      ValueError, FileNotFoundError: one line; no run, no stored completions, damaged ones, or ones that are no samples
+        of the run's policies.
+    """
+    run = workdirs.read_run(workdir, "--rollouts")
+    _check_run(workdir, run)
+    columns = rollouts.read(workdir).to_pydict()
+    group_size = 1 + max(columns["sample"])
+    count = len(columns["sample"])
+    if columns["sample"] != list(range(group_size)) * (count // group_size):
+        raise ValueError(f"{workdir / rollouts.FOLDER} has a group that is not whole: groups are of {group_size}")
+    arrays = {name: _numbers(workdir, columns, name).reshape(-1, group_size) for name in ("reward", "logp", "ref_logp")}
+    answer = [columns["answer"][first : first + group_size] for first in range(0, count, group_size)]
+    stored = Stored(
+        run,
+        np.array(columns["step"][::group_size]),
+        np.array(columns["prompt_id"][::group_size]),
+        dict(zip(columns["prompt_id"], columns["prompt"], strict=True)),
+        answer=answer,
+        finished=np.array(columns["finished"], bool).reshape(-1, group_size),
+        reference=_reference(workdir / reference_samples.FILE),
+        **arrays,
+    )
+    return stored if prompt is None else _of_prompt(stored, prompt)
+
+
+def _check_run(workdir: pathlib.Path, run: config.LanguageRun) -> None:
+    folder = workdir / rollouts.FOLDER
+    if not run.rollout.save:
+        raise ValueError(
+            f"{folder}: the run has rollout.save=False, so that no completions were stored: set it to True"
+        )
+    if not any(folder.glob("step_*.parquet")):
+        raise FileNotFoundError(f"{folder} holds no step yet: the run has not finished its first one")
+    if groups.equal_groups(run) != "keep":
+        raise ValueError(
+            f"{workdir} drew groups of equal rewards again (rollout.equal_groups={groups.equal_groups(run)}): what is "
+            "stored was chosen by its rewards, so that weights do not make it samples of the reference policy; use a "
+            "run with rollout.equal_groups=keep, or --run"
+        )
+
+
+def _numbers(workdir: pathlib.Path, columns: dict[str, list], name: str) -> np.ndarray:
+    value_n = np.array(columns[name], np.float64)
+    bad = np.flatnonzero(~np.isfinite(value_n))
+    if len(bad):
+        step = columns["step"][bad[0]]
+        raise ValueError(f"{workdir / rollouts.FOLDER}: {name} of step {step} is {value_n[bad[0]]}: delete that file")
+    return value_n
+
+
+def _of_prompt(stored: Stored, prompt: int) -> Stored:
+    chosen = np.flatnonzero(stored.prompt_id == prompt)
+    if not len(chosen):
+        present = sorted(stored.text)
+        named = ", ".join(map(str, present[:8])) + (", ..." if len(present) > 8 else "")
+        raise ValueError(f"--prompt={prompt}: the stored completions are of the prompts {named}")
+    names = ("step", "prompt_id", "reward", "logp", "ref_logp", "finished")
+    return stored._replace(
+        text={prompt: stored.text[prompt]},
+        answer=[stored.answer[k] for k in chosen],
+        **{name: getattr(stored, name)[chosen] for name in names},
+    )
+
+
+def _reference(path: pathlib.Path) -> dict[int, ReferenceScores]:
+    """Samples of each prompt that has as many as any; a kill may have cut the file short."""
+    rows: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            rows[row["prompt"]].append({name: row[name] for name in ("reward", "answer")})
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    most = max(map(len, rows.values()), default=0)
+    return {
+        prompt: ReferenceScores(np.array([row["reward"] for row in own], np.float64), [row["answer"] for row in own])
+        for prompt, own in rows.items()
+        if len(own) == most
+    }
