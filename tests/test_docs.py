@@ -178,7 +178,7 @@ def test_quick_commands_run(command, workdir, one):
 
 # Runs that others read, first; then everything in the order of the pages.
 SLOW = [c for c in PACKAGE if not is_quick(c) and not reason_not_to_run(c) and "process_id" not in c.text]
-SLOW = sorted(SLOW, key=lambda c: "evaluate" in c.text or "predict --run" in c.text or "runs/answers/" in c.text)
+SLOW = sorted(SLOW, key=lambda c: "evaluate" in c.text or "predict --r" in c.text or "runs/answers/" in c.text)
 
 
 @pytest.mark.slow

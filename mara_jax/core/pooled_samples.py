@@ -23,6 +23,7 @@ Augmentation = Literal["vanilla", "answers"]
 _FEW = 16  # groups
 _LEAST = 1e-15  # where Newton starts if the best group's weight is below float32's range
 _SMALLEST = 60.0  # nats below 0 of the largest weight, in whose units rewards are then counted
+_AT_ONCE = 2**22  # numbers in an array of resamples and groups that is computed at once
 _NEWTON = 12  # rounds: after eight 1e-5 is left on the didactic problems and on samples, and each squares the error
 
 
@@ -318,7 +319,7 @@ def objective_log_mass(
     return optimum_log_mass(log_weight_j, reward_j, outcomes.answer, answers, beta, direction)
 
 
-@functools.partial(jax.jit, static_argnames=("answers", "method", "direction", "at_once"))
+@functools.partial(jax.jit, static_argnames="direction")
 def optimum_logp(
     log_weight_rj: Float[Array, "r j"],
     outcomes: Outcomes,
@@ -326,10 +327,7 @@ def optimum_logp(
     threshold: Scalar,
     log_mass_a: Float[Array, " a"] | None = None,
     *,
-    answers: int,
-    method: Augmentation,
     direction: Direction,
-    at_once: int,
 ) -> Float[Array, "r j"]:
     """Log-probability of each group of samples at one objective's optimum, for every row of weights.
 
@@ -338,25 +336,20 @@ def optimum_logp(
         outcomes: of each group.
         beta: regularisation strength, above 0.
         threshold: reward from which a sample is good.
-        log_mass_a: log-mass of every answer as a run has measured it (nats); by default that of row 0.
-        answers: number of classes.
-        method: "vanilla" or MARA over "answers".
+        log_mass_a: for MARA over answers, the log-mass of every answer as a run has measured it (nats); None for
+            vanilla.
         direction: "reverse" or "forward".
-        at_once: rows that are computed together.
 
     Returns:
         Nats.
     """
     outcomes, threshold = _relative_to_best(outcomes, threshold)
     reward_j = outcomes.reward
-    if method == "answers":
-        if log_mass_a is None:
-            log_mass_a = _log_mass_of_outcomes(log_weight_rj[0], outcomes, answers, beta, threshold, direction)
+    if log_mass_a is not None:
         reward_j, lift_j = _answer_lift(log_mass_a, outcomes, beta, threshold, direction)
         log_weight_rj = log_weight_rj + lift_j
-    return jax.lax.map(
-        lambda weight_j: _optimum(weight_j, reward_j, beta, direction), log_weight_rj, batch_size=at_once
-    )
+    rows = max(1, _AT_ONCE // log_weight_rj.shape[1])
+    return jax.lax.map(lambda weight_j: _optimum(weight_j, reward_j, beta, direction), log_weight_rj, batch_size=rows)
 
 
 def _relative_to_best(outcomes: Outcomes, threshold):

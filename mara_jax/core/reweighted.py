@@ -26,8 +26,6 @@ from mara_jax.core import augment, pooled_samples
 from mara_jax.core.forecast import Objective
 from mara_jax.core.targets import Direction
 
-_AT_ONCE = 2**22  # numbers in the array of resamples and groups that is computed at once
-
 
 class Weighted(NamedTuple):
     """n completions of any policies under one prompt: `reward`; `answer`, its class, negative for none; `ref_logp` of
@@ -98,10 +96,13 @@ def measured_log_mass(
         answers: number of classes.
 
     Returns:
-        Nats; an answer without a good sample has the mass of half a sample, and all are -inf where no sample is good.
+        Nats, up to a constant; an answer without a good sample has the mass of half a sample, and all are -inf where no
+        sample is good.
     """
+    best, threshold = np.max(reward_n), _in_float32(objective.threshold)
+    # Only differences of rewards matter, and near 0 they keep their digits.
     mass_a, unseen = _measured(
-        jnp.asarray(reward_n, float), jnp.asarray(answer_n), objective.beta, objective.threshold,
+        jnp.asarray(reward_n - best, float), jnp.asarray(answer_n), objective.beta, threshold - best,
         answers=answers, direction=objective.direction,
     )  # fmt: skip
     mass_a = np.asarray(mass_a, np.float64)
@@ -153,6 +154,7 @@ def optimum(
     Returns:
         The optimum.
     """
+    objective = objective._replace(threshold=_in_float32(objective.threshold))
     signal_n, lift_n = samples.reward, np.zeros(len(samples.reward))
     if objective.method == "strings":
         lifted = pooled_samples.string_lift(
@@ -161,24 +163,9 @@ def optimum(
         signal_n, lift_n = (np.asarray(one, np.float64) for one in lifted)
     groups = _pool(samples, signal_n)
     log_weight_rj = _log_mass(samples.log_weight, lift_n, groups, resamples, np.random.default_rng(seed))
-    padded = 1 << (answers - 1).bit_length()
-    if log_mass_a is not None:
-        log_mass_a = np.append(log_mass_a, np.full(padded - answers, -np.inf))
-    logp_rj = pooled_samples.optimum_logp(
-        jnp.asarray(log_weight_rj, float),
-        pooled_samples.Outcomes(
-            jnp.asarray(groups.signal, float), jnp.asarray(groups.answer), jnp.asarray(groups.likeliest, float),
-            len(signal_n),
-        ),
-        objective.beta,
-        objective.threshold,
-        None if log_mass_a is None else jnp.asarray(log_mass_a, float),
-        answers=padded,
-        method="answers" if objective.method == "answers" else "vanilla",
-        direction=objective.direction,
-        at_once=max(1, _AT_ONCE // len(groups.reward)),
-    )  # fmt: skip
-    logp_rj = np.asarray(logp_rj, np.float64)
+    if objective.method == "answers" and log_mass_a is None:
+        log_mass_a = _own_log_mass(objective, groups, log_weight_rj[0], answers)
+    logp_rj = _optimum_logp(objective, groups, log_weight_rj, log_mass_a)
     p_rj = np.exp(logp_rj)
     class_j = np.where(groups.answer < 0, answers, groups.answer)
     mass_cr = np.array([p_rj[:, class_j == c].sum(axis=1) for c in range(answers + 1)])
@@ -191,11 +178,58 @@ def optimum(
     )
 
 
+def _in_float32(threshold: float) -> float:
+    """The threshold as training compares it: a stored reward of .7 is 1e-8 below .7."""
+    return float(np.float32(threshold))
+
+
+def _optimum_logp(objective: Objective, groups: _Groups, log_weight_rj: np.ndarray, log_mass_a) -> np.ndarray:
+    """[r, j] Log-probability of each group at the optimum (nats)."""
+    if objective.method == "answers":
+        unused = _power_of_two(len(log_mass_a)) - len(log_mass_a)
+        log_mass_a = jnp.asarray(np.append(log_mass_a, np.full(unused, -np.inf)), float)
+    outcomes = pooled_samples.Outcomes(
+        jnp.asarray(groups.signal, float),
+        jnp.asarray(groups.answer),
+        jnp.asarray(groups.likeliest, float),
+        len(groups.index),
+    )
+    logp_rj = pooled_samples.optimum_logp(
+        jnp.asarray(log_weight_rj, float),
+        outcomes,
+        objective.beta,
+        objective.threshold,
+        log_mass_a if objective.method == "answers" else None,
+        direction=objective.direction,
+    )
+    return np.asarray(logp_rj, np.float64)
+
+
+def _own_log_mass(objective: Objective, groups: _Groups, log_weight_j: np.ndarray, answers: int) -> np.ndarray:
+    """[a] The masses of answers by the completions themselves, with rewards relative to the best."""
+    best = groups.reward.max()
+    log_mass_a = pooled_samples.answer_log_mass(
+        jnp.asarray(log_weight_j, float),
+        jnp.asarray(groups.reward - best, float),
+        jnp.asarray(groups.answer),
+        answers,
+        objective.beta,
+        objective.threshold - best,
+        objective.direction,
+    )
+    return np.asarray(log_mass_a)
+
+
+def _power_of_two(count: int) -> int:
+    """The least one from `count` on: few shapes, so that prompts share compiled programs."""
+    return 1 << (count - 1).bit_length()
+
+
 def _pool(samples: Weighted, signal_n: np.ndarray) -> _Groups:
     pairs_n2 = np.stack([np.maximum(samples.answer, -1), samples.reward], axis=1).astype(np.float64)
     pairs_j2, first_j, index_n = np.unique(pairs_n2, axis=0, return_index=True, return_inverse=True)
     index_n, count = index_n.reshape(-1), len(pairs_j2)
-    padding = (1 << (count - 1).bit_length()) - count  # few shapes, so that prompts share compiled programs
+    padding = _power_of_two(count) - count
     likeliest_j = np.full(count + padding, -np.inf)
     np.maximum.at(likeliest_j, index_n, samples.ref_logp)
     signal_j = np.asarray(signal_n, np.float64)[first_j]

@@ -148,7 +148,8 @@ def _optimum(stored: Stored, settings: Settings, prompt: int, weighted, answers,
         share_ra = mass_ra / mass_ra.sum(axis=1, keepdims=True)
     bits_r = np.array([diversity.entropy_bits(mass_a) for mass_a in mass_ra])
     numbers = {"reward": optimum.reward, "good": optimum.good, "none": none_r, "entropy_bits": bits_r}
-    return numbers | {"number": 2.0**bits_r, "share": share_ra}, optimum.effective_samples
+    number_r = np.where(mass_ra.sum(axis=1) > 0, 2.0**bits_r, 0.0)
+    return numbers | {"number": number_r, "share": share_ra}, optimum.effective_samples
 
 
 def _of_prompt(prompt: int, numbers: dict, effective: float, known: tuple) -> dict[str, Any]:

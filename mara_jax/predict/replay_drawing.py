@@ -59,7 +59,7 @@ def optima_table(record: dict[str, Any]) -> NumberTable:
     alone = prompts[0] if len(prompts) == 1 else None
     names = alone["answers"] if alone else []
     leading = sorted(np.argsort(-np.array(alone["share"]), kind="stable")[:MOST_COLUMNS].tolist()) if alone else []
-    headers = ["reward", "good", *(escape(f'"{names[a]}"') for a in leading), "bits", "effective", "samples"]
+    headers = ["reward", "good", *(escape(f'"{names[a]}"') for a in leading), "effective", "samples"]
     kl = "" if _varies(record, "kl") else f", {record['settings'][0]['kl']} KL"
     where = kl if alone else f"{kl}, means over {len(prompts)} prompts"
     table = NumberTable.with_headers(
@@ -69,14 +69,15 @@ def optima_table(record: dict[str, Any]) -> NumberTable:
         at = setting["prompts"][0] if alone else setting["mean"]
         texts = ["?"] * (len(headers) - 1)
         if not at["too_small"]:
-            cells = [("reward", ".3f"), ("good", ".3f"), *((a, ".3f") for a in leading)]
-            texts = [_cell(at, name, form) for name, form in [*cells, ("entropy_bits", ".2f"), ("number", ".2f")]]
+            cells = [("reward", ".3f"), ("good", ".3f"), *((a, ".3f") for a in leading), ("number", ".2f")]
+            texts = [_cell(at, name, form) for name, form in cells]
         style = "bold" if setting["own"] else None
         table.add_row(label(record, setting), *texts, f"{at['effective_samples']:.0f}", style=style)
     table.caption = (
-        '">": the run\'s own settings; shares are those of completions with an answer; samples: effective sample size\n'
-        "of the weights to that optimum; below each number: its 95 % bootstrap interval"
+        '">": the run\'s own settings; shares are of the completions with an answer; effective: number of answers; '
+        "samples: effective sample size of the weights to that optimum; below each number: its 95 % bootstrap interval"
     )
+    table.caption_justify = "left"
     return table
 
 
@@ -118,9 +119,10 @@ def batches_table(record: dict[str, Any]) -> NumberTable:
             texts = [format(batches[name], form) for name, form in forms.items()]
         table.add_row(label(record, setting), *texts, style="bold" if setting["own"] else None)
     table.caption = (
-        "augmented: share of the completions that the transform changes; reward: the mean of what it returns; equal\n"
-        "groups: those in which it is the same for all; correlation: of the advantages with those of the run's settings"
+        "augmented: share of the completions that the transform changes; reward: the mean of what it returns; equal "
+        "groups: in which all of that is equal; correlation: of the advantages with those of the run's own settings"
     )
+    table.caption_justify = "left"
     return table
 
 

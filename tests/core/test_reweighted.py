@@ -163,6 +163,17 @@ def test_what_the_policy_has_unlearned_shows_in_the_mean_weight():
     assert reweighted.of_reference(samples).mean_weight == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reward_at_the_threshold_is_good_though_it_was_stored_in_float32(method):
+    reward = np.array([0.7, 0.7, 0.2], np.float32).astype(np.float64)
+    samples = reweighted.Weighted(reward, np.array([0, 1, -1]), np.log([0.6, 0.2, 0.2]), np.log([1.8, 0.6, 0.6]))
+    settings = objective(method, beta=0.1, threshold=0.7)
+    got = reweighted.optimum(settings, samples, 2)
+    assert got.good[0] == pytest.approx(1 / (1 + (0.25 if method == "vanilla" else 1 / 6) * np.exp(-5)), rel=1e-2)
+    assert np.all(np.isfinite(reweighted.measured_log_mass(settings, reward, samples.answer, 2)))
+    assert got.mass[0, 1] == pytest.approx(0.25 if method == "vanilla" else 0.5, abs=2e-3)
+
+
 def test_many_rewards_and_extreme_weights_stay_finite():
     rng = np.random.default_rng(0)
     reward, log_weight = rng.normal(size=300), rng.normal(size=300) * 5

@@ -220,6 +220,15 @@ def test_the_sweep_begins_with_the_own_settings():
         replay.sweep(rollout, {"beta": (1e-40,)})
 
 
+def test_rollouts_without_any_answer():
+    """There are no shares; MARA over answers changes nothing, and the sweep takes MARA over strings."""
+    rollout = stored(answer=[[None] * GROUP for _ in range(40)])
+    first, second = replay.replay(rollout, [settings(), settings("answers")], resamples=10)["settings"]
+    assert first["prompts"][0]["share"] == [] and first["prompts"][0]["number"] == 0
+    assert second["prompts"][0] == first["prompts"][0] and first["prompts"][0]["none"] == pytest.approx(1)
+    assert replay.sweep(rollout, {})[-1].objective == "strings"
+
+
 def test_the_tables_say_what_is_too_small():
     record = replay.replay(stored(groups=4, reference=False), replay.sweep(stored(), {"objective": ("answers",)}))
     with (console := Console(width=100)).capture() as captured:
