@@ -13,10 +13,8 @@ try:
     from rdkit import Chem, DataStructs, RDConfig, rdBase
     from rdkit.Chem import (
         QED,
-        Crippen,
         Descriptors,
         GraphDescriptors,
-        Lipinski,
         rdFingerprintGenerator,
         rdMolDescriptors,
     )
