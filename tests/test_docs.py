@@ -250,7 +250,10 @@ def check_python(block: str, capsys) -> None:
         ), line
 
 
-@pytest.mark.parametrize("page", ["docs/objectives.md", "docs/methods.md", "docs/measures.md"])
+PAGES_WITH_PYTHON = ("objectives", "methods", "measures", "chemistry_oracles", "study")
+
+
+@pytest.mark.parametrize("page", [f"docs/{name}.md" for name in PAGES_WITH_PYTHON])
 def test_python_of_pages_gives_the_numbers_beside_it(page, capsys):
     (block,) = documented.python_blocks(page)
     check_python(block, capsys)

@@ -14,7 +14,7 @@ from mara_jax.tasks.chemistry import molecules
 from mara_jax.tasks.worker import Worker, WorkerError
 
 Oracle = Callable[[Sequence[str]], Sequence[float]]  # n canonical SMILES to n numbers
-_SERVED = f"{__name__}:served"
+_CALL = f"{__name__}:call_oracle"
 _VERSION = 1  # of what `state` gives
 
 
@@ -134,8 +134,8 @@ class OracleCalls:
         chunks = [new[start : start + self._per_call] for start in range(0, len(new), self._per_call)]
         results = self._pool.map(chunks) if self._pool else map(self._here, chunks)
         # Kept as they come, so that what was paid for is not lost if a later molecule stops the run.
-        for chunk, outcomes in zip(chunks, results, strict=True):
-            for name, outcome in zip(chunk, outcomes, strict=True):
+        for chunk, chunk_outcomes in zip(chunks, results, strict=True):
+            for name, outcome in zip(chunk, chunk_outcomes, strict=True):
                 if isinstance(outcome, float):
                     self.series[name] = outcome
                 elif self.failure_value is None:
@@ -145,7 +145,7 @@ class OracleCalls:
                     self.failed.append(name)
 
     def _here(self, chunk: Sequence[str]) -> list[float | TaskError]:
-        return one_by_one(lambda part: _numbers(self.oracle, part), chunk)
+        return outcomes(lambda part: _numbers(self.oracle, part), chunk)
 
     def state(self) -> dict[str, Any]:
         """Cache and counts as plain data, which JSON keeps exactly."""
@@ -196,7 +196,7 @@ class _Pool:
         # Its threads live as long as the pool: the kernel ends a worker together with the thread that started it.
         self.threads = ThreadPoolExecutor(processes.count)
         starts = [
-            self.threads.submit(Worker, [_SERVED], processes.seconds, processes.memory) for _ in range(processes.count)
+            self.threads.submit(Worker, [_CALL], processes.seconds, processes.memory) for _ in range(processes.count)
         ]
         self.workers = [start.result() for start in starts]
         self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -210,16 +210,16 @@ class _Pool:
     def _part(self, chunk: Sequence[str]) -> list[float | TaskError]:
         worker = self.idle.get()
         try:
-            return one_by_one(lambda part: self._call(worker, part), chunk)
+            return outcomes(lambda part: self._call(worker, part), chunk)
         finally:
             self.idle.put(worker)
 
     def _call(self, worker: Worker, part: Sequence[str]) -> list[float | TaskError]:
-        worker.send("reward", _SERVED, {"oracle": [self.oracle] * len(part), "smiles": list(part)}, len(part))
+        worker.send("reward", _CALL, {"oracle": [self.oracle] * len(part), "smiles": list(part)}, len(part))
         try:
             values, _ = worker.result()
         except WorkerError as error:
-            raise TaskError(str(error).removeprefix(_SERVED).lstrip(": ")) from None
+            raise TaskError(str(error).removeprefix(_CALL).lstrip(": ")) from None
         return values
 
     def close(self) -> None:
@@ -228,17 +228,17 @@ class _Pool:
             worker.close()
 
 
-def served(oracle: Sequence[Oracle], smiles: Sequence[str]) -> list[float | TaskError]:
+def call_oracle(oracle: Sequence[Oracle], smiles: Sequence[str]) -> list[float | TaskError]:
     """The reward function of the worker processes."""
     return _numbers(oracle[0], smiles)
 
 
-def one_by_one(call: Callable[[Sequence[str]], list[float | TaskError]], part: Sequence[str]) -> list[Any]:
+def outcomes(call: Callable[[Sequence[str]], list[float | TaskError]], part: Sequence[str]) -> list[Any]:
     """What a call says of each molecule: a number, or why there is none. Where it fails, each is tried by itself."""
     try:
         return call(part)
     except TaskError as error:
-        return [error] if len(part) == 1 else [one_by_one(call, [name])[0] for name in part]
+        return [error] if len(part) == 1 else [outcomes(call, [name])[0] for name in part]
 
 
 def _numbers(oracle: Oracle, part: Sequence[str]) -> list[float | TaskError]:

@@ -6,10 +6,10 @@ A `series` holds the scores of distinct molecules in the order in which an oracl
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mara_jax.tasks.base import TaskError
 from mara_jax.tasks.chemistry import molecules, molexp
-from mara_jax.tasks.chemistry.molecules import Molecule
 
 DIVERSITY_FINGERPRINT = "ecfp4_bits_1024"  # that of MOSES
 
@@ -74,11 +74,12 @@ def molexp_score(task: str, smiles: Sequence[str]) -> float:
 
 def molexp_similarities(task: str, smiles: Sequence[str]) -> Mapping[str, float]:
     """The best similarity of any molecule to each target of a task of MolExp; 0 without molecules."""
-    targets = {target: molecules.known(target) for target in molexp.targets(task)}
-    parsed = _parsed(smiles)
+    reached = _fingerprints(smiles, molexp.FINGERPRINT)
     return {
-        target: max(molecules.similarities(molecule, parsed, molexp.FINGERPRINT), default=0.0)
-        for target, molecule in targets.items()
+        target: max(
+            molecules.similarities(molecules.known(target).fingerprint(molexp.FINGERPRINT), reached), default=0.0
+        )
+        for target in molexp.targets(task)
     }
 
 
@@ -87,13 +88,10 @@ def internal_diversity(smiles: Sequence[str]) -> float:
 
     IntDiv1 of MOSES also pairs each of n molecules with itself: it is this times (n - 1) / n.
     """
-    parsed = _parsed(smiles)
-    pairs = len(parsed) * (len(parsed) - 1) / 2
-    total = sum(
-        len(parsed[:row]) - sum(molecules.similarities(molecule, parsed[:row], DIVERSITY_FINGERPRINT))
-        for row, molecule in enumerate(parsed)
-    )
-    return total / pairs if pairs else 0.0
+    entries = _fingerprints(smiles, DIVERSITY_FINGERPRINT)
+    pairs = len(entries) * (len(entries) - 1) / 2
+    similar = sum(sum(molecules.similarities(entry, entries[:row])) for row, entry in enumerate(entries))
+    return 1 - similar / pairs if pairs else 0.0
 
 
 def circles(smiles: Sequence[str], distance: float = 0.75) -> int:
@@ -104,21 +102,21 @@ def circles(smiles: Sequence[str], distance: float = 0.75) -> int:
 
     Source: Xie et al. 2023 (ICLR, "How much space has been explored?").
     """
-    centres: list[Molecule] = []
-    for molecule in _parsed(smiles):
-        near = molecules.similarities(molecule, centres, DIVERSITY_FINGERPRINT)
-        if all(1 - similarity > distance for similarity in near):
-            centres.append(molecule)
+    centres: list[Any] = []
+    for entry in _fingerprints(smiles, DIVERSITY_FINGERPRINT):
+        if all(1 - similarity > distance for similarity in molecules.similarities(entry, centres)):
+            centres.append(entry)
     return len(centres)
 
 
 def scaffolds(smiles: Sequence[str]) -> int:
     """How many different Bemis-Murcko scaffolds the molecules have; those without a ring have none."""
     with molecules.silence():
-        return len({molecule.scaffold for molecule in _parsed(smiles)} - {""})
+        parsed = [molecule for molecule in molecules.parse_each(smiles) if molecule is not None]
+        return len({molecule.scaffold for molecule in parsed} - {""})
 
 
-def _parsed(smiles: Sequence[str]) -> list[Molecule]:
-    """The molecules; SMILES that do not parse are left out."""
+def _fingerprints(smiles: Sequence[str], kind: str) -> list[Any]:
+    """The molecules' fingerprints; SMILES that do not parse are left out."""
     with molecules.silence():
-        return [molecule for molecule in molecules.parse_each(smiles) if molecule is not None]
+        return [molecule.fingerprint(kind) for molecule in molecules.parse_each(smiles) if molecule is not None]

@@ -117,13 +117,13 @@ def geometric_mean(scores: Sequence[float], weights: Sequence[float]) -> float:
     """exp(sum w log s / sum w); 0 where a score is 0."""
     if min(scores) <= 0:
         return 0.0
-    logs = math.fsum(weight * math.log(score) for score, weight in zip(scores, weights, strict=True))
-    return math.exp(logs / math.fsum(weights))
+    logs = sum([weight * math.log(score) for score, weight in zip(scores, weights, strict=True)])
+    return math.exp(logs / sum(weights))
 
 
 def arithmetic_mean(scores: Sequence[float], weights: Sequence[float]) -> float:
     """sum w s / sum w."""
-    return math.fsum(weight * score for score, weight in zip(scores, weights, strict=True)) / math.fsum(weights)
+    return sum([weight * score for score, weight in zip(scores, weights, strict=True)]) / sum(weights)
 
 
 MEANS = {"geometric": geometric_mean, "arithmetic": arithmetic_mean}

@@ -58,10 +58,6 @@ class Molecule:
         """A property; names are the keys of PROPERTIES."""
         return float(PROPERTIES[name](self.rdkit))
 
-    def similarity(self, other: "Molecule", kind: str) -> float:
-        """Tanimoto similarity of two molecules' fingerprints."""
-        return DataStructs.TanimotoSimilarity(self.fingerprint(kind), other.fingerprint(kind))
-
 
 def parse(smiles: str | None) -> Molecule | None:
     """The molecule of a SMILES; None where it does not parse or is empty."""
@@ -70,14 +66,19 @@ def parse(smiles: str | None) -> Molecule | None:
 
 
 def parse_each(smiles: Sequence[str | None]) -> Iterator[Molecule | None]:
-    """As `parse`, for each SMILES in turn.
+    """As `parse`, for each SMILES in turn."""
+    return map(parse, several(smiles))
+
+
+def several(smiles: Sequence[str | None]) -> Sequence[str | None]:
+    """The SMILES as they are.
 
     Raises:
-      ValueError: it was given one text.
+      ValueError: it is one text, whose letters would be taken for SMILES.
     """
     if isinstance(smiles, str):
         raise TaskError(f"one SMILES was given where a list is wanted: write [{smiles!r:.60}]")
-    return map(parse, smiles)
+    return smiles
 
 
 @functools.lru_cache(maxsize=4096)
@@ -108,11 +109,9 @@ def pattern(smarts: str) -> Any:
     return query
 
 
-def similarities(one: Molecule, others: Sequence[Molecule], kind: str) -> list[float]:
-    """[n] Tanimoto similarities of a molecule to others."""
-    return list(
-        DataStructs.BulkTanimotoSimilarity(one.fingerprint(kind), [other.fingerprint(kind) for other in others])
-    )
+def similarities(fingerprint: Any, others: Sequence[Any]) -> list[float]:
+    """[n] Tanimoto similarities of a fingerprint to others of its kind."""
+    return DataStructs.BulkTanimotoSimilarity(fingerprint, others)
 
 
 # ---- fingerprints ---------------------------------------------------------------------------------------------------

@@ -30,9 +30,11 @@ from mara_jax.tasks.chemistry.modifiers import (
         (Gaussian(3, 0.5), 4, 0.1353352832),  # two standard deviations: exp(-2)
         (Gaussian(3, 0.5), 2, 0.1353352832),
         (MinGaussian(4, 1), -9, 1),
+        (MinGaussian(4, 1), 3.5, 1),
         (MinGaussian(4, 1), 4, 1),
         (MinGaussian(4, 1), 5, 0.6065306597),  # exp(-1/2)
         (MaxGaussian(90, 10), 999, 1),
+        (MaxGaussian(90, 10), 95, 1),
         (MaxGaussian(90, 10), 90, 1),
         (MaxGaussian(90, 10), 70, 0.1353352832),
         (Sigmoid(0, 10), 5, 0.5),
