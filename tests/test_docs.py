@@ -53,6 +53,11 @@ SMALLER = {
         "--config.steps=2", "--config.rollout.group_size=2", "--config.rollout.length_buckets=1",
         "--config.reference.samples=4",
     ],
+    "main --config=configs/onetwo_study.py": [
+        "--config.steps=2", "--config.rollout.group_size=2", "--config.rollout.length_buckets=1",
+        "--config.reference.samples=4", "--config.warmup.steps=1", "--config.population.betas=(.1,)",
+        "--config.population.seeds=1",
+    ],
     "main --config=configs/digits.py": [
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.reference.samples=2",
     ],
