@@ -139,7 +139,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         task = hosts.raise_on_all_processes(lambda: tasks.make(run))
         preflight.check_members(run, task)
         layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
-        with sharding.use(layout), preflight.too_large():
+        with sharding.use(layout), preflight.too_large(config.is_population(run)):
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
             (population.run if config.is_population(run) else loop.run)(run, task, workdir)
 
@@ -152,11 +152,11 @@ def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
 
     task = hosts.raise_on_all_processes(lambda: tasks.make(run))
     preflight.check_members(run, task)
+    layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
     if config.is_population(run):
         members = config.members(run)
-        run = members[0].run
+        run, layout = members[0].run, None  # a member lies on one device
         print(f"population of {len(members)} members; prompt, memory and time are of one, {members[0].name}")
-    layout = hosts.raise_on_all_processes(lambda: preflight.layout_of(run))
     with sharding.use(layout), preflight.too_large():
         hosts.raise_on_all_processes(lambda: preflight.check_room(run))
         dry_run.run(run, task)

@@ -102,6 +102,7 @@ def prompts_of(sizes: Sizes) -> rollout.Prompts:
 def batch_of(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) -> Batch:
     """A batch without the reference's hidden states, whose shapes come from its program."""
     unknown: Any = None
+    reads_sampler = run.algorithm.truncate or run.guard == "skip"
     samples = {}
     if reference_samples.reads_masses(run.algorithm):
         count = run.reference.samples or reference_samples.BEFORE_TRAINING
@@ -117,7 +118,7 @@ def batch_of(run: config.LanguageRun, sizes: Sizes, prompts: rollout.Prompts) ->
         prompt_ids=_prompt_array(sizes, jnp.int32),
         ref_hidden=unknown,
         packing=_packing(run, sizes),
-        sampler_logp=_group_array(sizes, jnp.float32, sizes.new_tokens) if run.algorithm.truncate else None,
+        sampler_logp=_group_array(sizes, jnp.float32, sizes.new_tokens) if reads_sampler else None,
         **samples,
     )
 

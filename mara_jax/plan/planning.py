@@ -109,7 +109,9 @@ def plan_of_members(
         sizes = sizes._replace(members=population.at_once(run, arch, chip.memory))
         phase_of = phases.phases(first, arch, sizes, chip, report_compilation)
         record = _record(run, arch, sizes, topology, chip, layout, phase_of)
-        record |= {"members": len(members), "suggested_mesh": None, "alone_s": None}
+        record |= {"members": len(members), "members_on_a_device": population.on_a_device(sizes.members)}
+        record |= {"hosts": len({device.process_index for device in devices})}
+        record |= {"suggested_mesh": None, "alone_s": None}
         with contextlib.suppress(ValueError):
             record["alone_s"] = sizes.members * seconds_alone(first, arch, sizes._replace(members=0), chip)
     record["verdict"] = verdict_of_members(record)
@@ -122,6 +124,9 @@ def seconds_alone(run: config.LanguageRun, arch: Architecture, sizes: abstract.S
     Raises:
       ValueError: rows that the mesh does not divide.
     """
+    layout, samples = sharding.current(), sizes.group // run.optimiser.micro_batches
+    if layout is not None:
+        sharding.row_axes(layout, sizes.prompts, samples)
     seconds = 0.0
     for name, program in abstract.phase_programs(run, arch, sizes).items():
         flops, moved = program.flops() / phases.devices(), phases.least_bytes(name, arch, sizes)
@@ -132,8 +137,10 @@ def seconds_alone(run: config.LanguageRun, arch: Architecture, sizes: abstract.S
 def verdict_of_members(record: dict[str, Any]) -> str:
     """In words: how many members are side by side, whether they fit, and what they save."""
     count = record["shape"]["members"]
-    waves = f"{count} of {record['members']} members side by side"
+    waves = f"{count} of {record['members']} members side by side, {record['members_on_a_device']} on a device"
     text = f"{fit_in_words(record)} {waves}."
+    if record["hosts"] > 1:
+        text += f" These devices belong to {record['hosts']} hosts, and a population trains on those of one."
     together = sum(max(row["floor_s"].values(), default=0.0) for row in record["phases"].values())
     if record["alone_s"] and together:
         text += f" A step of them takes at least {together:.3g} s; {count} single runs, {record['alone_s']:.3g} s."

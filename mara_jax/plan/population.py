@@ -25,7 +25,8 @@ def at_once(run: config.LanguageRun, arch: Architecture, limit: float) -> int:
       limit: bytes of each device.
     """
     first, *others = (programs.static_algorithm(one.run) for one in config.members(run))
-    return min(1 + others.count(first), run.population.at_once or capacity.members_at_once(run, arch, limit))
+    most = run.population.at_once or capacity.members_at_once(run, arch, limit)
+    return capacity.wave_sizes(1 + others.count(first), most)[0]
 
 
 def on_a_device(members: int) -> int:

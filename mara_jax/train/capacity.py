@@ -1,5 +1,6 @@
 """What a run must hold in memory whatever the compiler does: its parameters, moments and cache, counted from shapes."""
 
+import contextlib
 import math
 import os
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mara_jax.config import LanguageRun
+from mara_jax.config import LanguageRun, is_population
 from mara_jax.parallel import sharding
 from mara_jax.policies.parameters import Architecture
 from mara_jax.train import optim, placement
@@ -79,6 +80,22 @@ def members_at_once(run: LanguageRun, arch: Architecture, limit: float) -> int:
     return max(1, int((MARGIN * limit - need.reference) // own)) * sharding.shard_count("members")
 
 
+def wave_sizes(members: int, at_once: int) -> list[int]:
+    """How many members of a population are side by side, wave after wave, on the devices of the layout in use.
+
+    As many for each device; those that are left when no device can have one more are trained last, each wave of them by
+    all devices alike, so no more at once than a device has otherwise.
+
+    Args:
+      members: whose update is one program; at_once: at most, on all devices together, but at least one for each.
+    """
+    devices = sharding.shard_count("members")
+    each = max(1, at_once // devices)
+    left = members % devices
+    parts = ((members - left, each * devices), (left, each))
+    return [min(most, count - first) for count, most in parts for first in range(0, count, most)]
+
+
 def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) -> None:
     """Refuses a run that cannot have room.
 
@@ -89,7 +106,8 @@ def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) 
     Raises:
       ValueError: one line.
     """
-    need = held(run, arch)
+    with sharding.without_layout() if is_population(run) else contextlib.nullcontext():
+        need = held(run, arch)  # a population's member lies whole on a device
     if need.total * devices <= limit:
         return
     where = "a device" if devices == 1 else f"the host of {devices} devices"

@@ -55,7 +55,7 @@ def check_room(run: config.LanguageRun) -> None:
 
 
 @contextlib.contextmanager
-def too_large() -> Iterator[None]:
+def too_large(population: bool = False) -> Iterator[None]:
     """Turns an out-of-memory error into a ValueError of one line; other errors of a device pass unchanged."""
     try:
         yield
@@ -65,9 +65,10 @@ def too_large() -> Iterator[None]:
         if disk.reason(error):
             raise  # of which TensorStore says the same word
         reason = str(error).strip().split("\n")[0][:160]
+        first = "population.at_once, " if population else ""
         raise ValueError(
-            f"out of memory ({reason}): lower rollout.group_size, rollout.prompts_per_step or rollout.max_new_tokens, "
-            "raise optimiser.micro_batches, or set policy.remat=layer"
+            f"out of memory ({reason}): lower {first}rollout.group_size, rollout.prompts_per_step or "
+            "rollout.max_new_tokens, raise optimiser.micro_batches, or set policy.remat=layer"
         ) from error
 
 

@@ -75,6 +75,24 @@ def test_a_plan_for_simulated_devices():
     assert record["fits"] and "It fits: " in record["verdict"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
+def test_a_population_is_planned_beside_single_runs(devices):
+    """Four members: on three devices one each, and one is left; a single run's 8 completions three cannot divide."""
+    small = [field for field in SMALL if not field.startswith("mesh") and "prompts_per_step" not in field]
+    fields = [*small, "rollout.group_size=8", "lora.rank=2", "population.seeds=4", "population.at_once=12"]
+    record = plan(f"cpu:{devices}", *fields, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    count = {2: 4, 3: 3}[devices]
+    assert (record["shape"]["members"], record["members"], record["members_on_a_device"]) == (
+        count,
+        4,
+        count // devices,
+    )
+    assert record["fits"] and f"{count} of 4 members side by side" in record["verdict"]
+    assert (record["alone_s"] is None) == (devices == 3)
+    assert all(phase["collectives"] == [] for phase in record["phases"].values())
+
+
 slow = pytest.mark.slow
 
 

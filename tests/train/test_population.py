@@ -17,6 +17,7 @@ from small_run import SMALL, refused, rows
 
 from mara_jax import config
 from mara_jax.config import Algorithm, LanguageRun, Member, Optimiser, Population, Rollout
+from mara_jax.parallel import mesh, sharding
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks import onetwo
@@ -190,6 +191,22 @@ def test_methods_that_share_a_program_are_trained_together(x64, tmp_path):
     waves = training.waves_of(members, 4)
     assert [len(wave) for wave in waves] == [4, 2, 4, 2]
     assert {one.setup.cfg.algorithm.method for one in waves[0]} == {"vanilla"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "members", "at_once", "sizes"),
+    [
+        (1, 5, 3, [3, 2]),
+        (8, 36, 100, [32, 4]),
+        (8, 35, 8, [8, 8, 8, 8, 1, 1, 1]),  # what is left lies on every device, which has room for one
+        (8, 35, 31, [24, 8, 3]),
+        (16, 20, 8, [16, 1, 1, 1, 1]),
+    ],
+)
+def test_waves_have_as_many_members_for_every_device(devices, members, at_once, sizes):
+    mesh_of = jax.sharding.AbstractMesh((devices, 1, 1), mesh.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    with sharding.use(sharding.layout(mesh_of)):  # pyright: ignore[reportArgumentType]
+        assert capacity.wave_sizes(members, at_once) == sizes
 
 
 def test_room_for_members_by_hand(x64):

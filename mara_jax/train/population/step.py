@@ -3,14 +3,12 @@
 Arrays on the device have a leading axis of members k; what the host scores and writes is a list with an entry a member.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from mara_jax.config import estimator_of
 from mara_jax.parallel import sharding
@@ -176,21 +174,35 @@ def update(setups: Sequence[Setup], states: State, batches: BySampler) -> tuple[
     return of_members.update(states, first.ref_params, batches, hyper, rates / rates[0], choices)
 
 
-def stacked(trees: Sequence[Any]) -> Any:
-    """Trees of arrays as one, with a leading axis of members, on the devices that have them."""
+def stacked(trees: Iterable[Any]) -> Any:
+    """Trees of arrays as one, with a leading axis of members, on the devices that have them.
 
-    def stack(*trees: Any) -> Any:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-    return jax.jit(stack, out_shardings=of_members.member_sharding(len(trees)))(*trees)
+    With several devices each tree goes through the host, so that no device ever holds more than its own members.
+    """
+    if sharding.current() is None:
+        return jax.jit(lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))(*trees)
+    on_host = [jax.device_get(tree) for tree in trees]
+    where = of_members.member_sharding(len(on_host))
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves), where), *on_host)
 
 
 def member(tree: Any, place: int) -> Any:
     """One member's part of a tree of arrays with a leading axis, on every device of the layout in use."""
     layout = sharding.current()
-    return _part(None if layout is None else sharding.replicated(layout))(tree, place)
+    if layout is None:
+        return _part(tree, place)
+    return jax.device_put(jax.tree.map(lambda x: _part_of_shard(x, place), tree), sharding.replicated(layout))
 
 
-@functools.cache
-def _part(where: NamedSharding | None) -> Any:
-    return jax.jit(lambda tree, place: jax.tree.map(lambda x: x[place], tree), out_shardings=where)
+def _part_of_shard(x: jax.Array, place: int) -> jax.Array:
+    """The part of a member, on a device that has it: the others' need not meet there."""
+    for shard in x.addressable_shards:
+        here = range(len(x))[shard.index[0]]
+        if place in here:
+            return _part(shard.data, place - here.start)
+    raise IndexError(f"member {place} of {len(x)}")
+
+
+@jax.jit
+def _part(tree: Any, place: int) -> Any:
+    return jax.tree.map(lambda x: x[place], tree)

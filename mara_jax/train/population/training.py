@@ -5,6 +5,7 @@ all of them at once. Waves follow one another. What a member draws, and how it i
 """
 
 import dataclasses
+import itertools
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 from mara_jax import config
 from mara_jax.config import LanguageRun
-from mara_jax.parallel import sharding
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
@@ -143,13 +143,15 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
-    """Members whose update is one program, in parts of at most `at_once`; in each, if there are enough, as many for
-    every device."""
-    at_once = at_once - at_once % sharding.shard_count("members") or at_once
+    """Members whose update is one program, in parts as of `capacity.wave_sizes`."""
     alike: dict[Any, list[Member]] = {}
     for member in members:
         alike.setdefault(programs.static_algorithm(member.setup.cfg), []).append(member)
-    return [wave[first : first + at_once] for wave in alike.values() for first in range(0, len(wave), at_once)]
+    waves = []
+    for members in alike.values():
+        left = iter(members)
+        waves += [list(itertools.islice(left, size)) for size in capacity.wave_sizes(len(members), at_once)]
+    return waves
 
 
 def describe(waves: Sequence[Sequence[Member]], room: int) -> str:
@@ -178,9 +180,9 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     if done:
         display.note(f"resuming after step {done}")
         shapes = startup.abstract_state(setups[0])
-        states = [checkpoints.restore(shapes, done) for checkpoints in saved]
+        states = (checkpoints.restore(shapes, done) for checkpoints in saved)
     else:
-        states = [startup.start_state(setup, loaded_params) for setup in setups]
+        states = (startup.start_state(setup, loaded_params) for setup in setups)
     state = step.stacked(states)
     del states
     memory.give_back()
