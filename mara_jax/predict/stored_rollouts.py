@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mara_jax import config
+from mara_jax import config, tasks
 from mara_jax.train import groups, reference_samples, rollouts
 from mara_jax.train import workdir as workdirs
 
@@ -24,7 +24,8 @@ class Stored(NamedTuple):
 
     run: its configuration; step, prompt_id [k]; text: of each prompt; reward [k, g]; answer, nested lists; logp and
     ref_logp [k, g] of whole completions under the policy that drew them and under the reference policy (nats); finished
-    [k, g]; reference: of the prompts whose samples the run has kept, equally many of each.
+    [k, g]; reference: of the prompts whose samples the run has kept, equally many of each; leaves_out_truncated:
+    whether completions without an end token are left out of the update.
     """
 
     run: config.LanguageRun
@@ -37,11 +38,7 @@ class Stored(NamedTuple):
     ref_logp: np.ndarray
     finished: np.ndarray
     reference: dict[int, ReferenceScores]
-
-    @property
-    def leaves_out_truncated(self) -> bool:
-        """Whether completions without an end token are left out of the update."""
-        return getattr(self.run.task, "truncated", "") == "mask"
+    leaves_out_truncated: bool = False
 
 
 def read(workdir: pathlib.Path, prompt: int | None = None) -> Stored:
@@ -72,6 +69,7 @@ def read(workdir: pathlib.Path, prompt: int | None = None) -> Stored:
         answer=answer,
         finished=np.array(columns["finished"], bool).reshape(-1, group_size),
         reference=_reference(workdir / reference_samples.FILE),
+        leaves_out_truncated=_leaves_out_truncated(run),
         **arrays,
     )
     return stored if prompt is None else _of_prompt(stored, prompt)
@@ -91,6 +89,14 @@ def _check_run(workdir: pathlib.Path, run: config.LanguageRun) -> None:
             "stored was chosen by its rewards, so that weights do not make it samples of the reference policy; use a "
             "run with rollout.equal_groups=keep, or --run"
         )
+
+
+def _leaves_out_truncated(run: config.LanguageRun) -> bool:
+    """As the task has it; by its field `truncated` where the task's files have gone since the run."""
+    try:
+        return tasks.make(run).leaves_out_truncated
+    except (ValueError, OSError):
+        return getattr(run.task, "truncated", "") == "mask"
 
 
 def _numbers(workdir: pathlib.Path, columns: dict[str, list], name: str) -> np.ndarray:

@@ -73,13 +73,9 @@ def test_forward_kl_is_that_of_the_ratio_estimator():
 
 
 def test_truncated_completions_that_a_run_leaves_out_have_no_advantage():
-    from mara_jax.tasks import prompts
-
-    run = config.LanguageRun(algorithm=config.Algorithm(method="vanilla", beta=0.5))
-    object.__setattr__(run, "task", prompts.Config(truncated="mask"))
     finished = np.ones((40, GROUP), bool)
     finished[:, 0] = False
-    rollout = stored(run=run, finished=finished)
+    rollout = stored(finished=finished, leaves_out_truncated=True)
     signal = batches.signal(rollout, settings())
     assert signal is not None and np.all(signal.advantage[:, 0] == 0)
     assert np.allclose(signal.advantage.sum(axis=1), 0, atol=1e-5)

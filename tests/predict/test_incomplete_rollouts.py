@@ -1,0 +1,52 @@
+"""Stored rollouts that lack something: completions cut at the limit, answers, samples of the reference, task files."""
+
+import pathlib
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from mara_jax import config
+from mara_jax.predict import stored_rollouts
+from mara_jax.tasks import onetwo, prompts
+from mara_jax.train import rollouts
+from mara_jax.train import workdir as workdirs
+
+# ---- what a run stores ----------------------------------------------------------------------------------------------
+
+
+def write_run(workdir: pathlib.Path, **changed) -> pathlib.Path:
+    """The run directory of two steps, each a group of two completions under prompt 7."""
+    folder = workdir / rollouts.FOLDER
+    folder.mkdir(parents=True)
+    workdirs.claim(workdir, config.LanguageRun(policy=config.Policy(weights="weights"), **changed))
+    for step in (1, 2):
+        columns = {
+            "step": np.full(2, step, np.int32),
+            "prompt_id": np.full(2, 7),
+            "prompt": ["Which?"] * 2,
+            "sample": np.arange(2, dtype=np.int32),
+            "completion": ["one", "two"],
+            "reward": [1.0, 0.5],
+            "answer": ["a", None],
+            "logp": np.log([0.5, 0.25]),
+            "ref_logp": np.log([0.25, 0.5]),
+            "finished": [True, False],
+        }
+        parquet.write_table(pyarrow.table(columns), folder / f"step_{step:06d}.parquet")
+    return workdir
+
+
+def test_the_task_says_whether_truncated_completions_are_left_out(tmp_path, monkeypatch):
+    workdir = write_run(tmp_path / "run", task=onetwo.Config())
+    assert not stored_rollouts.read(workdir).leaves_out_truncated
+    monkeypatch.setattr(onetwo.OneTwo, "leaves_out_truncated", True)
+    assert stored_rollouts.read(workdir).leaves_out_truncated
+
+
+@pytest.mark.parametrize("truncated", ["mask", "score"])
+def test_a_task_whose_files_have_gone_is_judged_by_its_settings(tmp_path, truncated):
+    task = prompts.Config(prompts=str(tmp_path / "gone.jsonl"), reward="gone.py:right", truncated=truncated)
+    workdir = write_run(tmp_path / "run", task=task)
+    assert stored_rollouts.read(workdir).leaves_out_truncated == (truncated == "mask")
