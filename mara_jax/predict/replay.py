@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,13 +81,11 @@ def replay(
     """
     own_signal = batches.signal(stored, settings[0])
     by_prompt = {prompt: _weighted(stored, prompt) for prompt in sorted(stored.text)}
+    reference = [_reference(prompt, known.every) for prompt, known in by_prompt.items()]
     entries = []
     for one in settings:
         signal = batches.signal(stored, one)
-        optima = {
-            prompt: _optimum(stored, one, prompt, weighted, answers, resamples, seed)
-            for prompt, (weighted, answers) in by_prompt.items()
-        }
+        optima = {prompt: _optimum(stored, one, prompt, known, resamples, seed) for prompt, known in by_prompt.items()}
         entries.append(
             one._asdict()
             | {
@@ -106,29 +104,40 @@ def replay(
             "reward": float(np.mean(stored.reward)),
         },
         "least": LEAST,
-        "reference": [_reference(prompt, weighted) for prompt, (weighted, _) in by_prompt.items()],
+        "reference": reference,
         "settings": entries,
     }
     return record | {"notes": notes(record, own_settings(stored.run)[1])}
 
 
-def _weighted(stored: Stored, prompt: int) -> tuple[reweighted.Weighted, tuple[str, ...]]:
-    """A prompt's completions with their weights, and the names of their answers."""
+class _Known(NamedTuple):
+    """A prompt's completions with their weights: `every` one, for how well they stand for the reference policy; those
+    `counted` in the update, for the optimum; and the names of the answers of these."""
+
+    every: reweighted.Weighted
+    counted: reweighted.Weighted
+    answers: tuple[str, ...]
+
+
+def _weighted(stored: Stored, prompt: int) -> _Known:
     row_k = stored.prompt_id == prompt
-    # Conditioning policy and reference on completions that end leaves the ratio of two such completions as it was.
-    counted = stored.finished[row_k].ravel() if stored.leaves_out_truncated else slice(None)
-    reward, logp, ref_logp = (array[row_k].ravel()[counted] for array in (stored.reward, stored.logp, stored.ref_logp))
-    names_n = np.array([name for k in np.flatnonzero(row_k) for name in stored.answer[k]], object)[counted]
-    if not len(reward):
+    reward, logp, ref_logp = (array[row_k].ravel() for array in (stored.reward, stored.logp, stored.ref_logp))
+    # Conditioning policy and reference on completions that end leaves the ratio of two such completions as it was, but
+    # the mean of their weights is then the reference's probability of an end over the policy's: 1 is that of all.
+    counted = stored.finished[row_k].ravel() if stored.leaves_out_truncated else np.ones(len(reward), bool)
+    if not counted.any():
         raise ValueError(f"prompt {prompt} has no completion that ends, and others are left out (task.truncated=mask)")
-    answers = tuple(sorted({name for name in names_n if name is not None}))
+    names_n = np.array([name for k in np.flatnonzero(row_k) for name in stored.answer[k]], object)
+    answers = tuple(sorted({name for name in names_n[counted] if name is not None}))
     index = {name: number for number, name in enumerate(answers)}
-    answer = np.array([-1 if name is None else index[name] for name in names_n])
-    return reweighted.Weighted(reward, answer, ref_logp, reweighted.log_weights(logp, ref_logp)), answers
+    answer = np.array([index.get(name, -1) for name in names_n])
+    every = reweighted.Weighted(reward, answer, ref_logp, reweighted.log_weights(logp, ref_logp))
+    return _Known(every, reweighted.Weighted(*(array[counted] for array in every)), answers)
 
 
-def _optimum(stored: Stored, settings: Settings, prompt: int, weighted, answers, resamples: int, seed: int):
+def _optimum(stored: Stored, settings: Settings, prompt: int, known: _Known, resamples: int, seed: int):
     """The optimum under one prompt, in numbers, rows as of `reweighted.Optimum`; and its effective sample size."""
+    weighted, answers = known.counted, known.answers
     objective = forecast.Objective(*settings)  # pyright: ignore[reportArgumentType]
     log_mass_a = None
     if settings.objective == "answers" and prompt in stored.reference and answers:
@@ -152,15 +161,15 @@ def _optimum(stored: Stored, settings: Settings, prompt: int, weighted, answers,
     return numbers | {"number": number_r, "share": share_ra}, optimum.effective_samples
 
 
-def _of_prompt(prompt: int, numbers: dict, effective: float, known: tuple) -> dict[str, Any]:
-    weighted, answers = known
+def _of_prompt(prompt: int, numbers: dict, effective: float, known: _Known) -> dict[str, Any]:
+    count = len(known.counted.reward)
     return {
         "prompt_id": prompt,
-        "count": len(weighted.reward),
-        "answers": list(answers),
+        "count": count,
+        "answers": list(known.answers),
         **_intervals(numbers),
         "effective_samples": effective,
-        "too_small": _too_small(effective, len(weighted.reward)),
+        "too_small": _too_small(effective, count),
     }
 
 

@@ -8,10 +8,11 @@ import pytest
 from pyarrow import parquet
 
 from mara_jax import config
-from mara_jax.predict import stored_rollouts
+from mara_jax.predict import replay, stored_rollouts
 from mara_jax.tasks import onetwo, prompts
 from mara_jax.train import rollouts
 from mara_jax.train import workdir as workdirs
+from tests.enumerated_rollouts import settings, stored
 
 # ---- what a run stores ----------------------------------------------------------------------------------------------
 
@@ -50,3 +51,18 @@ def test_a_task_whose_files_have_gone_is_judged_by_its_settings(tmp_path, trunca
     task = prompts.Config(prompts=str(tmp_path / "gone.jsonl"), reward="gone.py:right", truncated=truncated)
     workdir = write_run(tmp_path / "run", task=task)
     assert stored_rollouts.read(workdir).leaves_out_truncated == (truncated == "mask")
+
+
+# ---- what is made of it ---------------------------------------------------------------------------------------------
+
+
+def test_the_mean_weight_is_that_of_all_completions():
+    """The second policy has .6 of what does not end, the reference .4: the finished alone average 1.2,
+    and all of them 1."""
+    rollout = stored(leaves_out_truncated=True)
+    rollout = rollout._replace(finished=rollout.ref_logp < np.log(0.3))
+    record = replay.replay(rollout, [settings()], resamples=0)
+    (reference,) = record["reference"]
+    assert reference["mean_weight"] == pytest.approx(1.0) and reference["count"] == 400
+    assert record["notes"] == []
+    assert record["settings"][0]["prompts"][0]["count"] == 20 * 6 + 20 * 4
