@@ -81,7 +81,7 @@ def replay(
     """
     own_signal = batches.signal(stored, settings[0])
     by_prompt = {prompt: _weighted(stored, prompt) for prompt in sorted(stored.text)}
-    reference = [_reference(prompt, known.every) for prompt, known in by_prompt.items()]
+    reference = [_reference(stored, prompt, known.every) for prompt, known in by_prompt.items()]
     entries = []
     for one in settings:
         signal = batches.signal(stored, one)
@@ -204,8 +204,10 @@ def _intervals(numbers: dict[str, np.ndarray]) -> dict[str, Any]:
     return ends
 
 
-def _reference(prompt: int, weighted: reweighted.Weighted) -> dict[str, Any]:
-    return {"prompt_id": prompt, "count": len(weighted.reward), **reweighted.of_reference(weighted)._asdict()}
+def _reference(stored: Stored, prompt: int, weighted: reweighted.Weighted) -> dict[str, Any]:
+    own = len(stored.reference[prompt].reward) if prompt in stored.reference else 0
+    counts = {"prompt_id": prompt, "count": len(weighted.reward), "own_samples": own}
+    return counts | reweighted.of_reference(weighted)._asdict()
 
 
 def notes(record: dict[str, Any], about_own: str) -> list[str]:
@@ -230,4 +232,21 @@ def notes(record: dict[str, Any], about_own: str) -> list[str]:
         lines.append(
             "?: batches of MARA over answers need samples of the reference under every prompt, and the run kept none"
         )
+    unmeasured = _without_masses(record)
+    if unmeasured:
+        lines.append(
+            f"MARA over answers: the run kept no samples of the reference under {unmeasured} of "
+            f"{len(record['reference'])} prompts, whose masses of answers are those of the stored completions"
+        )
     return lines
+
+
+def _without_masses(record: dict[str, Any]) -> int:
+    """How many prompts have an optimum of MARA over answers without the masses that the run has measured."""
+    kept = {one["prompt_id"]: one["own_samples"] for one in record["reference"]}
+    answered = [
+        one["prompt_id"]
+        for setting in record["settings"] if setting["objective"] == "answers"
+        for one in setting["prompts"] if one["answers"]
+    ]  # fmt: skip
+    return sum(not kept[prompt] for prompt in set(answered))

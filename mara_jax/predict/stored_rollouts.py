@@ -10,6 +10,7 @@ import numpy as np
 from mara_jax import config, tasks
 from mara_jax.train import groups, reference_samples, rollouts
 from mara_jax.train import workdir as workdirs
+from mara_jax.train.population import report
 
 
 class ReferenceScores(NamedTuple):
@@ -68,7 +69,7 @@ def read(workdir: pathlib.Path, prompt: int | None = None) -> Stored:
         dict(zip(columns["prompt_id"], columns["prompt"], strict=True)),
         answer=answer,
         finished=np.array(columns["finished"], bool).reshape(-1, group_size),
-        reference=_reference(workdir / reference_samples.FILE),
+        reference=_reference(_reference_path(workdir)),
         leaves_out_truncated=_leaves_out_truncated(run),
         **arrays,
     )
@@ -120,6 +121,13 @@ def _of_prompt(stored: Stored, prompt: int) -> Stored:
         answer=[stored.answer[k] for k in chosen],
         **{name: getattr(stored, name)[chosen] for name in names},
     )
+
+
+def _reference_path(workdir: pathlib.Path) -> pathlib.Path:
+    """The file of a run's samples; members of a population share its own where samples are drawn on first use."""
+    path, population = workdir / reference_samples.FILE, workdir.absolute().parent.parent
+    shared = not path.is_file() and (population / report.FILE).is_file()
+    return population / reference_samples.FILE if shared else path
 
 
 def _reference(path: pathlib.Path) -> dict[int, ReferenceScores]:

@@ -1,5 +1,6 @@
 """Stored rollouts that lack something: completions cut at the limit, answers, samples of the reference, task files."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -10,7 +11,7 @@ from pyarrow import parquet
 from mara_jax import config
 from mara_jax.predict import replay, stored_rollouts
 from mara_jax.tasks import onetwo, prompts
-from mara_jax.train import rollouts
+from mara_jax.train import reference_samples, rollouts
 from mara_jax.train import workdir as workdirs
 from tests.enumerated_rollouts import settings, stored
 
@@ -53,6 +54,18 @@ def test_a_task_whose_files_have_gone_is_judged_by_its_settings(tmp_path, trunca
     assert stored_rollouts.read(workdir).leaves_out_truncated == (truncated == "mask")
 
 
+def test_a_member_has_the_reference_samples_of_its_population(tmp_path):
+    """Drawn on first use they lie in the population's folder alone; another run beside such a file has none."""
+    workdir = write_run(tmp_path / "members" / "vanilla", task=onetwo.Config())
+    rows = [{"prompt": 7, "ref_logp": -1.0, "reward": reward, "answer": "a", "text": ""} for reward in (1.0, 0.25)]
+    (tmp_path / reference_samples.FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert stored_rollouts.read(workdir).reference == {}
+    workdirs.write_json(tmp_path / "population.json", {"members": []})
+    assert stored_rollouts.read(workdir).reference[7].reward.tolist() == [1.0, 0.25]
+    (workdir / reference_samples.FILE).write_text(json.dumps(rows[0]) + "\n")
+    assert stored_rollouts.read(workdir).reference[7].reward.tolist() == [1.0]
+
+
 # ---- what is made of it ---------------------------------------------------------------------------------------------
 
 
@@ -66,3 +79,14 @@ def test_the_mean_weight_is_that_of_all_completions():
     assert reference["mean_weight"] == pytest.approx(1.0) and reference["count"] == 400
     assert record["notes"] == []
     assert record["settings"][0]["prompts"][0]["count"] == 20 * 6 + 20 * 4
+
+
+def test_a_note_says_where_masses_are_those_of_the_completions():
+    """Prompt 0 has samples of the reference, prompt 5 has none; vanilla RL needs none."""
+    rollout = stored(prompt_id=np.repeat([0, 5], 20), text={0: "x", 5: "y"})
+    record = replay.replay(rollout, [settings(), settings("answers")], resamples=0)
+    assert [one["own_samples"] for one in record["reference"]] == [4, 0]
+    assert any("under 1 of 2 prompts, whose masses" in note for note in record["notes"])
+    assert replay.replay(rollout, [settings()], resamples=0)["notes"] == []
+    measured = replay.replay(stored(), [settings("answers")], resamples=0)
+    assert measured["notes"] == []
