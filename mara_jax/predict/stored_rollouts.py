@@ -12,6 +12,8 @@ from mara_jax.train import groups, reference_samples, rollouts
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.population import report
 
+COLUMNS = tuple(name for name in rollouts.COLUMNS if name != "completion")  # completions are long, and not looked at
+
 
 class ReferenceScores(NamedTuple):
     """A run's samples of the reference policy under one prompt: reward [n], and answers, None for none."""
@@ -55,20 +57,21 @@ def read(workdir: pathlib.Path, prompt: int | None = None) -> Stored:
     """
     run = workdirs.read_run(workdir, "--rollouts")
     _check_run(workdir, run)
-    columns = rollouts.read(workdir).to_pydict()
-    group_size = 1 + max(columns["sample"])
-    count = len(columns["sample"])
-    if columns["sample"] != list(range(group_size)) * (count // group_size):
+    table = rollouts.read(workdir, columns=COLUMNS)
+    columns = {name: table[name].to_numpy() for name in COLUMNS if name not in ("prompt", "answer")}
+    count, group_size = table.num_rows, 1 + int(columns["sample"].max())
+    if count % group_size or np.any(columns["sample"] != np.arange(count) % group_size):
         raise ValueError(f"{workdir / rollouts.FOLDER} has a group that is not whole: groups are of {group_size}")
     arrays = {name: _numbers(workdir, columns, name).reshape(-1, group_size) for name in ("reward", "logp", "ref_logp")}
-    answer = [columns["answer"][first : first + group_size] for first in range(0, count, group_size)]
+    answer_n = table["answer"].to_pylist()
+    prompts, first_row = np.unique(columns["prompt_id"], return_index=True)
     stored = Stored(
         run,
-        np.array(columns["step"][::group_size]),
-        np.array(columns["prompt_id"][::group_size]),
-        dict(zip(columns["prompt_id"], columns["prompt"], strict=True)),
-        answer=answer,
-        finished=np.array(columns["finished"], bool).reshape(-1, group_size),
+        columns["step"][::group_size],
+        columns["prompt_id"][::group_size],
+        {int(prompt): table["prompt"][int(row)].as_py() for prompt, row in zip(prompts, first_row, strict=True)},
+        answer=[answer_n[first : first + group_size] for first in range(0, count, group_size)],
+        finished=columns["finished"].reshape(-1, group_size),
         reference=_reference(_reference_path(workdir)),
         leaves_out_truncated=_leaves_out_truncated(run),
         **arrays,
@@ -100,8 +103,8 @@ def _leaves_out_truncated(run: config.LanguageRun) -> bool:
         return getattr(run.task, "truncated", "") == "mask"
 
 
-def _numbers(workdir: pathlib.Path, columns: dict[str, list], name: str) -> np.ndarray:
-    value_n = np.array(columns[name], np.float64)
+def _numbers(workdir: pathlib.Path, columns: dict[str, np.ndarray], name: str) -> np.ndarray:
+    value_n = columns[name].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(value_n))
     if len(bad):
         step = columns["step"][bad[0]]

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,14 @@ class Rollouts:
         part.replace(path)
 
 
-def read(workdir: pathlib.Path, first: int = 1, last: int | None = None) -> Any:
+def read(workdir: pathlib.Path, first: int = 1, last: int | None = None, columns: Sequence[str] | None = None) -> Any:
     """The completions of a run's steps, from `first` to `last`, as one Arrow table.
+
+    Args:
+      workdir: of the run.
+      first: the first step.
+      last: the last one; by default all that there are.
+      columns: only these are read; by default all.
 
     Raises:
       FileNotFoundError: the run has written none.
@@ -71,17 +78,18 @@ def read(workdir: pathlib.Path, first: int = 1, last: int | None = None) -> Any:
     if not files:
         raise FileNotFoundError(f"{workdir / FOLDER} holds no rollouts of these steps")
     # A step in which no completion has an answer has a column of nulls without a type.
-    return concat_tables([_read_step(path) for path in files], promote_options="default")
+    return concat_tables([_read_step(path, columns) for path in files], promote_options="default")
 
 
-def _read_step(path: pathlib.Path) -> Any:
+def _read_step(path: pathlib.Path, columns: Sequence[str] | None) -> Any:
     from pyarrow import ArrowException, parquet
 
     try:
-        step = parquet.read_table(path)
+        names = parquet.read_schema(path).names
+        missing = [name for name in COLUMNS if name not in names]
+        step = None if missing else parquet.read_table(path, columns=None if columns is None else list(columns))
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and the other steps can be read") from error
-    missing = [name for name in COLUMNS if name not in step.column_names]
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]}: a step's file has {', '.join(COLUMNS)}")
     return step

@@ -54,6 +54,25 @@ def test_a_task_whose_files_have_gone_is_judged_by_its_settings(tmp_path, trunca
     assert stored_rollouts.read(workdir).leaves_out_truncated == (truncated == "mask")
 
 
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path, monkeypatch):
+    """All that a step's file should have is checked, and completions stay on the disk."""
+    workdir, asked = write_run(tmp_path / "run", task=onetwo.Config()), []
+    read_table = parquet.read_table
+    monkeypatch.setattr(
+        parquet, "read_table", lambda path, columns=None: asked.append(columns) or read_table(path, columns=columns)
+    )
+    rollout = stored_rollouts.read(workdir)
+    assert len(asked) == 2 and all(columns and "completion" not in columns for columns in asked)
+    assert rollout.text == {7: "Which?"} and rollout.prompt_id.tolist() == [7, 7] and rollout.step.tolist() == [1, 2]
+    assert rollout.answer == [["a", None]] * 2 and rollout.finished.tolist() == [[True, False]] * 2
+    assert rollout.reward.tolist() == [[1.0, 0.5]] * 2 and np.allclose(np.exp(rollout.logp), [0.5, 0.25])
+    assert rollouts.read(workdir, 2, columns=["reward"]).to_pydict() == {"reward": [1.0, 0.5]}
+    path = workdir / rollouts.FOLDER / "step_000002.parquet"
+    parquet.write_table(read_table(path).drop_columns(["completion"]), path)
+    with pytest.raises(ValueError, match="lacks the column completion"):
+        rollouts.read(workdir, columns=["reward"])
+
+
 def test_a_member_has_the_reference_samples_of_its_population(tmp_path):
     """Drawn on first use they lie in the population's folder alone; another run beside such a file has none."""
     workdir = write_run(tmp_path / "members" / "vanilla", task=onetwo.Config())
