@@ -80,7 +80,10 @@ def replay(
       ValueError: one line.
     """
     own_signal = batches.signal(stored, settings[0])
-    by_prompt = {prompt: _weighted(stored, prompt) for prompt in sorted(stored.text)}
+    weighted = {prompt: _weighted(stored, prompt) for prompt in sorted(stored.text)}
+    by_prompt = {prompt: known for prompt, known in weighted.items() if len(known.counted.reward)}
+    if not by_prompt:
+        raise ValueError("no stored completion ends, and others are left out of the update (task.truncated=mask)")
     reference = [_reference(stored, prompt, known.every) for prompt, known in by_prompt.items()]
     entries = []
     for one in settings:
@@ -101,6 +104,7 @@ def replay(
             "count": int(stored.reward.size),
             "group_size": int(stored.reward.shape[1]),
             "prompts": len(by_prompt),
+            "prompts_left_out": len(weighted) - len(by_prompt),
             "reward": float(np.mean(stored.reward)),
         },
         "least": LEAST,
@@ -125,8 +129,6 @@ def _weighted(stored: Stored, prompt: int) -> _Known:
     # Conditioning policy and reference on completions that end leaves the ratio of two such completions as it was, but
     # the mean of their weights is then the reference's probability of an end over the policy's: 1 is that of all.
     counted = stored.finished[row_k].ravel() if stored.leaves_out_truncated else np.ones(len(reward), bool)
-    if not counted.any():
-        raise ValueError(f"prompt {prompt} has no completion that ends, and others are left out (task.truncated=mask)")
     names_n = np.array([name for k in np.flatnonzero(row_k) for name in stored.answer[k]], object)
     answers = tuple(sorted({name for name in names_n[counted] if name is not None}))
     index = {name: number for number, name in enumerate(answers)}
@@ -227,11 +229,18 @@ def notes(record: dict[str, Any], about_own: str) -> list[str]:
             f"{average}: the policies hardly reach {1 - mean:.0%} of the reference, which estimates therefore lack"
         )
     if mean > 1 + max(0.1, 4 * error):
-        lines.append(f"{average}: the stored log-probabilities are not those with which completions were drawn")
+        lines.append(
+            f"{average}: the stored log-probabilities are not those with which completions were drawn, or "
+            "sampler and trainer round differently: see sampler/logp_gap in metrics.jsonl"
+        )
     if any(one["batches"] is None for one in record["settings"]):
         lines.append(
             "?: batches of MARA over answers need samples of the reference under every prompt, and the run kept none"
         )
+    left_out = record["rollouts"]["prompts_left_out"]
+    if left_out:
+        total = left_out + record["rollouts"]["prompts"]
+        lines.append(f"Optima lack {left_out} of {total} prompts: no completion under them ends")
     unmeasured = _without_masses(record)
     if unmeasured:
         lines.append(

@@ -100,6 +100,28 @@ def test_the_mean_weight_is_that_of_all_completions():
     assert record["settings"][0]["prompts"][0]["count"] == 20 * 6 + 20 * 4
 
 
+def test_a_prompt_without_a_finished_completion_is_left_out():
+    """The optimum is that of the other prompt alone; where no prompt is left there is nothing to replay."""
+    two = stored(prompt_id=np.repeat([3, 5], 20), text={3: "x", 5: "y"}, leaves_out_truncated=True)
+    two = two._replace(finished=two.finished & (two.prompt_id == 3)[:, None])
+    one = two._replace(**{name: getattr(two, name)[:20] for name in ("step", "prompt_id", "reward", "logp")})
+    one = one._replace(answer=two.answer[:20], ref_logp=two.ref_logp[:20], finished=two.finished[:20], text={3: "x"})
+    left, alone = (replay.replay(rollout, [settings()], resamples=0) for rollout in (two, one))
+    assert left["settings"][0]["mean"] == alone["settings"][0]["mean"]
+    assert [one["prompt_id"] for one in left["reference"]] == [3] and left["rollouts"]["prompts_left_out"] == 1
+    assert left["notes"] == ["Optima lack 1 of 2 prompts: no completion under them ends"] and alone["notes"] == []
+    with pytest.raises(ValueError, match=r"no stored completion ends.*truncated=mask"):
+        replay.replay(two._replace(finished=np.zeros_like(two.finished)), [settings()], resamples=0)
+
+
+def test_a_mean_weight_above_one_has_two_causes():
+    rollout = stored()
+    record = replay.replay(rollout._replace(logp=rollout.logp - 0.5), [settings()], resamples=0)
+    assert record["notes"][0].endswith(
+        "or sampler and trainer round differently: see sampler/logp_gap in metrics.jsonl"
+    )
+
+
 def test_a_note_says_where_masses_are_those_of_the_completions():
     """Prompt 0 has samples of the reference, prompt 5 has none; vanilla RL needs none."""
     rollout = stored(prompt_id=np.repeat([0, 5], 20), text={0: "x", 5: "y"})
