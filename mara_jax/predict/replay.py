@@ -74,7 +74,8 @@ def replay(
       A dict of plain numbers and lists for JSON. For each setting `batches`, see `batches.summary` (None where it
       cannot be computed), and `prompts` and their `mean`, the optimum: `reward`, `good` (probability of a good
       completion), `none` (of no answer), `entropy_bits` and `number` (effective number) of the answers, `share` of each
-      answer, ends of 95 % intervals beside each, `effective_samples`, and `too_small`, a sentence or None.
+      answer, ends of 95 % intervals beside each (None where `too_small` keeps the numbers from being shown, and where
+      no resample has an answer), `effective_samples`, and `too_small`, a sentence or None.
 
     Raises:
       ValueError: one line.
@@ -88,7 +89,7 @@ def replay(
     entries = []
     for one in settings:
         signal = batches.signal(stored, one)
-        optima = {prompt: _optimum(stored, one, prompt, known, resamples, seed) for prompt, known in by_prompt.items()}
+        optima = _optima(stored, one, by_prompt, resamples, seed)
         entries.append(
             one._asdict()
             | {
@@ -137,6 +138,18 @@ def _weighted(stored: Stored, prompt: int) -> _Known:
     return _Known(every, reweighted.Weighted(*(array[counted] for array in every)), answers)
 
 
+def _optima(
+    stored: Stored, settings: Settings, by_prompt: dict[int, _Known], resamples: int, seed: int
+) -> dict[int, tuple[dict, float]]:
+    """The optimum under each prompt, resampled only where it is known well enough to be told: alone or in the mean."""
+    optima = {prompt: _optimum(stored, settings, prompt, known, 0, seed) for prompt, known in by_prompt.items()}
+    least = LEAST if _mean_too_small([effective for _, effective in optima.values()]) else LEAST_IN_MEAN
+    for prompt, known in by_prompt.items():
+        if resamples and optima[prompt][1] >= least:
+            optima[prompt] = _optimum(stored, settings, prompt, known, resamples, seed)
+    return optima
+
+
 def _optimum(stored: Stored, settings: Settings, prompt: int, known: _Known, resamples: int, seed: int):
     """The optimum under one prompt, in numbers, rows as of `reweighted.Optimum`; and its effective sample size."""
     weighted, answers = known.counted, known.answers
@@ -182,28 +195,45 @@ def _too_small(effective: float, count: int) -> str | None:
 
 
 def _mean(optima: list[tuple[dict, float]]) -> dict[str, Any]:
-    """Means over prompts; the resamples of different prompts are independent."""
+    """Means over prompts; the resamples of different prompts are independent. No interval where some have none."""
+    rows = min(len(of_prompt["reward"]) for of_prompt, _ in optima)
     names = [name for name in optima[0][0] if name != "share"]
-    numbers = {name: np.mean([of_prompt[name] for of_prompt, _ in optima], axis=0) for name in names}
+    numbers = {name: np.mean([of_prompt[name][:rows] for of_prompt, _ in optima], axis=0) for name in names}
     effective = [one for _, one in optima]
-    total, least, too_small = sum(effective), LEAST_IN_MEAN if len(effective) > 1 else LEAST, None
+    return {
+        **_intervals(numbers), "effective_samples": sum(effective), "too_small": _mean_too_small(effective),
+    }  # fmt: skip
+
+
+def _mean_too_small(effective: list[float]) -> str | None:
+    total, least = sum(effective), LEAST_IN_MEAN if len(effective) > 1 else LEAST
     few = sum(one < least for one in effective)
-    if total < LEAST or few:
-        too_small = (
-            f"too small: effective sample sizes of {len(effective)} prompts sum to {total:.1f} ({LEAST} are needed), "
-            f"and {few} are below {least}"
-        )
-    return {**_intervals(numbers), "effective_samples": total, "too_small": too_small}
+    if total >= LEAST and not few:
+        return None
+    return (
+        f"too small: effective sample sizes of {len(effective)} prompts sum to {total:.1f} ({LEAST} are needed), "
+        f"and {few} are below {least}"
+    )
 
 
 def _intervals(numbers: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Row 0 of each array, and the ends of the 95 % interval of its resamples."""
+    """Row 0 of each array, and the ends of the 95 % interval of its resamples; None where these say nothing."""
     ends = {}
     for name, rows in numbers.items():
-        low, high = np.quantile(rows[1:], [0.025, 0.975], axis=0) if len(rows) > 1 else (rows[0], rows[0])
-        ends |= {name: rows[0].tolist(), f"{name}_low": np.asarray(low).tolist()}
-        ends[f"{name}_high"] = np.asarray(high).tolist()
+        ends[name] = rows[0].tolist()
+        ends[f"{name}_low"], ends[f"{name}_high"] = (_quantile(rows[1:], at) for at in (0.025, 0.975))
     return ends
+
+
+def _quantile(rows: np.ndarray, at: float) -> Any:
+    """Over the rows that have a number: a resample without any answer has no shares. None where no row has one."""
+    if len(rows) and not np.isnan(rows).any():
+        return np.quantile(rows, at, axis=0).tolist()
+    known = ~np.isnan(rows).all(axis=0)
+    values = np.full(rows.shape[1:], None, object)
+    if known.any():
+        values[known] = np.nanquantile(rows[:, known], at, axis=0)
+    return values.tolist()
 
 
 def _reference(stored: Stored, prompt: int, weighted: reweighted.Weighted) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def _cell(at: dict[str, Any], name: str | int, form: str) -> str:
     key, place = ("share", name) if isinstance(name, int) else (name, None)
     value, low, high = (at[key + end] if place is None else at[key + end][place] for end in ("", "_low", "_high"))
     short = f".{max(int(form[1]) - 1, 1)}f"
-    ends = "" if format(low, form) == format(high, form) else f"\n[dim]{low:{short}}-{high:{short}}[/dim]"
+    ends = (
+        "" if low is None or format(low, form) == format(high, form) else f"\n[dim]{low:{short}}-{high:{short}}[/dim]"
+    )
     return f"{value:{form}}{ends}"
 
 
@@ -183,7 +185,8 @@ def _panel(ax: Axes, record: dict[str, Any], name: str) -> None:
         value = np.array([mean[name] for mean in means], float)
         ax.plot(beta, value, color=colour, linewidth=1.8, label=text)
         if f"{name}_low" in means[0]:
-            low, high = ([mean[name + end] for mean in means] for end in ("_low", "_high"))
+            # None, where there is no interval, becomes nan, which is not filled.
+            low, high = (np.array([mean[name + end] for mean in means], float) for end in ("_low", "_high"))
             ax.fill_between(beta, low, high, color=colour, alpha=0.18, linewidth=0)
         for one, x, y in zip(settings, beta, value, strict=True):
             face = "white" if one["mean"]["too_small"] else colour

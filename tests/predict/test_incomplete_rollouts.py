@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from mara_jax import config
+from mara_jax.core import reweighted
 from mara_jax.predict import replay, stored_rollouts
 from mara_jax.tasks import onetwo, prompts
 from mara_jax.train import reference_samples, rollouts
@@ -131,3 +132,44 @@ def test_a_note_says_where_masses_are_those_of_the_completions():
     assert replay.replay(rollout, [settings()], resamples=0)["notes"] == []
     measured = replay.replay(stored(), [settings("answers")], resamples=0)
     assert measured["notes"] == []
+
+
+def test_resamples_without_an_answer_are_left_out_of_the_intervals_of_shares():
+    """One completion of 400 has an answer: 37 % of the resamples have none, and all others give it the whole share."""
+    answer = [["a" if group + sample == 0 else None for sample in range(10)] for group in range(40)]
+    record = replay.replay(stored(answer=answer), [settings()], resamples=60)
+    (prompt,) = record["settings"][0]["prompts"]
+    assert prompt["share"] == prompt["share_low"] == prompt["share_high"] == [1.0]
+    assert prompt["number_low"] == 0.0 and prompt["number_high"] == 1.0
+
+
+def test_an_interval_is_over_the_resamples_that_have_a_number():
+    rows = np.array([[0.5, 0.5, np.nan], [0.2, np.nan, np.nan], [0.4, 0.6, np.nan]])
+    ends = replay._intervals({"share": rows, "reward": rows[:, 0], "alone": rows[:1]})
+    assert ends["share_low"] == [pytest.approx(0.205), pytest.approx(0.6), None]
+    assert ends["reward_high"] == pytest.approx(0.395)
+    assert ends["alone_low"] == [None, None, None]
+
+
+def test_only_what_is_shown_is_resampled(monkeypatch):
+    """Prompt 5 has 20 completions at an optimum of one: the mean is not shown, and prompt 3 alone is resampled; its
+    numbers are those that it has without the other."""
+    resampled, optimum = [], reweighted.optimum
+
+    def counted(*args, resamples, **named):
+        resampled.append(resamples)
+        return optimum(*args, resamples=resamples, **named)
+
+    monkeypatch.setattr(reweighted, "optimum", counted)
+    rollout = stored(prompt_id=np.repeat([3, 5], [38, 2]), text={3: "x", 5: "y"})
+    rollout = rollout._replace(reward=rollout.reward + 40.0 * (np.arange(400) == 399).reshape(40, 10))
+    (entry,) = replay.replay(rollout, [settings()], resamples=20)["settings"]
+    assert sorted(resampled) == [0, 0, 20]
+    shown, few = entry["prompts"]
+    assert shown["too_small"] is None and shown["reward_low"] < shown["reward"] < shown["reward_high"]
+    assert few["too_small"] and few["reward_low"] is None and entry["mean"]["too_small"]
+    assert entry["mean"]["reward_low"] is None
+    assert entry["mean"]["reward"] == pytest.approx((shown["reward"] + few["reward"]) / 2)
+    names = ("step", "prompt_id", "reward", "answer", "logp", "ref_logp", "finished")
+    first = rollout._replace(text={3: "x"}, **{name: getattr(rollout, name)[:38] for name in names})
+    assert replay.replay(first, [settings()], resamples=20)["settings"][0]["prompts"] == [shown]
