@@ -167,6 +167,10 @@ PROPERTIES: dict[str, Callable[[Any], float]] = {
 }
 
 
+# Symbols up to lawrencium: those behind it are in no molecule of a search, and "Fl" is a slip for fluorine's "F".
+ELEMENTS = frozenset(Chem.GetPeriodicTable().GetElementSymbol(number) for number in range(1, 104))
+
+
 def count(mol: Any, element: str) -> int:
     """How many atoms of an element an RDKit molecule has, hydrogens that are not written among them."""
     atoms = list(mol.GetAtoms())

@@ -36,6 +36,9 @@ class Count:
 
     element: str
 
+    def __post_init__(self) -> None:
+        _check_element(self.element)
+
     def __call__(self, molecule: Molecule) -> float:
         return molecules.count(molecule.rdkit, self.element)
 
@@ -51,6 +54,8 @@ class Similarity:
         _check("fingerprint", self.fingerprint, FINGERPRINTS)
         if isinstance(self.targets, str) or not self.targets:
             raise TaskError(f"targets={self.targets!r:.60}: give a tuple of SMILES, as in ('CCO',)")
+        for target in self.targets:
+            molecules.known(target)
 
     def __call__(self, molecule: Molecule) -> float:
         targets = _fingerprints(self.targets, self.fingerprint)
@@ -64,6 +69,9 @@ class Matches:
     smarts: str
     wanted: bool = True
 
+    def __post_init__(self) -> None:
+        molecules.pattern(self.smarts)
+
     def __call__(self, molecule: Molecule) -> float:
         return float(molecule.rdkit.HasSubstructMatch(molecules.pattern(self.smarts)) == self.wanted)
 
@@ -74,6 +82,9 @@ class HasScaffold:
 
     smiles: str
     wanted: bool = True
+
+    def __post_init__(self) -> None:
+        molecules.known(self.smiles)
 
     def __call__(self, molecule: Molecule) -> float:
         return float((molecule.scaffold == molecules.known(self.smiles).scaffold) == self.wanted)
@@ -89,6 +100,7 @@ class Near:
 
     def __post_init__(self) -> None:
         _check("property", self.name, PROPERTIES)
+        molecules.known(self.smiles)
 
     def __call__(self, molecule: Molecule) -> float:
         return Gaussian(_value(self.smiles, self.name), self.sd)(molecule.property(self.name))
@@ -103,6 +115,10 @@ class Isomer:
     """
 
     formula: str
+
+    def __post_init__(self) -> None:
+        for element, _ in _elements(self.formula):
+            _check_element(element)
 
     def __call__(self, molecule: Molecule) -> float:
         wanted = _elements(self.formula)
@@ -181,6 +197,11 @@ def _elements(formula: str) -> tuple[tuple[str, int], ...]:
     if not re.fullmatch(r"(?:[A-Z][a-z]?\d*)+", formula):
         raise TaskError(f"formula={formula!r:.60}: write elements with their counts, as in C7H8N2O2")
     return tuple((element, int(number or 1)) for element, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula))
+
+
+def _check_element(symbol: str) -> None:
+    if symbol not in molecules.ELEMENTS:
+        raise TaskError(f"element={symbol!r:.60}: give a symbol from H to Lr, as in F or Cl")
 
 
 def _check(kind: str, name: str, names: object) -> None:
