@@ -1,7 +1,7 @@
 """What a search among molecules has reached: yields and calls, PMO's area under the curve, MolExp's score, diversities.
 
-A `series` holds the scores of distinct molecules in the order in which an oracle was called for them, as
-`calls.OracleCalls.series` does.
+A `series` holds the scores of distinct molecules in the order in which an oracle was called for them: the scores alone,
+or by SMILES as `calls.OracleCalls.series` has them.
 """
 
 import math
@@ -11,26 +11,27 @@ from typing import Any
 from mara_jax.tasks.base import TaskError
 from mara_jax.tasks.chemistry import molecules, molexp
 
+Series = Mapping[str, float] | Iterable[float]
 DIVERSITY_FINGERPRINT = "ecfp4_bits_1024"  # that of MOSES
 
 
-def hits(series: Iterable[float], threshold: float) -> int:
+def hits(series: Series, threshold: float) -> int:
     """The yield: how many molecules score at least `threshold`."""
-    return sum(score >= threshold for score in series)
+    return sum(score >= threshold for score in _scores(series))
 
 
-def calls_to_hits(series: Iterable[float], threshold: float, counts: Sequence[int] = (1, 10, 100)) -> dict[int, int]:
+def calls_to_hits(series: Series, threshold: float, counts: Sequence[int] = (1, 10, 100)) -> dict[int, int]:
     """How many calls the first 1, 10 and 100 molecules that score at least `threshold` took.
 
     Returns:
       Calls by number of molecules, without those numbers that were not reached.
     """
-    numbers = [call for call, score in enumerate(series, 1) if score >= threshold]
+    numbers = [call for call, score in enumerate(_scores(series), 1) if score >= threshold]
     return {count: numbers[count - 1] for count in counts if 0 < count <= len(numbers)}
 
 
 def top_auc(
-    series: Iterable[float],
+    series: Series,
     top: int = 10,
     *,
     freq_log: int = 100,
@@ -50,7 +51,7 @@ def top_auc(
 
     Source: Gao et al. 2022 (arXiv 2206.12411), `top_auc` of mol_opt.
     """
-    scores = list(series)
+    scores = list(_scores(series))
     if not 0 < len(scores) <= max_oracle_calls + 1:
         raise TaskError(
             f"{len(scores)} scores: an area needs at least one, and no more than the {max_oracle_calls} calls"
@@ -114,6 +115,10 @@ def scaffolds(smiles: Sequence[str]) -> int:
     with molecules.silence():
         parsed = [molecule for molecule in molecules.parse_each(smiles) if molecule is not None]
         return len({molecule.scaffold for molecule in parsed} - {""})
+
+
+def _scores(series: Series) -> Iterable[float]:
+    return series.values() if isinstance(series, Mapping) else series
 
 
 def _fingerprints(smiles: Sequence[str], kind: str) -> list[Any]:

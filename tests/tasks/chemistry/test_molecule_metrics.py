@@ -7,6 +7,7 @@ from rdkit import Chem
 from rdkit.Chem import rdFingerprintGenerator
 
 from mara_jax.tasks.chemistry import metrics, molexp
+from mara_jax.tasks.chemistry.calls import OracleCalls
 
 MIXED = [
     "c1ccccc1", "Cc1ccccc1", "CCO", "CCCO", "CC(=O)O", "C1CCCCC1", "c1ccncc1", "NC(=O)c1ccccc1", "CCN", "ClC(Cl)Cl",
@@ -30,6 +31,15 @@ def test_yield_and_calls_by_hand():
     assert metrics.calls_to_hits([1.0] * 100, 0.85) == {1: 1, 10: 10, 100: 100}
     assert metrics.calls_to_hits(series, 0.95) == {}
     assert metrics.calls_to_hits(series, 0.85, counts=(2, 3)) == {2: 3, 3: 6}
+
+
+def test_the_series_of_oracle_calls_is_read_as_it_is():
+    calls = OracleCalls(lambda smiles: [len(one) / 10 for one in smiles], budget=4)
+    calls(["CCCCCCCC", "C", "CCCC", "CCCCC"])  # .8, .1, .4, .5
+    assert metrics.hits(calls.series, 0.5) == 2
+    assert metrics.calls_to_hits(calls.series, 0.5, counts=(1, 2)) == {1: 1, 2: 4}
+    # The best each 2 calls: .8 at 2 and at 4: .8 + 1.6, divided by 4.
+    assert metrics.top_auc(calls.series, 1, freq_log=2, max_oracle_calls=4) == pytest.approx(0.6)
 
 
 # ---- area under the curve -------------------------------------------------------------------------------------------
