@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -17,6 +18,7 @@ from mara_jax.tasks.base import TaskError
 from mara_jax.tasks.checked import described
 
 _START_LIMIT = 120.0  # seconds in which a worker must have imported the functions
+_GRACE = 5.0  # seconds that a call has to end what it has started, before its process is killed
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -30,6 +32,10 @@ class WorkerError(TaskError):
     def __init__(self, message: str, repeated: bool = True) -> None:
         super().__init__(message)
         self.repeated = repeated
+
+
+class _Asked(SystemExit):
+    """What a call is interrupted by when its process is asked to end."""
 
 
 class Worker:
@@ -49,6 +55,7 @@ class Worker:
 
     def __init__(self, names: Sequence[str], time_limit: float, memory_limit: float) -> None:
         self.names, self.time_limit, self.memory_limit, self.waits_for = list(names), time_limit, memory_limit, ""
+        self.ended, self._starting = False, threading.Lock()
         self.named: dict[str, tuple[str, ...]]
         self.needed: dict[str, tuple[str, ...]]
         self.files: list[str]
@@ -61,8 +68,10 @@ class Worker:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the worker imports what this process can
         # Sets and hashes of texts have one order in every process, so that functions which use it are repeatable.
         environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "0"}
-        self.process = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL, env=environment)
-        theirs.close()
+        with theirs, self._starting:
+            if self.ended:
+                raise WorkerError("the worker process has been ended", repeated=False)
+            self.process = subprocess.Popen(command, pass_fds=(number,), stdin=subprocess.DEVNULL, env=environment)
         self.connection.send(self.names)
         return self._answer(_START_LIMIT, "importing " + ", ".join(self.names))
 
@@ -102,11 +111,24 @@ class Worker:
             raise WorkerError(value, repeated)
         return value
 
+    def end(self) -> None:
+        """Ends the process for good, whatever it does; another thread may be waiting in `result`, which then raises."""
+        with self._starting:
+            self.ended = True
+        self._stop()
+
     def close(self) -> None:
         """Ends the process, whatever it does."""
-        self.process.kill()
-        self.process.wait()
+        self._stop()
         self.connection.close()
+
+    def _stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:  # compiled code, or somebody's Python that ignores it
+            self.process.kill()
+            self.process.wait()
 
 
 def serve(connection: Connection) -> None:
@@ -129,6 +151,8 @@ def serve(connection: Connection) -> None:
         try:
             reply = (True, call(known[name], values, count), False)
             pickle.dumps(reply)
+        except _Asked:
+            raise
         except functions.WrongShape as error:
             reply = (False, str(error), False)
         except TaskError as error:
@@ -144,6 +168,12 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
 
 
+def _leave(number: int, _: Any) -> None:
+    """Interrupts the call, so that its `finally` and `with` can end the programs that it has started."""
+    signal.signal(number, signal.SIG_IGN)
+    raise _Asked(128 + number)
+
+
 if __name__ == "__main__":
     _end_with_parent()
     if sys.platform == "linux":  # counts what is allocated, not what is mapped; elsewhere it is not enforced
@@ -152,4 +182,8 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     os.dup2(2, 1)  # what functions print must not mix with the run's own lines
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides what ends
-    serve(Connection(int(sys.argv[1])))
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        serve(Connection(int(sys.argv[1])))
+    except _Asked as asked:
+        os._exit(int(str(asked.code)))  # at once: taking Python down can last a second
