@@ -1,16 +1,19 @@
 """Oracle calls that are counted: a budget, a cache of molecules, worker processes, and what is done where one fails."""
 
+import io
 import math
 import pickle
 import queue
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from mara_jax.tasks.base import TaskError
 from mara_jax.tasks.checked import described
 from mara_jax.tasks.chemistry import molecules
+from mara_jax.tasks.chemistry.program import Program
 from mara_jax.tasks.worker import Worker, WorkerError
 
 Oracle = Callable[[Sequence[str]], Sequence[float]]  # n canonical SMILES to n numbers
@@ -22,12 +25,15 @@ class OracleError(TaskError):
     """An oracle that gave no number for a molecule, which the message names.
 
     Attributes:
-      smiles: the canonical SMILES of the molecule.
+      smiles: the canonical SMILES of the molecule; why: what went wrong there.
     """
 
     def __init__(self, smiles: str, why: str) -> None:
         super().__init__(f"the oracle fails at {smiles}: {why}")
-        self.smiles = smiles
+        self.smiles, self.why = smiles, why
+
+    def __reduce__(self) -> tuple[type["OracleError"], tuple[str, str]]:
+        return type(self), (self.smiles, self.why)  # an exception's own would give its message alone
 
 
 class Scores(NamedTuple):
@@ -176,7 +182,7 @@ class OracleCalls:
         self.invalid, self.repeats, self.refused = (int(state[key]) for key in ("invalid", "repeats", "refused"))
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Ends the worker processes; a batch that is being scored in another thread raises `CancelledError`."""
         if self._pool:
             self._pool.close()
 
@@ -192,7 +198,12 @@ class _Pool:
 
     def __init__(self, oracle: Oracle, processes: Processes) -> None:
         _check_picklable(oracle)
-        self.oracle = oracle
+        if isinstance(oracle, Program) and oracle.seconds >= processes.seconds:
+            raise TaskError(
+                f"the program has {oracle.seconds:g} s and the worker process that calls it {processes.seconds:g} s: "
+                "give Processes(seconds=...) more than the program's, as a killed worker cannot end its program"
+            )
+        self.oracle, self.closing = oracle, False
         # Its threads live as long as the pool: the kernel ends a worker together with the thread that started it.
         self.threads = ThreadPoolExecutor(processes.count)
         starts = [
@@ -215,14 +226,25 @@ class _Pool:
             self.idle.put(worker)
 
     def _call(self, worker: Worker, part: Sequence[str]) -> list[float | TaskError]:
+        self._check_open()
         worker.send("reward", _CALL, {"oracle": [self.oracle] * len(part), "smiles": list(part)}, len(part))
         try:
             values, _ = worker.result()
         except WorkerError as error:
+            self._check_open()
             raise TaskError(str(error).removeprefix(_CALL).lstrip(": ")) from None
         return values
 
+    def _check_open(self) -> None:
+        """Keeps a call that `close` has ended from being taken for a failure, and tried again."""
+        if self.closing:
+            raise CancelledError("the oracle calls are closed")
+
     def close(self) -> None:
+        self.closing = True
+        # The threads wait for the workers, so that these go first; all at once, as each may take its time.
+        with ThreadPoolExecutor(len(self.workers)) as ending:
+            list(ending.map(Worker.end, self.workers))
         self.threads.shutdown(wait=True, cancel_futures=True)
         for worker in self.workers:
             worker.close()
@@ -267,11 +289,23 @@ def _number(value: Any) -> float | TaskError:
     return number if math.isfinite(number) else TaskError(f"it returned {value!r:.80}, which is no finite number")
 
 
+class _Pickler(pickle.Pickler):
+    """Notes whether any class or function is of the script that runs; texts may say what they like."""
+
+    of_script = False
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
+            self.of_script = True
+        return NotImplemented
+
+
 def _check_picklable(oracle: Oracle) -> None:
     """Refuses what worker processes cannot import."""
+    pickler = _Pickler(io.BytesIO())
     try:
-        pickled = pickle.dumps(oracle)
+        pickler.dump(oracle)
     except Exception as error:  # of any object's own __reduce__, too
         raise TaskError(f"worker processes cannot be given the oracle ({error}): use a function of a module") from None
-    if b"__main__" in pickled:
+    if pickler.of_script:
         raise TaskError("worker processes cannot import the script that runs: put the oracle into a module of its own")

@@ -19,13 +19,13 @@ class Program:
     Args:
       command: the program and its arguments; it is not given to a shell.
       seconds: in which it must end, else it is killed with every process that it has started. Where worker processes
-        call it, this limit should be below theirs (`calls.Processes`), as a killed worker cannot end its program.
+        call it, this limit must be below theirs (`calls.Processes`), as a killed worker cannot end its program.
 
-    Example: ``Program(("python", "dock.py", "--receptor=1abc.pdb"), seconds=600)``.
+    Example: ``Program(("python", "dock.py", "--receptor=1abc.pdb"), seconds=500)``.
     """
 
     command: tuple[str, ...]
-    seconds: float = 60.0
+    seconds: float = 50.0
 
     def __post_init__(self) -> None:
         if isinstance(self.command, str) or not self.command:

@@ -1,10 +1,14 @@
 """Counted calls: what is charged, the budget's last call, the cache, failures, worker processes, and checkpoints."""
 
+import functools
 import json
 import os
+import pickle
 import sys
 import textwrap
 import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +29,15 @@ def length(smiles):
 def process(smiles):
     time.sleep(.2)
     return [float(os.getpid())] * len(smiles)
+
+class Wrapped:
+    """Hides a program, so that its limit cannot be compared with that of the worker."""
+
+    def __init__(self, program):
+        self.program = program
+
+    def __call__(self, smiles):
+        return self.program(smiles)
 
 def odd(smiles):
     for one in smiles:
@@ -147,17 +160,24 @@ def test_the_oracle_may_return_an_array():
         ("Cl", "it returned None, which is no finite number"),
     ],
 )
-@pytest.mark.parametrize("per_call", [1, 8])
-def test_a_failure_names_the_molecule(odd, molecule, why, per_call):
-    calls = OracleCalls(odd.odd, processes=Processes(molecules=per_call))
-    with pytest.raises(OracleError, match=rf"^the oracle fails at {molecule}: {why}$") as error:
-        calls(["C", molecule, "CC"])
-    assert error.value.smiles == molecule
-    assert calls.series == {"C": 1}  # what came before is kept, and the failure is not charged
+@pytest.mark.parametrize(("count", "per_call"), [(0, 1), (0, 8), (1, 8)])
+def test_a_failure_names_the_molecule(odd, molecule, why, count, per_call):
+    processes = Processes(count, molecules=per_call)
+    with OracleCalls(odd.odd, processes=processes) as calls:
+        with pytest.raises(OracleError, match=rf"^the oracle fails at {molecule}: {why}$") as error:
+            calls(["C", molecule, "CC"])
+        assert error.value.smiles == molecule
+        assert calls.series == {"C": 1}  # what came before is kept, and the failure is not charged
 
-    lenient = OracleCalls(odd.odd, processes=Processes(molecules=per_call), failure_value=-1.0)
-    assert lenient(["C", molecule, "CC", molecule]) == ([1, -1, 2, -1], 3, 0)
-    assert lenient.failed == [molecule] == lenient.state()["failed"]
+    with OracleCalls(odd.odd, processes=processes, failure_value=-1.0) as lenient:
+        assert lenient(["C", molecule, "CC", molecule]) == ([1, -1, 2, -1], 3, 0)
+        assert lenient.failed == [molecule] == lenient.state()["failed"]
+
+
+def test_a_failure_can_be_sent_to_other_processes():
+    error = pickle.loads(pickle.dumps(OracleError("CCO", "it returned nan")))
+    assert (type(error), error.smiles, error.why) == (OracleError, "CCO", "it returned nan")
+    assert str(error) == "the oracle fails at CCO: it returned nan"
 
 
 def test_a_wrong_number_of_values_is_a_failure():
@@ -196,6 +216,73 @@ def test_a_molecule_at_which_the_oracle_hangs_or_dies_is_found_among_others(odd)
         assert calls.series == {"C": 1}
 
 
+def test_closing_does_not_wait_for_calls_in_flight(odd):
+    calls = OracleCalls(odd.odd, processes=Processes(2, molecules=3), failure_value=0.0)
+    with ThreadPoolExecutor(1) as thread:
+        batch = thread.submit(calls, ["C", "N", "CC", "N", "CCC", "CCCC", "CCCCC", "CCCCCC"])
+        time.sleep(0.5)
+        began = time.monotonic()
+        calls.close()
+        assert time.monotonic() - began < 10  # the call in flight has a limit of 60 s, and one more for each molecule
+        with pytest.raises(CancelledError):
+            batch.result()
+    assert calls.failed == []  # what was stopped has not failed
+
+
+def test_an_error_does_not_wait_for_calls_in_flight(odd):
+    with OracleCalls(odd.odd, processes=Processes(2)) as calls:
+        began = time.monotonic()
+        with pytest.raises(OracleError, match="fails at O"), calls:
+            calls(["O", "N"])  # the second sleeps
+        assert time.monotonic() - began < 10
+
+
+def runs(number: int) -> bool:
+    """Whether a process is there and has not ended; an ended one may wait for its parent."""
+    stat = Path(f"/proc/{number}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("program_seconds", "worker_seconds", "message"),
+    [(1, 30, "sh .* did not end within 1 s"), (1000, 1, "did not return within 1 s"), (1000, 500, None)],
+)
+def test_a_program_that_hangs_in_a_worker_leaves_no_process(odd, tmp_path, program_seconds, worker_seconds, message):
+    """Ended by its own limit, by that of its worker, and by closing."""
+    script = tmp_path / "hang.sh"
+    script.write_text(f"sleep 1000 &\necho $! $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/numbers\nwait\n")
+    program = Program(("sh", str(script)), program_seconds)
+    oracle = program if program_seconds < worker_seconds else odd.Wrapped(program)
+    calls = OracleCalls(oracle, processes=Processes(1, seconds=worker_seconds))
+    with calls, ThreadPoolExecutor(1) as thread:
+        batch = thread.submit(calls, ["C"])
+        while not (tmp_path / "numbers").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)  # until the worker, too, knows that its program has started
+        numbers = [int(number) for number in (tmp_path / "numbers").read_text().split()]
+        if message:
+            with pytest.raises(OracleError, match=f"fails at C: {message}"):
+                batch.result()
+        else:
+            calls.close()
+    assert [number for number in numbers if runs(number)] == []
+
+
+def test_a_program_must_have_less_time_than_the_worker_that_calls_it():
+    with pytest.raises(ValueError, match=r"600 s.* 60 s.*Processes\(seconds=") as error:
+        OracleCalls(Program(("dock",), seconds=600), processes=Processes(1, seconds=60))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"1 s.*1 s"):
+        OracleCalls(Program(("dock",), seconds=1), processes=Processes(1, seconds=1))
+    OracleCalls(Program(("dock",), seconds=600))  # without workers only its own limit counts
+
+
+def test_an_oracle_may_hold_a_text_that_names_the_running_script():
+    program = Program(("docker/__main__.py", "__main__"))
+    with OracleCalls(program, processes=Processes(1)) as calls, pytest.raises(OracleError, match="cannot be started"):
+        calls(["C"])
+
+
 def test_what_worker_processes_cannot_be_given_is_refused():
     with pytest.raises(ValueError, match="use a function of a module"):
         OracleCalls(lambda smiles: [1], processes=Processes(1))
@@ -205,5 +292,7 @@ def test_what_worker_processes_cannot_be_given_is_refused():
         main.__qualname__ = "Main"
         with pytest.raises(ValueError, match="put the oracle into a module of its own"):
             OracleCalls(main(), processes=Processes(1))
+        with pytest.raises(ValueError, match="put the oracle into a module of its own"):
+            OracleCalls(functools.partial(main(), 1), processes=Processes(1))
     finally:
         del sys.modules["__main__"].Main  # type: ignore[attr-defined]
