@@ -77,7 +77,7 @@ def test_help_with_a_config_shows_its_values():
     argv = ["main", "--config=configs/onetwo.py:nano", "--help"]
     text = cli.help_text(command_of("main"), argv)
     assert "with the values of configs/onetwo.py:nano" in text
-    assert "  rollout.max_new_tokens = 48\n" in text and "  task.malformed = 0.25\n" in text
+    assert "  rollout.max_new_tokens = 56\n" in text and "  task.malformed = 0.25\n" in text
     toy = cli.help_text(command_of("main"), ["main", "--config", "configs/toy.py:sweep", "--help"])
     assert "  toy.figure = 2\n" in toy and "  sweep.seeds = 4\n" in toy and "rollout" not in toy.split("Fields")[1]
 

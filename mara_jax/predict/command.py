@@ -32,7 +32,7 @@ COMMAND = cli.Command(
         "python -m mara_jax.predict --config=configs/digits.py",
         "python -m mara_jax.predict --run=runs/nano --beta=0.01 --method=vanilla",
         "python -m mara_jax.predict --rows=samples.csv --json",
-        "python -m mara_jax.predict --rollouts=runs/nano --method=vanilla,answers --beta=.01,.03,.1",
+        "python -m mara_jax.predict --rollouts=runs/nano --beta=.01,.03,.1",
     ),
     flags=(
         Flag("run", "DIR", "workdir of a run: its configuration, and the samples that measured its reference policy"),

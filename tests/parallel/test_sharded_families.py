@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 HERE = pathlib.Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_a_norm_over_all_heads_is_right_where_they_are_on_several_devices(quick_environment):
     """OLMo 2: values, gradients and sampled tokens, by rounding of float64 apart."""
     environment = os.environ | quick_environment | {"PYTHONPATH": str(HERE.parents[1])}

@@ -25,7 +25,7 @@ def arch_of(run: config.LanguageRun, rank: int) -> parameters.Architecture:
     return dataclasses.replace(arch, lora=parameters.Lora(rank, 2.0 * rank, parameters.LORA_TARGETS)) if rank else arch
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_the_matmuls_are_those_of_as_many_runs(rank):
     arch = arch_of(RUN, rank)
     alone = abstract.phase_programs(FIRST, arch, SIZES._replace(members=0))

@@ -247,7 +247,7 @@ def test_the_command_writes_what_it_says(command, run, tmp_path):
     assert record == json.loads((tmp_path / "replay.json").read_text())
     assert {path.name for path in tmp_path.iterdir()} == {f"replay.{x}" for x in ("json", "png", "svg")}
     assert record["rollouts"] | {"reward": 0} == {
-        "steps": [1, 3], "count": 96, "group_size": 32, "prompts": 1, "reward": 0,
+        "steps": [1, 3], "count": 96, "group_size": 32, "prompts": 1, "prompts_left_out": 0, "reward": 0,
     }  # fmt: skip
     named = [(one["objective"], one["beta"]) for one in record["settings"]]
     assert named == [("answers", 0.1), ("vanilla", 0.03), ("vanilla", 0.1), ("answers", 0.03)]

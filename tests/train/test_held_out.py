@@ -132,10 +132,10 @@ def test_what_cannot_tell_the_best_is_refused(best, every, evaluation, words):
 def test_the_measures_are_those_that_evaluations_have(tmp_path):
     import numpy as np
 
-    from mara_jax.train import evaluation, scoring
+    from mara_jax.train import evaluation
 
-    scores = scoring.GroupScores(np.ones((1, 6), np.float32), [["a"] * 6], {})
-    measured = evaluation._of_prompt(scores, 0, np.ones(6, bool), 0.5)
+    group = evaluation.Group(0, "p", ["t"] * 6, np.ones(6, np.float32), ["a"] * 6, np.ones(6, bool))
+    measured = evaluation._of_prompt(group, 0.5)
     assert {*config.measures(Evaluation(samples=6))} == {*measured} - {"truncated", "counts"}
 
 
