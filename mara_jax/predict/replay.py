@@ -161,7 +161,8 @@ def _optimum(stored: Stored, settings: Settings, prompt: int, known: _Known, res
         other = {
             name: len(index) + i for i, name in enumerate(sorted(set(filter(None, reference.answer)) - set(index)))
         }
-        answer_n = np.array([(index | other).get(name, -1) for name in reference.answer])
+        numbers: dict[str | None, int] = {**index, **other}
+        answer_n = np.array([numbers.get(name, -1) for name in reference.answer])
         log_mass_a = reweighted.measured_log_mass(objective, reference.reward, answer_n, len(index) + len(other))
     count = len(answers) if log_mass_a is None else len(log_mass_a)
     optimum = reweighted.optimum(

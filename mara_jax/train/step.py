@@ -254,7 +254,7 @@ def update(
         grads = placement.constrain_params(grads, arch)
         changes, opt_state = choices.tx.update(grads, state.opt_state, state.params)
         if rate is not None:
-            changes = jax.tree.map(lambda change: rate.astype(change.dtype) * change, changes)
+            changes = jax.tree.map(lambda change: jnp.asarray(rate, change.dtype) * change, changes)
         metrics["grad/norm"] = optax.global_norm(grads)
         if state.log_z is not None:
             assert learned is not None
