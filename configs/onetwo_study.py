@@ -9,7 +9,7 @@ and MARA runs at equal shares; below, vanilla runs end beyond their optimum and 
   smol   SmolLM2-135M-Instruct with adapters: 4 betas of each method, reverse KL, one seed; two CPU cores. Not
          measured yet.
   nano   a two-layer model trained from scratch, all weights: 6 betas x 6 seeds of each method, reverse KL, 72 members;
-         two CPU cores, about 17 minutes. From beta .1 on, .60 bits (vanilla) and 1.00 (MARA).
+         two CPU cores, 40 CPU minutes. From beta .1 on, .60 bits (vanilla) and 1.00 (MARA).
 
   python -m mara_jax.main --config=configs/onetwo_study.py:nano --workdir=runs/study
   python -m mara_jax.evaluate population runs/study
