@@ -2,6 +2,7 @@
 
   python benchmarks/population.py                                  nano, all weights: K = 1, 2, 4, 8, 16, 32
   python benchmarks/population.py --variant=smol --rank=16 --members=1,2,4 --steps=6
+  python benchmarks/population.py --figure=cost.png                also a picture of both costs over K, as PNG and SVG
 
 A reference policy is warmed up once; then each side trains a few steps in a process of its own, which compiles nothing
 after its first steps: the median of the others is a warm step. Prints one JSON object a K: `step_s` of the population,
@@ -17,7 +18,10 @@ import subprocess
 import sys
 import tempfile
 
+import matplotlib.figure
 import numpy as np
+
+from mara_jax import plot_style
 
 COMPILING = 3  # first steps that are left out
 
@@ -38,6 +42,30 @@ def warm_step(folder: pathlib.Path) -> float:
     return float(np.median([row["time/step_s"] for row in rows[COMPILING:]]))
 
 
+def draw(rows: list[dict[str, float]], title: str, path: pathlib.Path) -> None:
+    """Time of a step and peak memory over the number of members, beside as many runs alone."""
+    members = [row["members"] for row in rows]
+    with plot_style.style():
+        figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
+        for ax, name, alone, unit, label in zip(
+            figure.subplots(1, 2), ("step_s", "memory_mib"), ("alone_s", "alone_mib"), (1, 1024),
+            ("seconds a step of all members", "peak memory, GiB"), strict=True,
+        ):  # fmt: skip
+            separate = [row["members"] * row[alone] / unit for row in rows]
+            ax.plot(members, separate, "o--", color=plot_style.REFERENCE, label="as many runs alone")
+            ax.plot(members, [row[name] / unit for row in rows], "o-", color=plot_style.OWN, label="one population")
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log", base=2)
+            ax.set_xticks(members, [f"{count}" for count in members])
+            ax.set_xlabel("members")
+            ax.set_ylabel(label)
+            ax.yaxis.set_major_formatter("{x:g}")
+            plot_style.horizontal_grid(ax)
+            ax.legend(frameon=False)
+        figure.suptitle(title)
+        plot_style.save(figure, path)
+
+
 def main() -> None:
     """Measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +73,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--members", default="1,2,4,8,16,32")
-    arguments = parser.parse_args()
+    parser.add_argument("--figure", type=pathlib.Path, default=None)
+    arguments, rows = parser.parse_args(), []
     with tempfile.TemporaryDirectory() as folder:
         base = pathlib.Path(folder)
         config = f"--config=configs/onetwo.py:{arguments.variant}"
@@ -64,7 +93,11 @@ def main() -> None:
             step = warm_step(next((workdir / "members").iterdir()))
             row = {"members": count, "step_s": step, "alone_s": alone, "ratio": count * alone / step}
             row |= {"memory_mib": memory, "alone_mib": memory_alone, "cpu_ratio": count * cpu_alone / cpu}
+            rows.append(row)
             print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
+    if arguments.figure:
+        adapters = f"adapters of rank {arguments.rank}" if arguments.rank else "all weights"
+        draw(rows, f"{arguments.variant}, {adapters}", arguments.figure)
 
 
 if __name__ == "__main__":
