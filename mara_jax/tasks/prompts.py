@@ -31,6 +31,7 @@ class Config(config.Task):
     reward: str = setting("", "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION; several, separated by commas, are added")
     reward_weights: str = setting("", "of several reward functions, separated by commas; empty: 1 each")
     answer: str = setting("", "FILE.py:FUNCTION that names a completion's answer; empty: its text is the answer")
+    demonstrations: str = setting("", "a file of prompts with completions, for the warm-up; empty: those of `prompts`")
     truncated: str = setting(
         "score",
         "completions cut at rollout.max_new_tokens are scored like others, have reward zero and no answer, or, beyond "
@@ -59,6 +60,7 @@ class Prompts(Task):
             example = {"prompts": "prompts.jsonl", "reward": "rewards.py:correct"}[missing]
             raise TaskError(f"task.{missing} is empty: set --config.task.{missing}={example}")
         self.rows = prompt_file.read(cfg.prompts)
+        self.shown = prompt_file.read(cfg.demonstrations) if cfg.demonstrations else self.rows
         self.rewards = _weights(cfg)
         names = [*self.rewards, *filter(None, [cfg.answer])]
         self.calls = Calls(names, cfg.workers, cfg.time_limit, cfg.memory_limit, cfg.failure == "stop")
@@ -91,33 +93,39 @@ class Prompts(Task):
         return self.rows[index]["prompt"]
 
     def files(self) -> list[str]:
-        """The prompt file, or the files of a saved dataset."""
-        path = self.rows.path
-        return [str(file) for file in sorted(path.glob("*.arrow"))] if path.is_dir() else [str(path)]
+        """The prompt file or the files of a saved dataset, and those of other demonstrations."""
+        paths = dict.fromkeys((self.rows.path, self.shown.path))
+        return [str(file) for path in paths for file in (sorted(path.glob("*.arrow")) if path.is_dir() else [path])]
 
     def code_files(self) -> list[str]:
         """The files that define the functions."""
         return [*self.calls.files]
 
     def demonstrations(self, seed: int, step: int, batch: int) -> list[tuple[Prompt, str]]:
-        """Completions of rows that have any, drawn at random; none where the file has no such column."""
-        if "completion" not in self.rows.columns:
+        """Completions of rows that have any, drawn at random; none where the prompt file has no such column.
+
+        Raises:
+          TaskError: no row has one, or the file named for its demonstrations has no such column.
+        """
+        if "completion" not in self.shown.columns:
+            if self.cfg.demonstrations:
+                raise TaskError(f"{self.shown.path} has no column 'completion': task.demonstrations needs it")
             return []
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
         pairs = []
         for _ in range(batch):
-            row = self._demonstration(int(random.integers(len(self))))
+            row = self._demonstration(int(random.integers(len(self.shown))))
             known = row["completion"] if isinstance(row["completion"], list) else [row["completion"]]
             pairs.append((row["prompt"], known[int(random.integers(len(known)))]))
         return pairs
 
     def _demonstration(self, number: int) -> prompt_file.Row:
         """The first row from this one on that has a completion."""
-        for offset in range(len(self)):
-            row = self.rows[(number + offset) % len(self)]
+        for offset in range(len(self.shown)):
+            row = self.shown[(number + offset) % len(self.shown)]
             if row.get("completion") is not None:
                 return row
-        raise TaskError(f"no row of {self.rows.path} has a completion: give some, or set warmup.steps=0")
+        raise TaskError(f"no row of {self.shown.path} has a completion: give some, or set warmup.steps=0")
 
     def score(self, prompt_index: Sequence[int], texts: Sequence[str], finished: Sequence[bool]) -> Score:
         """As `score_in_run`, outside of a run."""

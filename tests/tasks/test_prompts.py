@@ -103,6 +103,19 @@ def test_a_run_knows_what_it_depends_on(folder):
     assert one.files() == [str(folder / "rows.jsonl")] and one.code_files() == [str(folder / "own.py")]
 
 
+def test_demonstrations_may_have_a_file_of_their_own(folder, tmp_path):
+    rows = [{"prompt": "a?", "completion": "a"}, {"prompt": "c?", "completion": ["c", "d"]}, {"prompt": "e?"}]
+    shown = tmp_path / "shown.jsonl"
+    shown.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = task(folder, "solved", demonstrations=str(shown))
+    assert set(one.demonstrations(0, 0, 64)) == {("a?", "a"), ("c?", "c"), ("c?", "d")} and len(one) == 2
+    assert one.files() == [str(folder / "rows.jsonl"), str(shown)]
+    lacking = task(folder, "solved", demonstrations=str(folder / "rows.jsonl"))
+    with pytest.raises(ValueError, match=r"rows\.jsonl has no column 'completion': task\.demonstrations needs it"):
+        lacking.demonstrations(0, 0, 1)
+    assert task(folder, "solved").demonstrations(0, 0, 1) == []
+
+
 def test_several_rewards_are_weighted_and_none_is_no_judgement(folder):
     one = task(folder, "solved,short", reward_weights="2,.5")
     score = scored(one, ["a", "long", "skip"])
