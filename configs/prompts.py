@@ -4,8 +4,8 @@ Question: demonstrations favour one answer of each prompt, and vanilla KL-regula
 MARA over answers make the answers that the reference policy gives equally likely?
 
   ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each. Measured, one seed, on
-          the 76 held-out prompts: reward .47 after the warm-up; after 24 steps .71 (vanilla), .73 (GRPO, MARA over
-          answers); effective number of answers 1.89, then 1.44, 1.56, 1.65.
+          the 76 held-out prompts: reward .46 after the warm-up; after 24 steps .73 (vanilla, GRPO), .72 (MARA);
+          effective number of answers 2.15, then 1.66 (both), 1.77 (MARA over answers), 1.73 (over strings).
   nano    a two-layer model trained from scratch on the same prompts, whose warm-up shows it answers to the held-out
           prompts, too, as it knows nothing else: to try things out, and to compare methods.
           Both are measured on configs/prompts/heldout.jsonl at every checkpoint, see docs/evaluation.md.
