@@ -6,8 +6,8 @@ and MARA runs at equal shares; below, vanilla runs end beyond their optimum and 
 
   ""     Qwen2.5-3B with adapters: 5 betas x 7 seeds of each method and KL, 140 members, eight at a time; needs an
          accelerator and the weights (a directory, or the hub). Not measured yet.
-  smol   SmolLM2-135M-Instruct with adapters: 4 betas of each method, reverse KL, one seed; two CPU cores. Not
-         measured yet.
+  smol   SmolLM2-135M-Instruct with adapters: 4 betas of each method, reverse KL, one seed; two CPU cores, an hour.
+         From beta .03 on, .59 to .72 bits (vanilla) and .98 to 1.00 (MARA).
   nano   a two-layer model trained from scratch, all weights: 6 betas x 6 seeds of each method, reverse KL, 72 members;
          two CPU cores, 40 CPU minutes. From beta .1 on, .60 bits (vanilla) and 1.00 (MARA).
 

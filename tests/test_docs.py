@@ -102,7 +102,7 @@ def smaller(command: documented.Command, workdir: pathlib.Path) -> list[str]:
     arguments = [re.sub(r"(?<![\w/])(runs/|samples\.csv)", rf"{workdir}/\1", word) for word in command.arguments]
     if command.page != "Makefile" and command.target in ("mara_jax.main", "mara_jax.bench"):
         # One run of the pretrained model is enough, that of `make run`: its configuration is parsed above as it stands.
-        arguments = [word.replace("onetwo.py:smol", "onetwo.py:nano") for word in arguments]
+        arguments = [re.sub(r"(onetwo|onetwo_study)\.py:smol", r"\1.py:nano", word) for word in arguments]
     for part, flags in SMALLER.items():
         if part in command.text:
             arguments += flags
