@@ -78,6 +78,7 @@ def evaluate(argv: list[str]) -> int:
         console.print(summary.final_table(workdir))
         console.print(f"figure: {summary.final_figure(workdir)}")
         summary.show_evaluations(workdir, console)
+        summary.show_modes(workdir, console)
     return 0
 
 

@@ -55,6 +55,15 @@ def by_prompt(ids: np.ndarray, answers: Answers) -> list[list[Any]]:
     return [[number, dict(counted)] for number, counted in counts.items()]
 
 
+def good_by_prompt(ids: np.ndarray, answers: Answers, reward_pg: np.ndarray, threshold: float) -> list[list[Any]]:
+    """As `by_prompt`, of completions with an answer and a reward from the threshold on; prompts without one, too."""
+    counts = {int(number): collections.Counter() for number in ids}
+    for number, group, good_g in zip(ids, answers, reward_pg >= threshold, strict=True):
+        named = [name for name, good in zip(group, good_g, strict=True) if good and name is not None]
+        counts[int(number)].update(map(short, named))
+    return [[number, dict(counted)] for number, counted in counts.items()]
+
+
 def short(name: str) -> str:
     """An answer as metrics.jsonl has it: never empty, which stands for none, and never long."""
     if 0 < len(name) <= LONGEST_NAME:

@@ -64,6 +64,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     figure = summary.final_figure(workdir)
     display.console.print(summary.final_table(workdir))
     summary.show_evaluations(workdir, display.console)
+    summary.show_modes(workdir, display.console)
     skipped = guard.skipped_note(out.file.rows)
     if skipped:
         display.note(skipped)

@@ -4,7 +4,7 @@ import pathlib
 from typing import NamedTuple
 
 from mara_jax.parallel import hosts
-from mara_jax.train import guard, metrics, rollouts
+from mara_jax.train import guard, metrics, mode_ledger, rollouts
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.held_out import Evaluations
 from mara_jax.train.setup import Setup
@@ -41,6 +41,7 @@ def opened(
     completions = rollouts.Rollouts(workdir, setup.task, steps_done, keeps and cfg.rollout.save)
     watch = guard.Guard(setup, workdir, file.rows, checkpoints)
     tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, steps_done, display, keeps))
-    log = StepLog(setup, file, completions, display, watch, tracked)
+    ledger = mode_ledger.ModeLedger(setup, workdir / mode_ledger.FILE, file.rows, keeps)
+    log = StepLog(setup, file, completions, display, watch, tracked, ledger)
     evaluations = Evaluations(setup, workdir, steps_done, checkpoints, display, tracked)
     return Outputs(log, file, evaluations, checkpoints, tracked)

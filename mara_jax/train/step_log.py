@@ -15,6 +15,7 @@ from mara_jax.sampling.logprobs import Hidden
 from mara_jax.sampling.rollout import whole_text
 from mara_jax.train import group_metrics, metrics, reference
 from mara_jax.train.guard import Guard
+from mara_jax.train.mode_ledger import COUNTS, GOOD, ModeLedger
 from mara_jax.train.rollouts import Rollouts
 from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
@@ -54,9 +55,10 @@ class StepLog:
         display: metrics.Display,
         guard: Guard,
         trackers: Trackers,
+        ledger: ModeLedger,
     ) -> None:
         self.setup, self.file, self.rollouts, self.display, self.guard = setup, file, rollouts, display, guard
-        self.trackers = trackers
+        self.trackers, self.ledger = trackers, ledger
         self.warnings = Warnings(setup.cfg, setup.task)
         self.window = collections.deque((row[COUNTS] for row in file.rows), maxlen=diversity.WINDOW)
         self.log_optimum: dict[int, list[float] | None] = {}  # of prompts, as they are needed
@@ -80,12 +82,14 @@ class StepLog:
         if answers is not None:
             total = group_metrics.summed(row[COUNTS])
             row["answers/counts"] = [total.get(group_metrics.short(name), 0) for name in answers]
+        of_modes, lost = self.ledger.update(row, to_save is not None)
+        row |= of_modes
         self.file.write(row)
         self.trackers.write(row)
         if self.setup.cfg.rollout.save:  # the same on every process, as all of them gather
             self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
         self.display.step(row, _shown(self.setup.cfg, step))
-        for warning in filter(None, [skipped, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
+        for warning in filter(None, [skipped, lost, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
             self.display.note(warning)
         return ended
 
@@ -112,9 +116,6 @@ class StepLog:
         return reference.log_optimum(algorithm, store.known[number], answers, self.setup.task)
 
 
-COUNTS = "answers/by_prompt"  # of a row: for each of its prompts, [its number, how often each answer was given]
-
-
 def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
     """Waits for a step's update: its row, and the clock when the update ended."""
     scalars = {name: float(value) for name, value in step.metrics.items() if name != REF_LOGP}
@@ -126,6 +127,7 @@ def fetch(cfg: LanguageRun, step: Step) -> tuple[dict[str, Any], float]:
     )
     row |= group_metrics.of_step(step.scores, tokens, lengths, finished) | {
         COUNTS: group_metrics.by_prompt(step.ids, step.scores.answer),
+        GOOD: group_metrics.good_by_prompt(step.ids, step.scores.answer, step.scores.reward, cfg.algorithm.threshold),
         "samples": int(lengths.size),
         "tokens/generated": int(np.sum(lengths)),
         "sampler/logp_gap": _logp_gap(completions, row["logp/mean"]),

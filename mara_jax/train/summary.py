@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mara_jax.train import evaluation_report, open_report, plots, report
+from mara_jax.train import evaluation_report, mode_report, open_report, plots, report
 from mara_jax.train.tables import NumberTable
 
 
@@ -24,6 +24,21 @@ def final_table(workdir: str | os.PathLike) -> NumberTable:
     """
     record = report.read(workdir)
     return report.answers_table(record) if record.answers else open_report.final_table(record)
+
+
+def show_modes(workdir: str | os.PathLike, console: Console) -> None:
+    """Prints the table of a run's good answers and draws their figure; nothing where it wrote no ledger of them.
+
+    Raises:
+      ValueError: the ledger cannot be read.
+    """
+    prompts = mode_report.read(Path(workdir))
+    if not prompts:
+        return
+    console.print(mode_report.table(prompts))
+    figure = mode_report.figure(Path(workdir), prompts)
+    if figure is not None:
+        console.print(f"figure: {figure}", markup=False)
 
 
 def show_evaluations(workdir: str | os.PathLike, console: Console) -> None:

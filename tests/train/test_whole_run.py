@@ -167,6 +167,24 @@ def test_the_measured_samples_are_kept(whole):
     assert all(row["ref_logp"] < 0 and row["reward"] == (row["answer"] is not None) for row in kept)
 
 
+def test_the_mode_ledger_is_counted_from_rollouts_and_reference_samples(whole):
+    (one,) = [json.loads(line) for line in (whole / "modes.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (whole / "reference_samples.jsonl").read_text().splitlines()]
+    given = rollouts.read(whole).to_pydict()
+    assert (one["completions"], one["window"], one["reference_samples"]) == (48, 48, 16)
+    good = {row["answer"] for row in kept if row["reward"]} | {
+        answer for answer, reward in zip(given["answer"], given["reward"], strict=True) if reward
+    }
+    assert {row["answer"] for row in one["answers"]} == good != set()
+    for row in one["answers"]:
+        steps = [step for step, answer in zip(given["step"], given["answer"], strict=True) if answer == row["answer"]]
+        assert row["reference"] == sum(other["answer"] == row["answer"] for other in kept) / 16
+        assert row["policy"] == len(steps) / 48 and row["missed"] == 8 * (6 - max(steps, default=0))
+        assert [row["first_step"], row["last_step"]] == ([min(steps), max(steps)] if steps else [None, None])
+    assert [row["modes/known"] for row in rows(whole)][-1] == len(good)
+    assert "figure.png" in {path.name for path in whole.iterdir()} and one["prompt"].startswith("Generate")
+
+
 def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment, tmp_path):
     """From the warmed-up reference on."""
     workdir = tmp_path / "run"
@@ -190,6 +208,7 @@ def test_killed_and_resumed_equals_uninterrupted(main, whole, quick_environment,
     assert rows(workdir) == rows(whole)
     assert evaluations(workdir) == evaluations(whole) and best(workdir) in checkpoint.saved_steps(workdir)
     assert rollouts.read(workdir).equals(rollouts.read(whole))
+    assert (workdir / "modes.jsonl").read_bytes() == (whole / "modes.jsonl").read_bytes()
 
 
 def test_more_steps_continue_a_finished_run(main, whole, tmp_path):
