@@ -11,6 +11,7 @@ from mara_jax.config.limits import Limit
 from mara_jax.config.population import Member, is_population, members
 from mara_jax.config.schema import (
     ANCHORS,
+    COVERAGE,
     FEW_PROMPTS,
     FIRST_MOMENTS,
     IMPORTANCES,
@@ -48,6 +49,7 @@ from mara_jax.config.schema import (
 
 __all__ = [
     "ANCHORS",
+    "COVERAGE",
     "FEW_PROMPTS",
     "FIRST_MOMENTS",
     "IMPORTANCES",

@@ -5,6 +5,7 @@ import math
 
 from mara_jax.config import algorithm_checks, limits, population
 from mara_jax.config.schema import (
+    COVERAGE,
     LORA_TARGETS,
     Evaluation,
     LanguageRun,
@@ -133,10 +134,10 @@ def _check_best(run: LanguageRun) -> None:
     best, every, evaluation = run.checkpoint.best, run.checkpoint.every, run.evaluation
     if not best:
         return
-    if best not in measures(evaluation):
+    if best not in (*measures(evaluation), COVERAGE):
         raise ValueError(
             f"checkpoint.best={best!r} is no measure of evaluations with evaluation.samples={evaluation.samples}: "
-            f"choose one of {', '.join(measures(evaluation))}"
+            f"choose one of {', '.join(measures(evaluation))}, or {COVERAGE}"
         )
     if not evaluation.every or every % evaluation.every:
         raise ValueError(

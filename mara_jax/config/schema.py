@@ -27,6 +27,7 @@ LONG_PROMPTS = ("error", "replace")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 GUARDS = ("stop", "skip")
+COVERAGE = "coverage"  # as checkpoint.best: most good answers at equal reward
 TRACKERS = ("", "trackio", "wandb")
 ATTENTIONS = ("auto", "xla", "kernels")
 # Kernels of a layer that an adapter may update, in the order of the forward pass.
@@ -233,7 +234,9 @@ class Checkpoint:
     every: int = setting(20, "steps between them", limits.COUNT)
     keep: int = setting(1, "how many stay, the newest", limits.COUNT)
     best: str = setting(
-        "", "a measure of the evaluations, as in pass@1: beside the newest, the checkpoint where it is highest stays"
+        "",
+        "a measure of the evaluations, as in pass@1: beside the newest, the checkpoint where it is highest stays; "
+        "coverage: the one with most good answers among those whose reward equals the best, within its interval",
     )
 
 

@@ -16,7 +16,9 @@ import orbax.checkpoint as ocp
 
 from mara_jax.config import Checkpoint
 from mara_jax.parallel import hosts
+from mara_jax.train import best_checkpoint
 from mara_jax.train import workdir as workdirs
+from mara_jax.train.best_checkpoint import Choice, Score
 from mara_jax.train.state import State
 
 SAVED = "saved.json"  # in WORKDIR: the step of a checkpoint that was complete, so that its loss is noticed
@@ -113,23 +115,19 @@ def _unreadable(folder: pathlib.Path, reason: str) -> ValueError:
     return ValueError(f"checkpoint {folder} cannot be read ({reason}): {cure}")
 
 
-def best_step(saved: Sequence[int], scores: Mapping[int, float]) -> int | None:
-    """The earliest of the saved steps with the highest score; None where none has one."""
-    return max((step for step in sorted(saved) if step in scores), key=lambda step: scores[step], default=None)
-
-
 @dataclasses.dataclass
 class NewestAndBest:
     """Which checkpoints Orbax keeps: the newest `keep`, and the best by `scores`, which grow as the run goes on."""
 
     keep: int
-    scores: Mapping[int, float]
+    scores: Mapping[int, Score]
+    choice: Choice = best_checkpoint.highest
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """For each checkpoint, in the order of their steps, whether it stays."""
         del context
         steps = [one.step for one in checkpoints]
-        kept = {*steps[-self.keep :], best_step(steps, self.scores)}
+        kept = {*steps[-self.keep :], self.choice(steps, self.scores)}
         return [step in kept for step in steps]
 
 
@@ -139,11 +137,10 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, cfg: Checkpoint):
         # On a CPU a device array and its host copy may share memory, which the next update reuses: write at once.
         self.asynchronous = jax.default_backend() != "cpu"
-        # By steps, the measure `cfg.best` of the evaluation after them; the same on every process.
-        self.scores: dict[int, float] = {}
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=NewestAndBest(cfg.keep, self.scores), enable_async_checkpointing=self.asynchronous
-        )
+        # By steps, what `cfg.best` compares of the evaluation after them; the same on every process.
+        self.scores: dict[int, Score] = {}
+        policy = NewestAndBest(cfg.keep, self.scores, best_checkpoint.chosen_by(cfg.best))
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=self.asynchronous)
         self.workdir = workdir
         self.directory = (workdir / "checkpoints").absolute()
         self.every = cfg.every

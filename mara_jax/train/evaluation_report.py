@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mara_jax.config import COVERAGE
 from mara_jax.plot_style import OWN, QUIET, REFERENCE, VANILLA, horizontal_grid, save, style
-from mara_jax.train import checkpoint, held_out, metrics
+from mara_jax.train import best_checkpoint, checkpoint, held_out, metrics, report
 from mara_jax.train.tables import NumberTable
 
 # measure -> heading in the table; with them the first and the last pass@k
@@ -33,8 +34,10 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 def best_step(workdir: Path, measure: str) -> int | None:
     """The step of the best checkpoint that is there, by a measure of the evaluations; None where there is none."""
-    scores = {row["step"]: row[measure] for row in read(workdir) if measure in row}
-    return checkpoint.best_step(checkpoint.saved_steps(workdir), scores)
+    samples = report.read_config(workdir)["evaluation"]["samples"] if measure == COVERAGE else 0
+    of_rows = {row["step"]: held_out.score_of(workdir, row, measure, samples) for row in read(workdir)}
+    scores = {step: one for step, one in of_rows.items() if one is not None}
+    return best_checkpoint.chosen_by(measure)(checkpoint.saved_steps(workdir), scores)
 
 
 def final_table(workdir: Path, best: str = "") -> NumberTable | None:

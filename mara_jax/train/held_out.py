@@ -1,17 +1,19 @@
 """Evaluations of a run: its policy on held-out prompts, before the first step, every so many, and after the last."""
 
 import dataclasses
+import json
 import pathlib
 import time
 from typing import Any
 
 from mara_jax import tasks
-from mara_jax.config import LanguageRun
+from mara_jax.config import COVERAGE, LanguageRun
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Prompt, Task
-from mara_jax.train import evaluation, metrics, reference
+from mara_jax.train import best_checkpoint, evaluation, metrics, reference
 from mara_jax.train import workdir as workdirs
+from mara_jax.train.best_checkpoint import Covered, Score
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.prompts import LONG_PROMPTS_CURE, EncodedPrompts, PromptTooLongError
 from mara_jax.train.setup import Setup
@@ -86,6 +88,18 @@ def table_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / FOLDER / f"step_{step:06d}.json"
 
 
+def score_of(workdir: pathlib.Path, row: dict[str, Any], measure: str, samples: int) -> Score | None:
+    """What a measure compares of an evaluation that is there; None where what it needs is not.
+
+    Args:
+      row: of evaluation.jsonl; samples: completions of each prompt.
+    """
+    path, prompts = table_of(workdir, row["step"]), []
+    if measure == COVERAGE and path.is_file():
+        prompts = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+    return best_checkpoint.score(measure, row, prompts, samples)
+
+
 class Evaluations:
     """Makes, writes and shows the evaluations of a run; those of steps behind the restored one are made again.
 
@@ -114,13 +128,26 @@ class Evaluations:
             for path in folder.glob("step_*"):
                 if path.suffix == ".part" or int(path.stem.removeprefix("step_")) > steps_done:
                     path.unlink()
-        best = setup.cfg.checkpoint.best
-        rows = hosts.on_process_zero(lambda: [[row["step"], row.get(best)] for row in self._rows()])
-        self.measured = {step for step, _ in rows}
-        checkpoints.scores.update((step, score) for step, score in rows if score is not None)
+        self.measured = set(hosts.on_process_zero(lambda: [row["step"] for row in self._rows()]))
+        checkpoints.scores.update(self._scores())
 
     def _rows(self) -> list[dict[str, Any]]:
         return self.log.rows if self.log is not None else []
+
+    def _scores(self) -> dict[int, Score]:
+        """What `checkpoint.best` compares of the evaluations that are there, by their steps; on every process."""
+        cfg = self.setup.cfg
+        if not cfg.checkpoint.best:
+            return {}
+        scores = hosts.on_process_zero(
+            lambda: [
+                [row["step"], score_of(self.workdir, row, cfg.checkpoint.best, cfg.evaluation.samples)]
+                for row in self._rows()
+            ]
+        )
+        return {
+            step: Covered(*one) if isinstance(one, list | tuple) else one for step, one in scores if one is not None
+        }
 
     def due(self, step: int) -> bool:
         """Whether an evaluation belongs to the state after `step` steps, and is still to be made."""
@@ -148,8 +175,11 @@ class Evaluations:
         self.log.write(row)
         self.trackers.write(row, "evaluation/")
         self.measured.add(step)
-        if setup.cfg.checkpoint.best:
-            self.checkpoints.scores[step] = row[setup.cfg.checkpoint.best]
+        best = setup.cfg.checkpoint.best
+        if best:
+            of = best_checkpoint.score(best, row, measured["prompts"], setup.cfg.evaluation.samples)
+            assert of is not None, "checks refuse a measure that evaluations lack"
+            self.checkpoints.scores[step] = of
         self.display.evaluation(row)
 
     def close(self) -> None:
