@@ -16,17 +16,25 @@ COMMAND = cli.Command(
     name="evaluate",
     purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
     draws its figure again; compare prints several runs side by side, with means over those that differ in their seed
-    alone; population draws Figures 7 and 8 of a population into its workdir, and counts its members that end with one
+    alone, or several evaluations that run has written, and says which of their differences exceed their intervals;
+    population draws Figures 7 and 8 of a population into its workdir, and counts its members that end with one
     answer, or with equal ones. run measures weights on a file of prompts: reward, pass@k, majority@k, and how different
-    answers and texts are, with intervals; it writes OUT/evaluation.json, and OUT/evaluation.html to read.""",
+    answers and texts are, with intervals; it writes OUT/evaluation.json, and OUT/evaluation.html to read. Of several
+    weights it compares them, and draws reward against diversity.""",
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
+        "python -m mara_jax.evaluate compare runs/nano-test runs/vanilla-test --out=runs/both",
         "python -m mara_jax.evaluate population runs/population",
     ),
     flags=(
         Flag("markdown", "", "print the comparison as a markdown table", False, bool),
-        Flag("weights", "DIR_OR_NAME", "directory of a model or an adapter, .gguf file, hub id, embedded name"),
+        Flag(
+            "weights",
+            "DIR_OR_NAME",
+            "directory of a model, an adapter or a run, WORKDIR/checkpoints/STEP, .gguf file, hub id, "
+            "embedded name; several, separated by commas",
+        ),
         Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
         Flag("reward", "FILE.py:FUNCTION", "function(prompts, completions, **columns); several, separated by commas"),
         Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)"),
@@ -36,7 +44,7 @@ COMMAND = cli.Command(
         Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
         Flag("chat", "", "whether prompts stand in the chat template; auto: where there is one", "auto", choices=CHAT),
         Flag("seed", "N", "of the random draws", 0, int, least=0, most=(1 << 31) - 1),
-        Flag("out", "DIR", "where run writes"),
+        Flag("out", "DIR", "where run writes, or the comparison of evaluations"),
     ),
     arguments="show|compare|population RUN ... | run",
 )
@@ -56,18 +64,23 @@ def evaluate(argv: list[str]) -> int:
     values, action, workdirs = parse(argv)
     console = Console(soft_wrap=True, highlight=False)
     if action == "run":
-        from mara_jax.evaluate import measuring, page
+        from mara_jax.evaluate import measuring
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
         given["answer"] = given["answer"] or ""
         settings = measuring.Settings(**given)
-        console.print(measuring.run(settings, pathlib.Path(values.out)))
-        console.print(f"written: {values.out}/{measuring.FILE}, and to read: {values.out}/{page.FILE}", markup=False)
+        measuring.run(settings, pathlib.Path(values.out), console)
+        say_where(values.out, console)
         return 0
     from mara_jax.evaluate import comparison
     from mara_jax.train import summary
 
     if action == "compare":
+        if any(map(is_evaluation, workdirs)):
+            compare_evaluations(workdirs, values.out, values.markdown, console)
+            return 0
+        if values.out is not None:
+            raise ValueError("--out is where the comparison of evaluations goes: leave it out for runs")
         compared = comparison.compare(workdirs)
         console.print(compared.markdown if values.markdown else compared.table)
         return 0
@@ -80,6 +93,36 @@ def evaluate(argv: list[str]) -> int:
         summary.show_evaluations(workdir, console)
         summary.show_modes(workdir, console)
     return 0
+
+
+def is_evaluation(folder: str) -> bool:
+    """Whether `evaluate run` has written this folder, and no run has."""
+    path = pathlib.Path(folder)
+    return (path / "evaluation.json").is_file() and not (path / "metrics.jsonl").is_file()
+
+
+def compare_evaluations(folders: list[str], out: str | None, markdown: bool, console: Console) -> None:
+    """Prints which differences of evaluations exceed their intervals, and writes a page of all where `out` says.
+
+    Raises:
+      ValueError, OSError: one line; runs among them, or evaluations of different prompts or settings.
+    """
+    from mara_jax.evaluate import measuring, models
+
+    runs = [folder for folder in folders if (pathlib.Path(folder) / "metrics.jsonl").is_file()]
+    if runs:
+        raise ValueError(f"{runs[0]} is a run, others are evaluations: compare runs, or what evaluate run made of them")
+    evaluated = models.read(folders)
+    models.check_comparable(evaluated)
+    measuring.show(evaluated, console, markdown)
+    if out is not None:
+        measuring.write(evaluated, pathlib.Path(out))
+        say_where(out, console)
+
+
+def say_where(out: str, console: Console) -> None:
+    """Says which files were written."""
+    console.print(f"written: {out}/evaluation.json, and to read: {out}/evaluation.html", markup=False)
 
 
 def show_population(workdir: pathlib.Path, console: Console) -> None:

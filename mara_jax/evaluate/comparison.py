@@ -22,16 +22,18 @@ class Comparison:
       header: names of the columns.
       rows: texts, one row a run, then one for each setting that several seeds share (mean ± sample deviation).
       note: what the columns mean.
+      texts: how many columns, from the left, hold texts and no numbers.
     """
 
     header: list[str]
     rows: list[list[str]]
     note: str
+    texts: int = 2
 
     @property
     def table(self) -> NumberTable:
         """For a terminal: `rich.print`."""
-        table = NumberTable.with_headers(*self.header, texts=2, lines=True)
+        table = NumberTable.with_headers(*self.header, texts=self.texts, lines=True)
         table.caption = self.note
         for row in self.rows:
             table.add_row(*(cell.replace(" ± ", "\n± ") for cell in row))
@@ -40,7 +42,7 @@ class Comparison:
     @property
     def markdown(self) -> str:
         """For a document."""
-        rule = ["---", "---", *["---:"] * (len(self.header) - 2)]
+        rule = ["---"] * self.texts + ["---:"] * (len(self.header) - self.texts)
         lines = ["| " + " | ".join(cells) + " |" for cells in [self.header, rule, *self.rows]]
         return "\n".join([*lines, "", self.note])
 

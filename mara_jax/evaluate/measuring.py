@@ -1,20 +1,23 @@
-"""Weights measured on a file of prompts: what `evaluate run` prints and writes."""
+"""Weights measured on a file of prompts: what `evaluate run` prints and writes, of one model or of several."""
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from rich.console import Console
 from rich.markup import escape
 
 from mara_jax import tasks
 from mara_jax.config import LanguageRun
-from mara_jax.evaluate import drawing, page, prompt_measures
+from mara_jax.evaluate import drawing, models, models_page, page, prompt_measures
+from mara_jax.evaluate.models import FILE, Model
 from mara_jax.tasks import prompts
+from mara_jax.tasks.base import Task
 from mara_jax.train import evaluation, sampled
 from mara_jax.train.tables import NumberTable
 
-FILE = "evaluation.json"
 COMPLETIONS_AT_ONCE = 512
 
 
@@ -33,21 +36,48 @@ class Settings(NamedTuple):
     seed: int
 
 
-def run(settings: Settings, out: pathlib.Path) -> NumberTable:
-    """Samples, scores and writes evaluation.json, .html, .png and .svg into OUT; returns the table to print.
+def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
+    """Samples, scores, prints, and writes evaluation.json, .html, .png and .svg into OUT.
+
+    Of several weights, separated by commas, each has these files in OUT/NAME, and OUT those of all of them together.
 
     Raises:
       ValueError, OSError: one line, for weights, prompts or functions that cannot be used.
     """
+    several = _several(settings.weights)
+    names = models.names_of(several)
     config = prompts.Config(
         prompts=settings.prompts, reward=settings.reward, answer=settings.answer, failure=settings.failure
     )
     task = tasks.make(LanguageRun(task=config))
-    out.mkdir(parents=True, exist_ok=True)
+    if len(several) == 1:
+        _measured("", settings, task, out, console)
+        return
+    evaluated = [
+        _measured(name, settings._replace(weights=weights), task, out / name, console)
+        for name, weights in zip(names, several, strict=True)
+    ]
+    show(evaluated, console)
+    write(evaluated, out)
+
+
+def _several(weights: str) -> list[str]:
+    """The weights that a flag names: one path, whatever it holds, or several between commas."""
+    if pathlib.Path(weights).exists():
+        return [weights]
+    several = [part.strip() for part in weights.split(",")]
+    if not all(several):
+        raise ValueError(f"--weights={weights} names nothing between two commas: write A,B,C")
+    return several
+
+
+def _measured(name: str, settings: Settings, task: Task, out: pathlib.Path, console: Console) -> Model:
+    """Measures one model, and writes its own files."""
     policy = sampled.load(settings.weights, settings.chat)
     if policy.warning():
         print(policy.warning(), file=sys.stderr)
     encoded = policy.encode([task.prompt(number) for number in range(len(task))], settings.max_new_tokens)
+    out.mkdir(parents=True, exist_ok=True)
     at_once = max(1, COMPLETIONS_AT_ONCE // settings.samples)
     samples = settings.samples
     sizes = evaluation.Sizes(samples, settings.max_new_tokens, settings.threshold, at_once, samples)
@@ -58,7 +88,28 @@ def run(settings: Settings, out: pathlib.Path) -> NumberTable:
     result = {"settings": settings._asdict()} | measured
     (out / FILE).write_text(evaluation.as_json(result))
     page.write(out / page.FILE, result, groups, drawing.draw(out / drawing.FILE, result))
-    return _table(measured, len(task), settings)
+    console.print(_table(measured, len(task), settings))
+    return Model(name, name, result, groups)
+
+
+def show(evaluated: Sequence[Model], console: Console, markdown: bool = False) -> None:
+    """Prints what differs between models and which are Pareto-best; of a single prompt the latter alone."""
+    if len(evaluated[0].result["prompts"]) > 1:
+        rows = models.differences(evaluated)
+        shown = models.compared(evaluated, rows)
+        console.print(shown.markdown if markdown else shown.table, markup=not markdown)
+        for line in models.verdicts(evaluated, rows):
+            console.print(line, markup=False)
+    best = ", ".join(models.front(evaluated))
+    console.print(f"Pareto-best of {models.QUALITY} and {models.diversity_of(evaluated)}: {best}", markup=False)
+
+
+def write(evaluated: Sequence[Model], out: pathlib.Path) -> None:
+    """Writes the evaluation.json, .html, .png and .svg of several models."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = models.differences(evaluated) if len(evaluated[0].result["prompts"]) > 1 else []
+    (out / FILE).write_text(evaluation.as_json(models.as_result(evaluated, rows)))
+    models_page.write(out / page.FILE, evaluated, rows, drawing.pareto(out / drawing.FILE, evaluated))
 
 
 def _table(measured: dict[str, Any], count: int, settings: Settings) -> NumberTable:

@@ -18,15 +18,15 @@ LONGEST = 2000  # characters of a completion or a prompt that are shown
 COLUMNS = ("valid", "answers/distinct", "answers/effective", "answers/unseen", "ngrams/ead")
 
 # A newline behind <pre> is not shown, so that one at the beginning of a text is.
-_PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of {{ settings.weights }}</title>
+<title>{{ title }}</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: .8rem 0 0; }
 .quiet { color: #6b7280; } img { max-width: 100%; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
@@ -45,8 +45,25 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; paddi
 </style>
 </head>
 <body>
-<h1>Evaluation of {{ settings.weights }}</h1>
-<p>{{ prompts|length }} prompts of {{ settings.prompts }}, {{ settings.samples }} completions each, at most
+<h1>{{ title }}</h1>
+{% macro completions(answers, samples) %}
+{% for answer in answers %}
+<details{% if answer.name is none %} class="none"{% endif %}>
+<summary><span class="bar" style="width: {{ "%.1f"|format(12 * answer.count / samples) }}rem"></span>
+{{ answer.count }} × {% if answer.name is none %}<span class="quiet">no answer</span>{% else
+  %}<strong>{{ answer.name }}</strong>{% endif %} <span class="quiet">mean reward
+  {{ "%.3f"|format(answer.reward) }}</span></summary>
+{% for text, count in answer.texts %}
+{% if count > 1 %}<span class="quiet">{{ count }} times:</span>{% endif %}
+<pre>
+{{ text }}</pre>
+{% endfor %}
+{% if answer.left_out %}<p class="quiet">and {{ answer.left_out }} more different ones</p>{% endif %}
+</details>
+{% endfor %}
+{% endmacro %}
+"""
+_BODY = """<p>{{ prompts|length }} prompts of {{ settings.prompts }}, {{ settings.samples }} completions each, at most
 {{ settings.max_new_tokens }} tokens long. A completion is good from a reward of {{ settings.threshold }} on.</p>
 <img alt="Left: pass@k and majority@k by k. Right: mean reward against effective answers, a dot for each prompt."
   src="data:image/png;base64,{{ picture }}">
@@ -73,20 +90,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; paddi
 <summary>{{ one.title }} <span class="quiet">{{ one.answers|length }} different</span></summary>
 <pre>
 {{ one.prompt }}</pre>
-{% for answer in one.answers %}
-<details{% if answer.name is none %} class="none"{% endif %}>
-<summary><span class="bar" style="width: {{ "%.1f"|format(12 * answer.count / settings.samples) }}rem"></span>
-{{ answer.count }} × {% if answer.name is none %}<span class="quiet">no answer</span>{% else
-  %}<strong>{{ answer.name }}</strong>{% endif %} <span class="quiet">mean reward
-  {{ "%.3f"|format(answer.reward) }}</span></summary>
-{% for text, count in answer.texts %}
-{% if count > 1 %}<span class="quiet">{{ count }} times:</span>{% endif %}
-<pre>
-{{ text }}</pre>
-{% endfor %}
-{% if answer.left_out %}<p class="quiet">and {{ answer.left_out }} more different ones</p>{% endif %}
-</details>
-{% endfor %}
+{{ completions(one.answers, settings.samples) }}
 </details>
 {% endfor %}
 </body>
@@ -113,7 +117,7 @@ def by_answer(group: Group) -> list[Answer]:
     rows = []
     for name, own in places.items():
         texts = collections.Counter(group.completions[place] for place in own).most_common()
-        shown = [(_cut(text), count) for text, count in texts[:TEXTS]]
+        shown = [(cut(text), count) for text, count in texts[:TEXTS]]
         reward = float(np.mean(group.reward[own], dtype=np.float64))
         rows.append(Answer(name, len(own), reward, shown, len(texts) - len(shown)))
     return sorted(rows, key=lambda row: (row.name is None, -row.count))
@@ -128,25 +132,39 @@ def write(path: pathlib.Path, result: dict[str, Any], groups: Sequence[Group], p
     by_k = [[name for name in result["metrics"] if name.startswith(kind)] for kind in ("pass@", "majority@")]
     ends = dict.fromkeys(name for names in by_k for name in (names[0], names[-1]))
     prompts = [
-        {"row": row, "title": _title(group.prompt), "prompt": _cut(group.prompt), "answers": by_answer(group)}
+        {"row": row, "title": title(group.prompt), "prompt": cut(group.prompt), "answers": by_answer(group)}
         for row, group in zip(result["prompts"], groups, strict=True)
     ]
-    html = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
-    text = html.render(
+    text = rendered(
+        _BODY,
+        title=f"Evaluation of {result['settings']['weights']}",
         settings=result["settings"],
         metrics=result["metrics"],
         intervals=result["intervals"],
         prompts=prompts,
         columns=["reward", *ends, *COLUMNS],
-        picture=base64.b64encode(picture.read_bytes()).decode(),
+        picture=as_base64(picture),
     )
     path.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _title(prompt: str) -> str:
+def rendered(body: str, **values: Any) -> str:
+    """A page: HEAD, which wants a `title`, and a body that may call its macro `completions`; values are escaped."""
+    html = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return html.from_string(HEAD + body).render(**values)
+
+
+def as_base64(picture: pathlib.Path) -> str:
+    """The bytes of a file, as they stand in a data URL."""
+    return base64.b64encode(picture.read_bytes()).decode()
+
+
+def title(prompt: str) -> str:
+    """A prompt as one line of at most 100 characters."""
     line = " ".join(prompt.split())
     return line if len(line) <= 100 else f"{line[:99]}…"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text of at most LONGEST characters, and how many are left out."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"

@@ -74,7 +74,8 @@ def equal_reward(best: Covered, other: Covered) -> bool:
     """Whether an evaluation's reward is within its interval of the best.
 
     It is where the 95 % interval of best - other, of a bootstrap over the prompts that takes the same ones for both,
-    reaches 0. Of a single prompt the shares of good completions are compared: the other's with Wilson's interval of the best's.
+    reaches 0. Of a single prompt the shares of good completions are compared: the other's with Wilson's interval of the
+    best's.
     """
     if len(best.reward_p) > 1:
         return bootstrap.difference(best.reward_p, other.reward_p).low <= 0

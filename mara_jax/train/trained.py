@@ -1,5 +1,6 @@
 """What a run leaves of its policy: WORKDIR/model, or WORKDIR/adapter where an adapter was trained."""
 
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 from mara_jax import hf
 from mara_jax.config import LanguageRun
 from mara_jax.parallel import hosts
+from mara_jax.policies import lora
 from mara_jax.policies.policy import Policy
-from mara_jax.train import adapter, inputs, placement, reference
+from mara_jax.train import adapter, checkpoint, inputs, placement, reference
 
 MODEL = "model"  # the folder in WORKDIR
 
@@ -48,13 +50,31 @@ def policy_of(cfg: LanguageRun, workdir: pathlib.Path) -> Policy:
     Raises:
       FileNotFoundError: its warm-up has not ended.
     """
+    return adapter.trained(cfg, _reference_of(cfg, workdir)[0])
+
+
+def at_checkpoint(cfg: LanguageRun, workdir: pathlib.Path, step: int) -> tuple[Policy, Any]:
+    """The policy of a checkpoint as commands sample from it, computed in float32, with all of its parameters.
+
+    Raises:
+      FileNotFoundError, ValueError: as of `policy_of`; a checkpoint that cannot be read.
+    """
+    cfg = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, compute_dtype="float32"))
+    policy, ref_params = _reference_of(cfg, workdir)
+    policy = adapter.trained(cfg, policy)
+    params = checkpoint.read_params(workdir, step, abstract_params(policy))
+    return policy, lora.attached(policy.architecture, ref_params, params)
+
+
+def _reference_of(cfg: LanguageRun, workdir: pathlib.Path) -> tuple[Policy, Any]:
+    """The reference policy of a run that has begun; errors as of `policy_of`."""
     saved = workdir / "reference"
     if cfg.warmup.steps and not saved.is_dir():
         raise FileNotFoundError(f"{saved} does not exist: the run has not finished its warm-up")
     where = str(saved) if cfg.warmup.steps else inputs.pinned(workdir, cfg)
     group = inputs.REFERENCE if cfg.warmup.steps else inputs.WEIGHTS
     inputs.check(workdir, inputs.of_files(cfg, where, group))
-    return adapter.trained(cfg, reference.load(where, cfg.policy)[0])
+    return reference.load(where, cfg.policy)
 
 
 def abstract_params(policy: Policy) -> Any:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mara_jax.config import LanguageRun
 from mara_jax.core import diversity
+from mara_jax.measures import fronts
 from mara_jax.plot_style import GRID, INK, OWN, QUIET, VANILLA, horizontal_grid, save, style
 from mara_jax.train import adapter, held_out, metrics, report, trained
 from mara_jax.train import workdir as workdirs
@@ -68,16 +69,7 @@ def result_of(folder: pathlib.Path) -> Result:
 
 def pareto(results: Sequence[Result]) -> list[int]:
     """Members that no other beats in reward and effective number of answers alike, by falling reward."""
-    best = [
-        i
-        for i, one in enumerate(results)
-        if not any(
-            (other.reward >= one.reward and other.effective >= one.effective)
-            and (other.reward > one.reward or other.effective > one.effective)
-            for other in results
-        )
-    ]
-    return sorted(best, key=lambda i: (-results[i].reward, i))
+    return fronts.pareto_best([one.reward for one in results], [one.effective for one in results])
 
 
 def chosen(results: Sequence[Result]) -> int:
