@@ -68,6 +68,7 @@ SMALLER = {
     "--config.profile.first=3": ["--config.steps=4"],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
     "predict --r": ["--resamples=100"],
+    "evaluate run --weights=runs/watched": ["--samples=4"],
     "figures": ["--only=3"],
     "mara_jax.bench": ["--repeats=1"],
     "bench --model=small": ["--model=tiny"],
@@ -82,7 +83,12 @@ PRINTS = {
     "audit --as=grpo": "neither",
     "predict --rows": 'puts 98.4%',
     "main --help": "algorithm.beta",
-    "evaluate compare": "vanilla",
+    "evaluate compare runs/nano": "vanilla",
+    "evaluate compare runs/answers": "vanilla",
+    "evaluate compare runs/onetwo": "vanilla",
+    "evaluate compare runs/population": "vanilla",
+    "evaluate compare runs/watched": "Pareto-best of reward and ",
+    "evaluate show runs/modes": "good answers: ",
     "audit --rivals": "0.632 0.316 0.053 0.000 0.000",
 }  # fmt: skip
 # A row: answer, reward, how often. At beta .01: 12 / (12 + 28 exp(-5) + 60 exp(-10)) = 98.4 % of "blue".

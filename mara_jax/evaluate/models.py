@@ -105,12 +105,9 @@ def check_comparable(models: Sequence[Model]) -> None:
         raise ValueError(f"1 evaluation, {first.name}: name at least two to compare")
     for other in models[1:]:
         for name in SAME:
-            values = [one.result["settings"][name] for one in (first, other)]
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"{first.name} has --{name}={values[0] or 'none'}, {other.name} {values[1] or 'none'}: measure both "
-                    "with the same one"
-                )
+            own, its = (one.result["settings"][name] or "none" for one in (first, other))
+            if own != its:
+                raise ValueError(f"{first.name} has --{name}={own}, {other.name} {its}: measure both with the same one")
         texts = [[row["prompt"] for row in one.result["prompts"]] for one in (first, other)]
         if texts[0] != texts[1]:
             place = next((i for i, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), None)

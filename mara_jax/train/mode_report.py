@@ -75,7 +75,9 @@ def table(prompts: list[dict[str, Any]]) -> NumberTable:
         shown.add_row(
             str(one.prompt_id), escape(one.fields["answer"]), *masses, *steps, "lost" if one.fields["lost"] else ""
         )
-    shown.caption = f"masses: shares of the completions; policy: of a prompt's last {mode_ledger.WINDOW} or more"
+    shown.caption = (
+        f"masses: shares of the completions; policy: of a prompt's latest, {mode_ledger.WINDOW} of them or more"
+    )
     if len(answers) > SHOWN:
         shown.caption += f"\n{len(answers) - SHOWN} more in {mode_ledger.FILE}"
     return shown
