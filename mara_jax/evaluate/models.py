@@ -141,8 +141,8 @@ def compared(models: Sequence[Model], rows: Sequence[Difference]) -> Comparison:
         cells.append([measure, f"{value:.3f}", *("-" if row is None else _words(row) for row in of_others)])
     count = len(base.result["prompts"])
     note = (
-        f"* differs beyond its interval: 0 is outside the 95 % interval of a paired bootstrap over {count} prompts, "
-        f"as of {len(rows)} differences about {0.05 * len(rows):.0f} are by chance"
+        f"* differs beyond its interval: 0 is outside the 95 % interval of a paired bootstrap over {count} prompts, as "
+        "by chance one difference in twenty does"
     )
     return Comparison(["measure", base.name, *(f"{name} - {base.name}" for name in others)], cells, note, texts=1)
 

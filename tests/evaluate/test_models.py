@@ -75,7 +75,7 @@ def test_the_comparison_marks_what_exceeds():
     shown = models.compared([BASE, BETTER], models.differences([BASE, BETTER]))
     assert shown.header == ["measure", "base", "better - base"]
     assert shown.rows[0] == ["reward", "0.463", "+0.050 (+0.050 to +0.050) *"]
-    assert not shown.rows[1][2].endswith("*") and "of 3 differences about 0 are by chance" in shown.note
+    assert not shown.rows[1][2].endswith("*") and "paired bootstrap over 8 prompts" in shown.note
     assert shown.markdown.splitlines()[1] == "| --- | ---: | ---: |"
     assert "+0.050 to +0.050) *" in printed(shown.table, 100)
 
