@@ -24,7 +24,7 @@ COMMAND = cli.Command(
         Flag(
             "weights",
             "DIR_OR_NAME",
-            "directory of a model or an adapter, .gguf file, hub id, embedded name",
+            "directory of a model, an adapter or a run, WORKDIR/checkpoints/STEP, .gguf file, hub id, embedded name",
         ),
         Flag("prompt", "TEXT", "one prompt"),
         Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),

@@ -242,8 +242,9 @@ def alarm(lost: list[Lost]) -> str:
     expected = modes.SHARE * worst.optimum * worst.mode.missed
     last = "never given" if worst.mode.last is None else f"last given at step {worst.mode.last}"
     more = f"; {len(lost) - 1} more are lost" if len(lost) > 1 else ""
+    name = " ".join(worst.name.split())
     return (
-        f'WARNING: a good answer is lost: prompt {worst.number}, "{worst.name}", {last}, is in none of the last '
+        f'WARNING: a good answer is lost: prompt {worst.number}, "{name}", {last}, is in none of the last '
         f"{worst.mode.missed} completions, where a tenth of its mass at the optimum ({worst.optimum:.3f}) would give "
         f"it {expected:.1f} times{more} ({FILE})"
     )

@@ -73,7 +73,11 @@ def table(prompts: list[dict[str, Any]]) -> NumberTable:
         masses = (f"{fields:.3f}" if fields is not None else "-" for fields in map(one.fields.get, headers[2:5]))
         steps = ("-" if one.fields[name] is None else str(one.fields[name]) for name in ("first_step", "last_step"))
         shown.add_row(
-            str(one.prompt_id), escape(one.fields["answer"]), *masses, *steps, "lost" if one.fields["lost"] else ""
+            str(one.prompt_id),
+            escape(" ".join(one.fields["answer"].split())),
+            *masses,
+            *steps,
+            "lost" if one.fields["lost"] else "",
         )
     shown.caption = (
         f"masses: shares of the completions; policy: of a prompt's latest, {mode_ledger.WINDOW} of them or more"

@@ -154,6 +154,7 @@ def test_several_lost_at_once_are_one_line(tmp_path):
     assert 'prompt 1, "b", never given' in lines[0][2] and "more" not in lines[0][2]
     lost = [mode_ledger.Lost(1, "b", optimum, mode_ledger.Mode(missed=100)) for optimum in (0.1, 0.4, 0.2)]
     assert "(0.400) would give it 4.0 times; 2 more are lost" in mode_ledger.alarm(lost)
+    assert '"b c"' in mode_ledger.alarm([lost[0]._replace(name="b\n  c")])  # one line, whatever the answer is
 
 
 def test_no_more_answers_than_the_bound(tmp_path):
