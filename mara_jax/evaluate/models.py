@@ -53,10 +53,13 @@ def names_of(paths: Sequence[str]) -> list[str]:
     if twice is not None:
         raise ValueError(f"{twice} is named twice: name each model once")
     parts = [re.sub(r"[^\w.@=-]+", "/", path).strip("/").split("/") for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(one[-count:]) for one in parts]
-        if len(set(names)) == len(names) and not any(_PART.fullmatch(name) for name in names):
+    counts = [1] * len(parts)  # of the last parts that make a name
+    for _ in range(max(map(len, parts))):
+        names = ["-".join(one[-count:]) for one, count in zip(parts, counts, strict=True)]
+        unclear = [name in names[:i] + names[i + 1 :] or bool(_PART.fullmatch(name)) for i, name in enumerate(names)]
+        if not any(unclear):
             return names
+        counts = [count + more for count, more in zip(counts, unclear, strict=True)]
     return [f"{number}-{'-'.join(one)}" for number, one in enumerate(parts, 1)]
 
 

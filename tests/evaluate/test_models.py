@@ -131,6 +131,7 @@ def test_no_point_beats_those_of_the_front():
         (["runs/a/checkpoints/20", "runs/a/checkpoints/40"], ["a-checkpoints-20", "a-checkpoints-40"]),
         (["smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M@main"], ["smollm2-135m-instruct", "SmolLM2-135M@main"]),
         (["model", "x/model"], ["1-model", "2-x-model"]),
+        (["runs/a/reference", "runs/a", "runs/a/checkpoints/4"], ["reference", "a", "a-checkpoints-4"]),
         (["a b/c", "d/c"], ["b-c", "d-c"]),
     ],
 )
