@@ -224,8 +224,8 @@ def optimum_of(setup: Setup, number: int, one: PromptModes) -> dict[str, float]:
     objective = reference.objective_of(algorithm)
     if objective.method == "strings":
         declared = setup.task.answer_set(number)
-        known = declared and reference.log_optimum(algorithm, samples, declared, setup.task)
-        if not declared or known is None:
+        known = None if declared is None else reference.log_optimum(algorithm, samples, declared, setup.task)
+        if declared is None or known is None:
             return {}
         mass = dict(zip(map(group_metrics.short, declared), np.exp(known).tolist(), strict=False))
         return {name: mass[name] for name in seen if name in mass}

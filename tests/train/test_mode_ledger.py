@@ -1,11 +1,13 @@
 """The mode ledger: masses, steps and alarms of rows written by hand, and what a resumed run has of it."""
 
+import io
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from written_runs import printed
+from rich.console import Console
 
 from mara_jax.config import Algorithm, LanguageRun
 from mara_jax.train import group_metrics, mode_ledger, mode_report, summary
@@ -37,7 +39,7 @@ def samples(**counts: int) -> PromptSamples:
     return PromptSamples(reward, [None if name == "none" else name for name in names], np.zeros(len(names)), names)
 
 
-def setup_of(known=None, algorithm=MARA, declared=None):
+def setup_of(known=None, algorithm=MARA, declared=None) -> Any:
     store = None if known is None else SimpleNamespace(known=known)
     return SimpleNamespace(cfg=LanguageRun(algorithm=algorithm), task=Prompts(declared), ref_samples=store)
 
@@ -271,15 +273,15 @@ def test_the_table_shows_what_is_furthest_below_the_optimum(tmp_path):
     assert mode_report.line(prompts) == "good answers: 5 of 2 prompts, 1 lost"
     order = [(one.prompt_id, one.fields["answer"]) for one in mode_report.answers_of(prompts)]
     assert order == [(0, "b"), (1, "b"), (1, "a"), (0, "a"), (0, "[b]")]
-    console = SimpleNamespace(printed="")
-    console.print = lambda what, markup=True: setattr(console, "printed", console.printed + printed(what, 120))
+    console = Console(file=io.StringIO(), width=120)
     summary.show_modes(tmp_path, console)
-    lines = console.printed.splitlines()
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    lines = text.splitlines()
     assert lines[0].startswith("good answers: 5 of 2 prompts, 1 lost")
     assert [words.split() for words in lines if words.rstrip().endswith("lost")][1:] == [
         ["0", "b", "0.250", "0.000", "0.333", "-", "-", "lost"]
     ]
-    assert "[b]" in console.printed and (tmp_path / "modes.png").stat().st_size > 0
+    assert "[b]" in text and (tmp_path / "modes.png").stat().st_size > 0
     path.write_text("{\n")
     with pytest.raises(ValueError, match=r"modes.jsonl, line 1 is not JSON: delete the file"):
         mode_report.read(tmp_path)
