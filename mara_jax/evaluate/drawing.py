@@ -77,7 +77,7 @@ def pareto(path: pathlib.Path, evaluated: Sequence[models.Model]) -> pathlib.Pat
         ax.set_title("means over prompts with 95 % intervals", loc="left", fontsize=11)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
         horizontal_grid(ax)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, fontsize=9, loc="upper right")
         figure.tight_layout()
         return save(figure, path)
 

@@ -113,6 +113,6 @@ def figure(workdir: Path, prompts: list[dict[str, Any]]) -> Path | None:
         ax.set_title("a dot for each good answer of each prompt", loc="left", fontsize=11)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
         horizontal_grid(ax)
-        ax.legend(frameon=False, fontsize=9, labelcolor=QUIET)
+        ax.legend(frameon=False, fontsize=9, labelcolor=QUIET, loc="upper left")
         drawn.tight_layout()
         return save(drawn, workdir / "modes.png")
