@@ -24,7 +24,7 @@ COMMAND = cli.Command(
     examples=(
         "python -m mara_jax.evaluate show runs/nano",
         "python -m mara_jax.evaluate compare runs/nano runs/vanilla --markdown",
-        "python -m mara_jax.evaluate compare runs/nano-test runs/vanilla-test --out=runs/both",
+        "python -m mara_jax.evaluate compare runs/nano-test runs/own-test --out=runs/ab",
         "python -m mara_jax.evaluate population runs/population",
     ),
     flags=(

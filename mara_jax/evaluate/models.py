@@ -128,8 +128,8 @@ def differences(models: Sequence[Model]) -> list[Difference]:
         for measure in base.result["metrics"]:
             if measure not in other.result["metrics"]:
                 continue
-            values = [[row[measure] for row in one.result["prompts"]] for one in (other, base)]
-            value, low, high, _ = bootstrap.difference(*values)
+            its, own = ([row[measure] for row in one.result["prompts"]] for one in (other, base))
+            value, low, high, _ = bootstrap.difference(its, own)
             rows.append(Difference(measure, other.name, base.name, value, low, high))
     return rows
 

@@ -43,6 +43,7 @@ def test_masses_are_those_of_the_forecast(direction, method, beta):
     objective = Objective(method, direction, beta, 0.45)
     task = forecast.Task(tuple("abcde"))
     expected = forecast.class_log_mass(objective, [forecast.Samples(reward, answer)], task)
+    assert expected is not None
     np.testing.assert_allclose(modes.optimum_mass(objective, reward, answer, 5), np.exp(expected)[:5], rtol=2e-4)
 
 
