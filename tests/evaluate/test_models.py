@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from written_runs import printed
 
-from mara_jax.evaluate import models, models_page
+from mara_jax.evaluate import drawing, models, models_page
 from mara_jax.evaluate.drawing import pareto
 from mara_jax.evaluate.models import Model
 from mara_jax.measures import bootstrap, fronts
@@ -198,5 +198,7 @@ def test_the_page_of_several_models(tmp_path):
     assert text.count("2 times:") == 8 and "Pareto-best of reward and answers/effective: better." in text
     cells = re.findall(r"<td>([\d.]+)</td>", text)
     assert f"{HARD[0]:.3f}" in cells and f"{HARD[0] + 0.05:.3f}" in cells
+    (low, high), mean = BASE.result["intervals"]["reward"], BASE.result["metrics"]["reward"]
+    assert np.ravel(drawing._reach(BASE.result, "reward")).tolist() == pytest.approx([mean - low, high - mean])
     svg = (tmp_path / "plot.svg").read_text()
     assert "base" in svg and "better" in svg and "Pareto-best" in svg
