@@ -16,8 +16,10 @@ from ml_collections import config_flags
 
 import mara_jax
 from mara_jax import config
+from mara_jax.parallel.stop import Stopped
 
 REFUSED = 2  # wrong flags, fields, files: one line on stderr says what to do
+STOPPED = 75  # asked to end by a signal: what was done is saved, the same command goes on (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # as shells have it for Ctrl-C
 CLOSED_PIPE = 1  # whoever read the output, as in `| head`, has read enough
 INDENT = "    "
@@ -107,7 +109,7 @@ def run(command: Command | None, function: Callable[[list[str]], int], argv: lis
             status = function(argv)
         sys.stdout.flush()
         return status
-    except (ValueError, OSError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, KeyboardInterrupt, Stopped) as error:
         return report(command, error)
 
 
@@ -123,6 +125,9 @@ def report(command: Command | None, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"mara_jax: interrupted; {command.interrupted if command else 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
+    if isinstance(error, Stopped):
+        print(f"mara_jax: {error}; {command.interrupted if command else 'nothing was written'}", file=sys.stderr)
+        return STOPPED
     if isinstance(error, ValueError | OSError):
         print(f"mara_jax: {' '.join(str(error).split())}", file=sys.stderr)
         return REFUSED

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from mara_jax import cli, config
 from mara_jax.cli import Flag
+from mara_jax.parallel import stop
 
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 COMMAND = cli.Command(
@@ -67,11 +68,17 @@ def run_of(values: flags.FlagValues) -> config.Run:
 
 
 def train(argv: list[str]) -> int:
-    """Trains what the command line asks for; imports wait until the config is known to be good.
+    """Trains what the command line asks for, or until a signal asks to end.
 
     Raises:
-      ValueError, OSError: one line.
+      ValueError, OSError, Stopped: one line.
     """
+    with stop.listening():
+        return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
+    """Imports wait until the config is known to be good."""
     values = parse(argv)
     run, workdir = run_of(values), pathlib.Path(values.workdir)
     logging.set_verbosity(logging.FATAL)  # Orbax logs every write, and with its traceback each error that it raises
@@ -91,6 +98,8 @@ def train(argv: list[str]) -> int:
     except hosts.RemoteError:
         return cli.REFUSED  # the process that raised it reports it
     except BaseException as error:
+        if isinstance(error, stop.Stopped) and error.in_order:
+            return _status(error)
         if not hosts.several_processes() or isinstance(error, hosts.SharedError):
             raise
         hosts.exit_at_once(_status(error))  # the others wait for this one in the middle of a computation
@@ -98,11 +107,11 @@ def train(argv: list[str]) -> int:
 
 
 def _status(error: BaseException) -> int:
-    """Reports an error of one of several processes; of an interruption, which reaches all of them, process 0 does."""
+    """Reports an error of one of several processes; of an interruption, which reaches all, process 0."""
     from mara_jax.parallel import hosts
 
-    if isinstance(error, KeyboardInterrupt) and not hosts.is_process_zero():
-        return cli.INTERRUPTED
+    if isinstance(error, KeyboardInterrupt | stop.Stopped) and not hosts.is_process_zero():
+        return cli.STOPPED if isinstance(error, stop.Stopped) else cli.INTERRUPTED
     try:
         return cli.report(COMMAND, error)
     except BaseException:

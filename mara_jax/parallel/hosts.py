@@ -129,6 +129,13 @@ def on_process_zero(function: Callable[[], Any]) -> Any:
     return value
 
 
+def on_any_process(value: bool) -> bool:
+    """Whether it is so on any process; the same answer on all of them."""
+    if not several_processes():
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
+
+
 def raise_on_all_processes(function: Callable[[], Any]) -> Any:
     """Calls `function` on every process and returns its result; if it raises on any of them, all of them raise.
 

@@ -86,6 +86,8 @@ def join_processes(address: str | None, processes: int | None, process: int | No
     arguments = distributed_arguments(os.environ, address, processes, process)
     if arguments is None:
         return
+    # Its handler of SIGTERM would take the place of ours, which runs of one process have, too.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mara_jax.config import LanguageRun, estimator_of
 from mara_jax.core import method_rules
-from mara_jax.parallel import hosts, sharding
+from mara_jax.parallel import hosts, sharding, stop
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
@@ -52,12 +52,14 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         out = outputs.opened(setup, int(state.step), checkpoints, workdir, display)
         window = profile.Window(cfg.profile, workdir, cfg.steps)
-        try:
-            state = train(setup, state, checkpoints, out.log, out.evaluations, window)
-        except BaseException:
-            checkpoints.finish_alone()
-            raise
-        out.close()
+        with stop.deferred():
+            try:
+                state = train(setup, state, checkpoints, out.log, out.evaluations, window)
+            except BaseException:
+                checkpoints.finish_alone()
+                raise
+            out.close()
+            stop.check_finished(int(state.step), cfg.steps)
         written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
@@ -80,7 +82,7 @@ def train(
     evaluations: Evaluations,
     window: profile.Window,
 ) -> State:
-    """Every step that is left, from `state.step` to `cfg.steps`; returns the last state."""
+    """Every step that is left, from `state.step` to `cfg.steps`, or until a signal; returns the last state, saved."""
     cfg, first = setup.cfg, int(state.step)
     memory.give_back()  # what the warm-up and the measurement left behind
     log.guard.check_state(first, state)
@@ -99,6 +101,15 @@ def train(
             completions, ids = drawn.completions, drawn.ids
             sampled = time.perf_counter()
             scores, batches = scored_batches(setup, completions, ids, done)
+            if hosts.on_any_process(stop.asked()):
+                # The signal may have reached processes that score, too: the step is taken again by whoever resumes.
+                if done > first:
+                    hidden = hidden_states(
+                        setup, policy_params(setup, state), completions, packing_of(cfg, completions)
+                    )
+                    log.guard.check_saved(done, state, hidden)
+                    checkpoints.save(done, state, last=True)
+                return state
             method_rules.check_rewards(cfg.algorithm, scores.reward)
             scored = time.perf_counter()
             if done == first:

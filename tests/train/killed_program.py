@@ -1,9 +1,9 @@
 """Runs of the command that are killed where they write: python killed_program.py KIND FOLDER [flags of the command].
 
-KIND "kill": the process is killed as by SIGKILL; "full": the disk is full from there on. Each line read is a number N
-and the name of a run directory: a fork of this process runs the command there and meets its end before the N-th time
-that it opens a file below the directory to write, renames, makes or removes one. The answer, a line too, is the exit
-status, what was about to be done, and what the run wrote to stderr. N = 0 lets it run to its end.
+KIND "kill": the process is killed as by SIGKILL; "ask": it gets SIGTERM; "full": the disk is full from there on. Each
+line read is a number N and the name of a run directory: a fork of this process runs the command there and meets its end
+before the N-th time that it opens a file below the directory to write, renames, makes or removes one. The answer, a line
+too, is the exit status, what was about to be done, and what the run wrote to stderr. N = 0 lets it run to its end.
 """
 
 import errno
@@ -24,6 +24,7 @@ import mara_jax.train.loop  # noqa: E402
 from mara_jax import main  # noqa: E402
 
 assert transformers.PreTrainedTokenizerFast and matplotlib.pyplot and mara_jax.train.loop  # imported on demand
+SIGNALS = {"kill": signal.SIGKILL, "ask": signal.SIGTERM}
 WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate")
 
 
@@ -50,8 +51,8 @@ def end_at(kind: str, number: int, workdir: str, report) -> None:
         if count == number:
             report.write(f"{event} {os.path.relpath(path, workdir)}")
             report.flush()
-            if kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if kind in SIGNALS:
+                os.kill(os.getpid(), SIGNALS[kind])
         if number and count >= number and kind == "full" and event in ("open", "os.mkdir"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mara_jax.core import method_rules
+from mara_jax.parallel import stop
 from mara_jax.sampling.logprobs import Hidden
 from mara_jax.train import memory, metrics
 from mara_jax.train.groups import Groups, policy_params
@@ -30,7 +31,7 @@ class Pending(NamedTuple):
 def train(
     setups: Sequence[Setup], state: State, first: int, opened: Sequence[Outputs], display: metrics.Display
 ) -> State:
-    """Every step that is left, from `first` on; returns the last state."""
+    """Every step that is left, from `first` on, or until a signal; returns the last state, saved."""
     count, pending = setups[0].cfg.steps, None
     _look_at_first_states(setups, state, first, opened)
     for done in range(first, count):
@@ -43,6 +44,10 @@ def train(
         completions_k = steps.collect(setups, drawing)
         sampled = time.perf_counter()
         scores_k, batches = steps.scored_batches(setups, drawing, completions_k, ids_k, done)
+        if stop.asked():  # as in `train.loop`
+            if done > first:
+                _save(state, done, opened, steps.policy_hidden(setups, state.params, drawing, completions_k))
+            return state
         for setup, scores in zip(setups, scores_k, strict=True):
             method_rules.check_rewards(setup.cfg.algorithm, scores.reward)
         scored = time.perf_counter()
@@ -63,6 +68,14 @@ def train(
                 outputs.checkpoints.save(done + 1, own_state, last)
             memory.give_back()
     return state
+
+
+def _save(state: State, step: int, opened: Sequence[Outputs], hidden_k: Hidden) -> None:
+    """Saves every member after `step` steps; hidden_k: as of `write`."""
+    for place, outputs in enumerate(opened):
+        own_state, own_hidden = steps.member((state, hidden_k), place)
+        outputs.log.guard.check_saved(step, own_state, own_hidden)
+        outputs.checkpoints.save(step, own_state, last=True)
 
 
 def _look_at_first_states(setups: Sequence[Setup], state: State, step: int, opened: Sequence[Outputs]) -> None:

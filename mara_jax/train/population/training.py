@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mara_jax import config
 from mara_jax.config import LanguageRun
+from mara_jax.parallel import stop
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
@@ -190,13 +191,15 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     opened: list[Outputs] = []
     for member, checkpoints, own in zip(wave, saved, shown, strict=True):
         opened.append(outputs.opened(member.setup, done, checkpoints, member.workdir, own))
-    try:
-        state = loop.train(setups, state, done, opened, display)
-    except BaseException:
-        for checkpoints in saved:
-            checkpoints.finish_alone()
-        raise
-    for one in opened:
-        one.close()
+    with stop.deferred():
+        try:
+            state = loop.train(setups, state, done, opened, display)
+        except BaseException:
+            for checkpoints in saved:
+                checkpoints.finish_alone()
+            raise
+        for one in opened:
+            one.close()
+        stop.check_finished(int(state.step[0]), setups[0].cfg.steps)
     for place, member in enumerate(wave):
         trained.write_end(member.setup.cfg, member.setup.policy, step.member(state.params, place), member.workdir)
