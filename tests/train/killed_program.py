@@ -2,8 +2,8 @@
 
 KIND "kill": the process is killed as by SIGKILL; "ask": it gets SIGTERM; "full": the disk is full from there on. Each
 line read is a number N and the name of a run directory: a fork of this process runs the command there and meets its end
-before the N-th time that it opens a file below the directory to write, renames, makes or removes one. The answer, a line
-too, is the exit status, what was about to be done, and what the run wrote to stderr. N = 0 lets it run to its end.
+before the N-th time that it opens a file below the directory to write, renames, makes or removes one. The answer, a
+line too, is the exit status, what was about to be done, and what the run wrote to stderr. N = 0 lets it run to its end.
 """
 
 import errno
