@@ -108,8 +108,9 @@ def test_hosts_of_a_slice_have_all_of_its_chips():
     rows, columns = map(int, selector["cloud.google.com/gke-tpu-topology"].split("x"))
     chips = container_of(jobset)["resources"]["limits"]["google.com/tpu"]
     assert job_of(jobset)["completions"] * chips == rows * columns
-    values = parsed(container_of(jobset)["args"])
-    assert mesh.resolve_sizes(vars(config.build(values.config).mesh) | {}, rows * columns)["fsdp"] == rows * columns
+    sizes = config.resolve(parsed(container_of(jobset)["args"]).config).mesh
+    wanted = {axis: getattr(sizes, axis) for axis in mesh.AXES}
+    assert mesh.resolve_sizes(wanted, rows * columns) == {"data": 1, "fsdp": rows * columns, "tensor": 1}
 
 
 # ---- SkyPilot -------------------------------------------------------------------------------------------------------
