@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 from mara_jax.hf.config_keys import MODEL, ROPE, shown
-from mara_jax.policies.families import FAMILIES
+from mara_jax.policies.families import FAMILIES, Family
 from mara_jax.policies.parameters import Architecture, RopeScaling
 
 # What a config.json means where it lacks a key, in families whose row says nothing else.
@@ -117,9 +117,19 @@ def _positions(config: Mapping[str, Any], window_is_switched: bool) -> int:
     return limit
 
 
-def _check_class(config: Mapping[str, Any], model_class: str) -> None:
+def _check_class(config: Mapping[str, Any], traits: Family, score_head: bool) -> None:
     """ValueError where the model has another class than its family's, or layers of several types."""
-    named = config.get("architectures")
+    named, model_class = config.get("architectures"), traits.class_with(score_head)
+    if named and named != [model_class] and score_head:
+        raise ValueError(
+            f"architectures={shown(named)} is not [{model_class!r}], a reward model of its model_type: choose one, or "
+            "train one from these weights with python -m mara_jax.reward_model"
+        )
+    if named and named == [traits.class_with(True)] and not score_head:
+        raise ValueError(
+            f"architectures={shown(named)} is not [{model_class!r}]: it is a reward model, which writes no text: name "
+            "it in task.reward_model, or choose a language model"
+        )
     if named and named != [model_class]:
         raise ValueError(
             f"architectures={shown(named)} is not [{model_class!r}], the language model of its model_type: choose a "
@@ -133,6 +143,18 @@ def _check_class(config: Mapping[str, Any], model_class: str) -> None:
         )
 
 
+def _check_one_label(config: Mapping[str, Any]) -> None:
+    """ValueError for a classifier of several labels, by whichever key of config.json says how many they are."""
+    labels, count = config.get("id2label"), config.get("num_labels")
+    if count is None:
+        count = len(labels) if isinstance(labels, Mapping) else 1
+    if count != 1:
+        raise ValueError(
+            f"its head has {count} labels, and a reward model has one: choose one with num_labels=1, whose score.weight "
+            "has one row"
+        )
+
+
 def _is_tied(config: Mapping[str, Any]) -> bool:
     tied = config["tie_word_embeddings"]
     if not isinstance(tied, bool):
@@ -143,7 +165,8 @@ def _is_tied(config: Mapping[str, Any]) -> bool:
 def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Architecture:
     """What a Hugging Face config.json describes.
 
-    args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat, attention.
+    args: config: as read; source: named in errors; choices: scan_layers, compute_dtype, remat, attention,
+        score_head.
     returns: the Architecture.
     errors: ValueError for a model type or a setting that the transformer does not have, for one that is in no list of
         `config_keys`, and for a key that is missing.
@@ -158,7 +181,9 @@ def architecture(config: Mapping[str, Any], source: str, **choices: Any) -> Arch
         MODEL.check(config)
         theta, scaling = _rope(config)
         config = {**_DEFAULTS, **traits.defaults, **config}
-        _check_class(config, traits.model_class)
+        _check_class(config, traits, bool(choices.get("score_head")))
+        if choices.get("score_head"):
+            _check_one_label(config)
         heads, embed = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return Architecture(
             family=family,

@@ -185,7 +185,7 @@ def export(
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
     """Write config, weights and tokenizer so that AutoModelForCausalLM and AutoTokenizer of transformers 4 and 5 load
-    them, as vLLM and llama.cpp's converter do.
+    them, as vLLM and llama.cpp's converter do; a reward model so that AutoModelForSequenceClassification does.
 
     Everything is written to a temporary directory beside `out`, read back and compared (see `export_check`), and
     renamed at the end, so that `out` is never half there. Of several processes, all of which call this, process 0

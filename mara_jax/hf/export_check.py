@@ -1,6 +1,7 @@
 """Every export is read back, and compared with what was to be written, before it gets its name."""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from mara_jax.hf.files import read_config, read_json, weight_files
 from mara_jax.hf.load import make_policy
 from mara_jax.hf.tensors import DTYPES, SafeTensors, Tensors, read_params
 from mara_jax.parallel import hosts, sharding
-from mara_jax.policies import parameters
+from mara_jax.policies import parameters, scores
 from mara_jax.policies.parameters import Row
 from mara_jax.policies.policy import Policy
 
@@ -67,7 +68,8 @@ def refusals(out: Path) -> Iterator[None]:
 def _read(policy: Policy, directory: Path) -> Policy:
     """The policy that a directory describes, computed with as the given one; its weights are not read."""
     choices = {
-        name: getattr(policy.architecture, name) for name in ("scan_layers", "compute_dtype", "remat", "attention")
+        name: getattr(policy.architecture, name)
+        for name in ("scan_layers", "compute_dtype", "remat", "attention", "score_head")
     }
     config, tokenizer = read_config(directory), None
     if policy.tokenizer is not None:
@@ -116,10 +118,12 @@ def _check_logits(policy: Policy, rows: list[tuple[Row, str]], params: Any, tens
         array = np.asarray(parameters.at(params, path)).astype(DTYPES[dtype]).astype(np.float32)
         parameters.put(rounded, path, jnp.asarray(array))
     plain = dataclasses.replace(policy, architecture=dataclasses.replace(policy.architecture, lora=None))
-    vocab = plain.architecture.vocab_size
+    arch = plain.architecture
+    vocab = arch.vocab_size
     ids, count = (np.arange(_TOKENS) * vocab // _TOKENS)[None], np.array([_TOKENS])
-    ours = np.asarray(plain.logits(rounded, ids, count))
-    theirs = np.asarray(plain.logits(read_params(plain.architecture, tensors, "float32"), ids, count))
+    outputs = functools.partial(scores.compiled_scores, arch) if arch.score_head else plain.logits
+    ours = np.asarray(outputs(rounded, ids, count))
+    theirs = np.asarray(outputs(read_params(arch, tensors, "float32"), ids, count))
     if not np.isfinite(ours).all():
         raise ValueError("the parameters give logits that are not finite, before anything was written")
     gap, most = np.max(np.abs(ours - theirs)), TOLERANCE * np.max(np.abs(ours))

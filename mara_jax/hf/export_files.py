@@ -16,6 +16,9 @@ from mara_jax.policies.policy import Policy
 _TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 # What transformers 5 notes about how it loaded a tokenizer.
 _NOTES = ("backend", "is_local", "local_files_only", "name_or_path", "extra_special_tokens", "tokenizer_file")
+# What transformers reads of a classifier with one label, in place of what the source's config.json says of labels.
+_SCORE_HEAD = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+_LABELS = ("id2label", "label2id", "num_labels", "problem_type")
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "rope_type")
 
 
@@ -26,7 +29,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
     return (
         window
         | {
-            "architectures": [arch.traits.model_class],
+            "architectures": [arch.traits.class_with(arch.score_head)],
             "model_type": arch.family,
             "vocab_size": arch.vocab_size,
             "hidden_size": arch.embed,
@@ -63,8 +66,10 @@ def rope_settings(arch: Architecture) -> dict[str, Any]:
 def config(policy: Policy, dtype: str) -> dict[str, Any]:
     """config.json: the one that the policy came with, or its architecture's, in both spellings."""
     arch, tokenizer = policy.architecture, policy.tokenizer
-    source = {key: value for key, value in policy.config.items() if key not in _ROPE}
-    return config_of(arch) | source | _token_ids(policy, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
+    replaced = (*_ROPE, *_LABELS) if arch.score_head else _ROPE
+    source = {key: value for key, value in policy.config.items() if key not in replaced}
+    head = _SCORE_HEAD | {"architectures": [arch.traits.class_with(True)]} if arch.score_head else {}
+    return config_of(arch) | source | head | _token_ids(policy, tokenizer) | {"dtype": dtype, "torch_dtype": dtype}
 
 
 def _token_ids(policy: Policy, tokenizer: Any) -> dict[str, Any]:

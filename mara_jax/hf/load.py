@@ -197,7 +197,8 @@ def load(
       param_dtype: of the parameters, "float32", "bfloat16" or "float16".
       tokenizer: whether to read one.
       layout: shards the parameters as they are read.
-      choices: how the model is computed: scan_layers, compute_dtype, remat and attention of `Architecture`.
+      choices: how the model is computed: scan_layers, compute_dtype, remat and attention of `Architecture`;
+        score_head: whether it is a reward model, one number for a sequence in the place of logits.
 
     Returns:
       (policy, params).

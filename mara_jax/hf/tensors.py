@@ -29,7 +29,7 @@ DTYPES = {
 # What a checkpoint may hold beside its weights: rotary frequencies that old Llama checkpoints store, and the
 # head of a tied model, which must then equal the embedding.
 _DERIVED = re.compile(r".*\.rotary_emb\.inv_freq$")
-_HEAD = "lm_head.weight"
+_HEAD, _SCORE = "lm_head.weight", "score.weight"
 # As safetensors calls the dtypes that are read, and the names that quantised weights give their parts.
 _STORED = ("F32", "BF16", "F16")
 _QUANTISED = re.compile(
@@ -120,7 +120,9 @@ def _check_names(arch: Architecture, tensors: Tensors) -> None:
     """Every row of the table is there in its shape, and nothing else is."""
     rows = {row.name: row for row in parameters.table(arch)}
     names = set(tensors.names())
-    if not arch.tie_embeddings and _HEAD not in names:
+    if arch.score_head:
+        _check_score_head(tensors)
+    elif not arch.tie_embeddings and _HEAD not in names:
         raise ValueError(
             f"{tensors.source} lacks {_HEAD}, which config.json asks for: set tie_word_embeddings to true if the model "
             "shares its embedding with the head, or download the missing file"
@@ -146,6 +148,21 @@ def _check_names(arch: Architecture, tensors: Tensors) -> None:
                 f"{tensors.source} holds {name} of shape {list(shape)}, expected "
                 f"{list(row.stored_shape)}: config.json does not describe these weights"
             )
+
+
+def _check_score_head(tensors: Tensors) -> None:
+    """The head of a reward model is there, and scores sequences with one number."""
+    if _SCORE not in set(tensors.names()):
+        raise ValueError(
+            f"{tensors.source} lacks {_SCORE}, the head of a reward model: choose a directory that has one, or train "
+            "one from these weights with python -m mara_jax.reward_model"
+        )
+    labels = tensors.shape(_SCORE)[0]
+    if labels != 1:
+        raise ValueError(
+            f"{tensors.source} holds {_SCORE} with {labels} labels, and a reward model has one: choose one with "
+            "num_labels=1"
+        )
 
 
 def _check_tied_head(arch: Architecture, tensors: Tensors) -> None:

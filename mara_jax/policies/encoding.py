@@ -61,6 +61,44 @@ def _bare(prompt: Prompt) -> str:
     return prompt
 
 
+def encode_answered(tokenizer: Any, prompts: Sequence[Prompt], completions: Sequence[str], pad_id: int | None) -> list:
+    """Token ids of whole conversations, as a reward model reads them.
+
+    Args:
+      tokenizer: the reward model's own; prompts, completions: n of each; pad_id: pad_token_id of its config.json, or
+        None. transformers scores the last token that is no padding: so what ends with that id, as a closing end token
+        may, is cut.
+
+    Returns:
+      n lists of ids: the prompt's messages and the completion as the assistant's in the chat template, with its end of
+      turn; without a template the texts as they follow each other, and the tokenizer's end token.
+
+    Raises:
+      ValueError: chat messages without a chat template, or a template that cannot be run.
+    """
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if tokenizer.chat_template is None:
+            if not isinstance(prompt, str):
+                raise ValueError(
+                    f"the prompt {prompt!r:.80} is made of chat messages, and the reward model's tokenizer has no chat "
+                    "template: give it a chat_template.jinja, or write prompts as texts"
+                )
+            end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+            ids = front_ids(tokenizer) + _plain(tokenizer, prompt + completion) + end
+        else:
+            messages = [*_messages(prompt), {"role": "assistant", "content": completion}]
+            ids = _plain(tokenizer, _of_template(tokenizer, messages, False, prompt, {}))
+        while len(ids) > 1 and ids[-1] == pad_id:
+            ids.pop()
+        rows.append(ids)
+    return rows
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(one) for one in prompt]
+
+
 def encode_completion(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text that follows a prompt: decoded behind it, they are this text again.
 
@@ -127,11 +165,18 @@ def ids_without_token(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int] = 
 
 def in_template(tokenizer: Any, prompt: Prompt, system: str = "", options: Mapping[str, Any] | None = None) -> str:
     """A prompt in the chat template, with the assistant's turn opened; errors as of `encode_prompts`."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(one) for one in prompt]
+    messages = _messages(prompt)
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
+    return _of_template(tokenizer, messages, True, prompt, options or {})
+
+
+def _of_template(
+    tokenizer: Any, messages: list[dict[str, str]], opened: bool, prompt: Prompt, options: Mapping[str, Any]
+) -> str:
+    """Messages in the chat template, the assistant's turn opened or not; errors name the prompt."""
     try:
-        return _rendered(tokenizer, messages, add_generation_prompt=True, **(options or {}))
+        return _rendered(tokenizer, messages, add_generation_prompt=opened, **options)
     except Exception as error:  # a template is a program: running it can fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

@@ -29,6 +29,10 @@ class Family:
     window_is_switched: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    def class_with(self, score_head: bool) -> str:
+        """The class of transformers that loads a model with this head."""
+        return self.model_class.replace("CausalLM", "SequenceClassification") if score_head else self.model_class
+
 
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(

@@ -72,7 +72,8 @@ class Architecture:
     or by what `ops.select.uses_kernels` finds ("auto"). `remat` names what the backward pass recomputes instead of
     keeping: "none", "elementwise" (matmul results are kept) or "layer" (only each layer's input is kept). `lora` is set
     where an adapter is trained in place of all parameters. `without_token` are the rows of the vocabulary that stand
-    for no token, as ranges (first, last + 1): see `vocabulary`.
+    for no token, as ranges (first, last + 1): see `vocabulary`. `score_head` puts one row, of a reward model, in the
+    place of the LM head (see `scores`).
     """
 
     family: str
@@ -94,6 +95,7 @@ class Architecture:
     attention: str = "auto"
     lora: Lora | None = None
     without_token: tuple[tuple[int, int], ...] = ()
+    score_head: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -192,18 +194,24 @@ def _layer_rows(arch: Architecture, index: int) -> Iterator[Row]:
     yield from linear("down", "mlp.down_proj", (f, d), ("mlp", "embed"), gain=residual)
 
 
+SCORE = ("score", "kernel")  # the path of a reward model's head
+
+
 def table(arch: Architecture) -> tuple[Row, ...]:
     """Every parameter of a model, one row for each tensor of its Hugging Face checkpoint.
 
     args: arch.
-    returns: rows, layer after layer, whose order decides what `init` draws; a tied head has no row of its own.
+    returns: rows, layer after layer, whose order decides what `init` draws; a tied head has no row of its own, and a
+        reward model none but that of its score.
     """
     v, d = arch.vocab_size, arch.embed
     rows = [Row(("embed", "embedding"), (v, d), ("vocab", "embed"), "model.embed_tokens.weight", False, 0.02)]
     for index in range(arch.layers):
         rows.extend(_layer_rows(arch, index))
     rows.append(Row(("final_norm", "scale"), (d,), ("embed",), "model.norm.weight", False, 0.0, 1.0))
-    if not arch.tie_embeddings:
+    if arch.score_head:
+        rows.append(Row(SCORE, (d, 1), ("embed", None), "score.weight", True, d**-0.5))
+    elif not arch.tie_embeddings:
         # Like the embedding, the head is kept [vocab, embed]: XLA:CPU multiplies by its transpose twice as
         # fast.
         rows.append(Row(("head", "embedding"), (v, d), ("vocab", "embed"), "lm_head.weight", False, 0.02))

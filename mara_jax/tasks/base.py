@@ -45,15 +45,28 @@ class Score:
     columns: Mapping[str, Sequence[float] | np.ndarray] = field(default_factory=dict)
 
 
+class LearnedReward(NamedTuple):
+    """A reward model whose scores a task reads.
+
+    where: as `hf.load` takes it; compute_dtype: of its matmuls.
+    """
+
+    where: str
+    compute_dtype: str = "float32"
+
+
 class Context(NamedTuple):
     """What a run knows of completions besides their texts.
 
     step: of the run, from 1; 0 for samples of the reference policy, and outside of training. ref_logp: [n] log-probs of
     the completions under the reference policy (nats); None where the task does not read them, or nothing knows them.
+    learned: [n] scores of the task's reward model (reward units), or a text that says why there is none; None where the
+    task names no such model.
     """
 
     step: int = 0
     ref_logp: Sequence[float] | None = None
+    learned: Sequence[float | str] | None = None
 
 
 class Task(abc.ABC):
@@ -67,6 +80,7 @@ class Task(abc.ABC):
       max_reward: the largest reward that a completion can get, if it is known.
       invalid_reward: the reward of every completion without an answer, if there is one such number.
       reads_ref_logp: whether `score_in_run` wants the completions' log-probs under the reference policy.
+      learned_reward: a reward model whose scores of the completions `score_in_run` wants, if any.
       leaves_out_truncated: whether completions that were cut at the length limit are left out of the update, so that
         E[R - beta log-ratio | finished] is maximised.
       answers_have_equally_many_strings: whether each answer of a declared set has as many good completions as any
@@ -77,6 +91,7 @@ class Task(abc.ABC):
     max_reward: float | None = None
     invalid_reward: float | None = None
     reads_ref_logp: bool = False
+    learned_reward: LearnedReward | None = None
     leaves_out_truncated: bool = False
     answers_have_equally_many_strings: bool = False
 

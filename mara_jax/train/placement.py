@@ -41,7 +41,8 @@ def reference_dtype(path: tuple[str, ...], arch: Architecture) -> Any:
 
     Nothing changes by it: kernels and tables are read in the compute dtype alone, norms' scales in float32.
     """
-    return jnp.bfloat16 if arch.compute_dtype == "bfloat16" and path[-1] != "scale" else jnp.float32
+    in_float32 = path[-1] == "scale" or path == parameters.SCORE
+    return jnp.bfloat16 if arch.compute_dtype == "bfloat16" and not in_float32 else jnp.float32
 
 
 def reference(arch: Architecture, params: Any) -> Any:

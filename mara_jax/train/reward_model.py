@@ -1,0 +1,145 @@
+"""Reward models: a transformer with a score head, loaded or begun, and its scores of completions in batches."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mara_jax import hf
+from mara_jax.parallel import hosts, sharding
+from mara_jax.policies import encoding, parameters
+from mara_jax.policies.encoding import Prompt
+from mara_jax.policies.policy import Policy
+from mara_jax.policies.scores import compiled_scores
+from mara_jax.tasks.base import LearnedReward
+from mara_jax.train import placement
+
+TOKENS_AT_ONCE = 1 << 14  # of a call, padding included
+MOST_ROWS = 64  # of a call
+LEAST_WIDTH = 32  # rows are padded to this, or to a power of two times it
+
+
+class RewardModel(NamedTuple):
+    """A model whose architecture has a score head, with its tokenizer and its parameters."""
+
+    policy: Policy
+    params: Any
+
+    def encode(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[list[int]]:
+        """Token ids of n conversations; errors as of `encoding.encode_answered`."""
+        return encoding.encode_answered(self.policy.tokenizer, prompts, completions, pad_of(self.policy))
+
+    def scores(self, rows: Sequence[list[int]]) -> np.ndarray:
+        """Scores of n sequences of token ids, on the devices of the layout in use; every process has all rows.
+
+        Returns:
+          [n] float32 in reward units.
+        """
+        out = np.zeros(len(rows), np.float32)
+        for numbers, tokens_bt, lengths_b in batches(rows, sharding.shard_count("rows")):
+            arrays = hosts.shard_rows(tokens_bt), hosts.shard_rows(lengths_b)
+            scores_b = hosts.gather(compiled_scores(self.policy.architecture, self.params, *arrays))
+            out[numbers] = scores_b[: len(numbers)]
+        return out
+
+    def scores_of(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | str]:
+        """Scores of completions, of which each process gives its own and gets those back.
+
+        Returns:
+          [n] A number (reward units), or a text that says why there is none: the sequence is too long.
+        """
+        mine = hosts.raise_on_all_processes(lambda: self.encode(prompts, completions))
+        most = self.policy.architecture.max_positions
+        parts = hosts.gather_json([row if len(row) <= most else [] for row in mine])
+        everyone = [row for part in parts for row in part if row]
+        scores = iter(self.scores(everyone).tolist()) if everyone else iter([])
+        scored = [[next(scores) if row else 0.0 for row in part] for part in parts]
+        own = scored[jax.process_index() if hosts.several_processes() else 0]
+        return [
+            score if len(row) <= most else f"{len(row)} tokens with its prompt, but {self.policy.source} reads {most}"
+            for score, row in zip(own, mine, strict=True)
+        ]
+
+
+def pad_of(policy: Policy) -> int | None:
+    """The padding token by which transformers finds a sequence's last token."""
+    return policy.config.get("pad_token_id")
+
+
+def padded(rows: Sequence[list[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids as arrays: tokens [count, width], lengths [count], int32; rows beyond those given have one token."""
+    tokens_bt, lengths_b = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+    for place, row in enumerate(rows):
+        tokens_bt[place, : len(row)], lengths_b[place] = row, len(row)
+    return tokens_bt, lengths_b
+
+
+def batches(rows: Sequence[list[int]], shards: int):
+    """Rows of ids in padded batches, the shortest first, of few shapes: powers of two.
+
+    Args:
+      shards: the number of rows of a batch is a multiple of it.
+
+    Yields:
+      numbers of its rows [n], tokens [b, t], lengths [b]; b is at least n.
+    """
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    first = 0
+    while first < len(order):
+        count = min(MOST_ROWS, 1 << (len(order) - first - 1).bit_length())
+        while count > 1 and count * width_of(rows, order[first : first + count]) > TOKENS_AT_ONCE:
+            count //= 2
+        numbers = order[first : first + count]
+        count = -(-count // shards) * shards
+        yield numbers, *padded([rows[number] for number in numbers], count, width_of(rows, numbers))
+        first += len(numbers)
+
+
+def width_of(rows: Sequence[list[int]], numbers: Sequence[int]) -> int:
+    """The padded length of some rows: a power of two times LEAST_WIDTH."""
+    longest = max(len(rows[number]) for number in numbers)
+    return LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(learned: LearnedReward, layout: sharding.Layout | None) -> RewardModel:
+    # Scanned layers compile fast, and only XLA:CPU is slow with them; bfloat16 is for accelerators.
+    narrow = learned.compute_dtype == "bfloat16"
+    choices: dict[str, Any] = {"compute_dtype": learned.compute_dtype, "scan_layers": narrow, "score_head": True}
+    policy, params = hf.load(learned.where, layout=layout, **choices)
+    if policy.tokenizer is None:
+        raise ValueError(f"{learned.where} has no tokenizer: put its tokenizer.json beside the weights")
+    return RewardModel(policy, placement.reference(policy.architecture, params))
+
+
+def loaded(learned: LearnedReward) -> RewardModel:
+    """The reward model that a task names, on the devices of the layout in use; read once for all of a run's tasks.
+
+    Raises:
+      ValueError, FileNotFoundError: as of `hf.load`; a directory without a score head, with several labels, or without
+        a tokenizer.
+    """
+    return _loaded(learned, sharding.current())
+
+
+def begun(policy: Policy, params: Any, key: jax.Array) -> tuple[Policy, Any]:
+    """A language model with a new score head in the place of its LM head; a reward model stays as it is.
+
+    Returns:
+      The policy, and its parameters: those given, and a head drawn with variance 1 / width.
+    """
+    arch = policy.architecture
+    if arch.score_head:
+        return policy, params
+    arch = dataclasses.replace(arch, score_head=True)
+    (row,) = [row for row in parameters.table(arch) if row.path == parameters.SCORE]
+    kernel = row.std * jax.random.normal(key, row.shape, jnp.float32)
+    params = {name: tree for name, tree in params.items() if name != "head"}
+    parameters.put(params, parameters.SCORE, kernel)
+    # transformers reads from it where a padded sequence ends.
+    config = policy.config | {"pad_token_id": policy.pad_id}
+    return dataclasses.replace(policy, architecture=arch, config=config), params
