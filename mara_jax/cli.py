@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "writes a checkpoint's policy as a model directory",
     "generate": "samples completions, and counts answers",
     "evaluate": "shows and compares finished runs",
+    "reward_model": "trains a reward model from pairs of completions",
     "figures": "draws the papers' figures and checks them",
 }
 

@@ -11,7 +11,7 @@ from mara_jax.cli import Flag
 
 CHAT = ("auto", "yes", "no")
 ACTIONS = ("show", "compare", "population", "run")
-NEEDED = ("weights", "prompts", "reward", "out")  # of run
+NEEDED = ("weights", "prompts", "out")  # of run, and one or both of reward and reward_model
 COMMAND = cli.Command(
     name="evaluate",
     purpose="""show prints where the completions of each run end, beside its reference policy and its optimum, and
@@ -37,6 +37,7 @@ COMMAND = cli.Command(
         ),
         Flag("prompts", "FILE", "a file of prompts: .jsonl, .csv, .parquet, or a saved dataset's directory"),
         Flag("reward", "FILE.py:FUNCTION", "function(prompts, completions, **columns); several, separated by commas"),
+        Flag("reward_model", "DIR", "a reward model, whose scores are added, or alone where there is no --reward"),
         Flag("answer", "FILE.py:FUNCTION", "a completion's answer: function(prompt, completion, **columns)"),
         Flag("threshold", "R", "a completion is good from this reward on", 0.8, float),
         Flag("failure", "", "where a function fails: stop, or take 0 as the reward", "stop", choices=("stop", "value")),
@@ -67,7 +68,7 @@ def evaluate(argv: list[str]) -> int:
         from mara_jax.evaluate import measuring
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
-        given["answer"] = given["answer"] or ""
+        given |= {name: given[name] or "" for name in ("reward", "reward_model", "answer")}
         settings = measuring.Settings(**given)
         measuring.run(settings, pathlib.Path(values.out), console)
         say_where(values.out, console)
@@ -156,9 +157,13 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, str, list[str]]:
         raise ValueError(f"say what to do, {' or '.join(ACTIONS)}, as in {COMMAND.examples[0]}")
     if arguments[0] == "run":
         missing = [name for name in NEEDED if values[name].value is None]
+        missing += ["reward"] if values.reward is None and values.reward_model is None else []
         if missing or arguments[1:]:
             what = f"--{missing[0]} is missing" if missing else f"unexpected argument {arguments[1]!r}"
-            raise ValueError(f"{what}: evaluate run takes --weights, --prompts, --reward, --out, and maybe --answer")
+            raise ValueError(
+                f"{what}: evaluate run takes --weights, --prompts, --reward or --reward_model, --out, and maybe "
+                "--answer"
+            )
         return values, "run", []
     if not arguments[1:]:
         raise ValueError(f"name at least one workdir, as in {COMMAND.examples[0]}")

@@ -27,6 +27,7 @@ class Settings(NamedTuple):
     weights: str
     prompts: str
     reward: str
+    reward_model: str
     answer: str
     samples: int
     max_new_tokens: int
@@ -47,7 +48,11 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
     several = _several(settings.weights)
     names = models.names_of(several)
     config = prompts.Config(
-        prompts=settings.prompts, reward=settings.reward, answer=settings.answer, failure=settings.failure
+        prompts=settings.prompts,
+        reward=settings.reward,
+        reward_model=settings.reward_model,
+        answer=settings.answer,
+        failure=settings.failure,
     )
     task = tasks.make(LanguageRun(task=config))
     if len(several) == 1:

@@ -150,8 +150,8 @@ def _check_one_label(config: Mapping[str, Any]) -> None:
         count = len(labels) if isinstance(labels, Mapping) else 1
     if count != 1:
         raise ValueError(
-            f"its head has {count} labels, and a reward model has one: choose one with num_labels=1, whose score.weight "
-            "has one row"
+            f"its head has {count} labels, and a reward model has one: choose one with num_labels=1, whose "
+            "score.weight has one row"
         )
 
 

@@ -25,6 +25,7 @@ class CheckedTask(Task):
         self.name = str(task.name)
         self.max_reward, self.invalid_reward = (self._limit(name) for name in ("max_reward", "invalid_reward"))
         self.reads_ref_logp = bool(task.reads_ref_logp)
+        self.learned_reward = task.learned_reward
         self.leaves_out_truncated = bool(task.leaves_out_truncated)
         self.answers_have_equally_many_strings = bool(task.answers_have_equally_many_strings)
 
@@ -114,9 +115,9 @@ class CheckedTask(Task):
             raise
         except Exception as whole:
             error, found = whole, ""
-            ref_logp = context.ref_logp
             for row, (number, text, ended) in enumerate(zip(prompt_index, texts, finished, strict=True)):
-                alone_in_run = context._replace(ref_logp=None if ref_logp is None else [ref_logp[row]])
+                ref_logp, learned = (values and [values[row]] for values in (context.ref_logp, context.learned))
+                alone_in_run = context._replace(ref_logp=ref_logp, learned=learned)
                 try:
                     self.task.score_in_run([number], [text], [ended], alone_in_run)
                 except Exception as alone:

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,17 @@ import numpy as np
 from mara_jax import config
 from mara_jax.config import limits, setting
 from mara_jax.tasks import functions, prompt_file
-from mara_jax.tasks.base import Context, Prompt, Score, Task, TaskError
+from mara_jax.tasks.base import Context, LearnedReward, Prompt, Score, Task, TaskError
 from mara_jax.tasks.calls import Calls, Outcome
 from mara_jax.tasks.checked import is_number
 
 _OF_REWARDS = ("prompts", "completions", "step", "ref_logp")  # what functions are always given, beside columns
 _OF_ANSWERS = ("prompt", "completion")
+LEARNED = "reward_model"  # its name beside those of functions
 LARGEST_REWARD = 1e6  # beyond it squares and gradients leave float32
 TRUNCATED = ("score", "zero", "mask")
 FAILURE = ("stop", "value")
+NARROW_OR_NOT = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Config(config.Task):
     module: str = config.task_module(__name__)
     prompts: str = setting("", "a .jsonl, .csv or .parquet file with a column `prompt`, or a saved dataset's directory")
     reward: str = setting("", "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION; several, separated by commas, are added")
+    reward_model: str = setting("", "directory of a reward model, whose score is added; alone where reward is empty")
     reward_weights: str = setting("", "of several reward functions, separated by commas; empty: 1 each")
+    reward_model_weight: float = setting(1.0, "what its score is multiplied with", limits.REWARD)
+    reward_model_dtype: str = setting("float32", "of its matmuls: bfloat16 on accelerators", NARROW_OR_NOT)
     answer: str = setting("", "FILE.py:FUNCTION that names a completion's answer; empty: its text is the answer")
     demonstrations: str = setting("", "a file of prompts with completions, for the warm-up; empty: those of `prompts`")
     truncated: str = setting(
@@ -55,13 +60,15 @@ class Prompts(Task):
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
         self.leaves_out_truncated = cfg.truncated == "mask"
-        if not cfg.prompts or not cfg.reward:
+        if not cfg.prompts or not (cfg.reward or cfg.reward_model):
             missing = "prompts" if not cfg.prompts else "reward"
             example = {"prompts": "prompts.jsonl", "reward": "rewards.py:correct"}[missing]
             raise TaskError(f"task.{missing} is empty: set --config.task.{missing}={example}")
         self.rows = prompt_file.read(cfg.prompts)
         self.shown = prompt_file.read(cfg.demonstrations) if cfg.demonstrations else self.rows
         self.rewards = _weights(cfg)
+        if cfg.reward_model:
+            self.learned_reward = LearnedReward(cfg.reward_model, cfg.reward_model_dtype)
         names = [*self.rewards, *filter(None, [cfg.answer])]
         self.calls = Calls(names, cfg.workers, cfg.time_limit, cfg.memory_limit, cfg.failure == "stop")
         weakref.finalize(self, self.calls.close)
@@ -139,6 +146,8 @@ class Prompts(Task):
             raise TaskError(
                 f"{self.cfg.reward} reads ref_logp, which is known in training alone: name another reward here"
             )
+        if self.learned_reward is not None and context.learned is None:
+            raise TaskError(f"task.reward_model={self.cfg.reward_model} has scored nothing: score through a run")
         rows = [self.rows[index] for index in prompt_index]
         values: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in self._others()}
         prompts = [row["prompt"] for row in rows]
@@ -146,7 +155,11 @@ class Prompts(Task):
         of_run = {"step": [context.step] * len(texts)} | (
             {} if context.ref_logp is None else {"ref_logp": context.ref_logp}
         )
-        said = {name: self.calls.of("reward", name, values | of_run, prompt_index) for name in self.rewards}
+        said: dict[str, Sequence[Outcome]] = {
+            name: self.calls.of("reward", name, values | of_run, prompt_index) for name in self.rewards
+        }
+        if self.learned_reward is not None:
+            said[LEARNED] = [_learned(self.cfg.reward_model, score) for score in context.learned or ()]
         answers = [Outcome(text.strip() or None) for text in texts]
         if self.cfg.answer:
             answers = self.calls.of("answer", self.cfg.answer, values, prompt_index)
@@ -182,14 +195,15 @@ class Prompts(Task):
                 raise TaskError(f"{name} returned {value!r:.60}: return finite numbers, or None")
             if abs(value) > LARGEST_REWARD:
                 raise TaskError(f"{name} returned {value:g}: return numbers of at most {LARGEST_REWARD:g} in size")
-            total, judged = total + self.rewards[name] * value, True
+            weight = self.cfg.reward_model_weight if name == LEARNED else self.rewards[name]
+            total, judged = total + weight * value, True
         if not judged:
             raise TaskError(f"{', '.join(said)} returned None: at least one function must judge each completion")
         return total
 
-    def _columns(self, said: dict[str, list[Outcome]], failed: list[bool]) -> dict[str, list[float]]:
-        """What is logged beside the rewards: each function's own, where there are several, their further columns, and
-        where one failed."""
+    def _columns(self, said: Mapping[str, Sequence[Outcome]], failed: list[bool]) -> dict[str, list[float]]:
+        """What is logged beside the rewards: each function's own, where there are several, or a reward model is one of
+        them, their further columns, and where one failed."""
         columns: dict[str, list[float]] = {"failed": [float(one) for one in failed]}
         for name, outcomes in said.items():
             short = name.rpartition(":")[2]
@@ -207,6 +221,11 @@ class Prompts(Task):
 def _completion(prompt: Any, text: str) -> Any:
     """A completion as TRL hands it to reward functions: a message where the prompt is a list of messages."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _learned(where: str, score: float | str) -> Outcome:
+    """What the reward model said of one completion."""
+    return Outcome(error=f"task.reward_model={where}: {score}") if isinstance(score, str) else Outcome(score)
 
 
 def _answer(name: str, outcome: Outcome) -> str | None:

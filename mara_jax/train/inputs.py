@@ -69,7 +69,7 @@ def of_files(cfg: LanguageRun, weights: str, group: str) -> Inputs:
 
 
 def of_run(cfg: LanguageRun, task: Task, policy: Policy, evaluated: Task | None = None) -> Inputs:
-    """Digests of tokenizer, prompts and the task's code, and the versions of packages.
+    """Digests of tokenizer, prompts, reward model and the task's code, and the versions of packages.
 
     evaluated: the task of evaluations, if any are made.
     """
@@ -77,6 +77,7 @@ def of_run(cfg: LanguageRun, task: Task, policy: Policy, evaluated: Task | None 
     rows = np.unique(np.linspace(0, len(task) - 1, ROWS).astype(int)).tolist()
     texts = [task.prompt(number) for number in rows]
     probe = tokenizer.encode(_PROBE)
+    scoring = [] if task.learned_reward is None else hf.files_of(task.learned_reward.where)
     return {
         "tokenizer": _of([sorted(tokenizer.get_vocab().items()), probe, tokenizer.decode(probe), policy.eos_ids]),
         "chat template": _of(prompts.encode([_PROBE])),
@@ -84,11 +85,17 @@ def of_run(cfg: LanguageRun, task: Task, policy: Policy, evaluated: Task | None 
         "prompt ids": _of(prompts.encode(texts)),
         **{f"task file/{path}": digest(pathlib.Path(path)) for path in task.files()},
         **{f"evaluation file/{path}": digest(pathlib.Path(path)) for path in (evaluated.files() if evaluated else ())},
+        **{f"reward model/{path.name}": digest(path) for path in scoring},
         **{f"reward code/{name}": digest(path) for name, path in _modules(cfg, task).items()},
         **{f"reward code/{path}": digest(pathlib.Path(path)) for path in task.code_files()},
-        **{f"version/{name}": importlib.metadata.version(name) for name in _PACKAGES},
-        "version/mara_jax": mara_jax.__version__,
+        **versions(),
     }
+
+
+def versions() -> Inputs:
+    """The versions of packages."""
+    known = {f"version/{name}": importlib.metadata.version(name) for name in _PACKAGES}
+    return known | {"version/mara_jax": mara_jax.__version__}
 
 
 def check(workdir: pathlib.Path, now: Inputs) -> list[str]:

@@ -30,6 +30,10 @@ SHOWN = {
     "answers/entropy_bits": "entropy (bits)",
     "kl/reverse": "KL (nats)",
     "length/mean": "length",
+    "pairs/loss": "loss",
+    "pairs/accuracy": "right",
+    "held_out/loss": "held-out loss",
+    "held_out/accuracy": "held-out right",
     "time/step_s": "s/step",
 }
 

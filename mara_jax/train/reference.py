@@ -31,7 +31,7 @@ NANO_TEXTS = 2000  # demonstrations, or prompts, from which its tokenizer is mad
 STREAMS = {
     name: number
     for number, name in enumerate(
-        ("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter", "evaluation")
+        ("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter", "evaluation", "score")
     )
 }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,18 +33,21 @@ class RewardModel(NamedTuple):
         """Token ids of n conversations; errors as of `encoding.encode_answered`."""
         return encoding.encode_answered(self.policy.tokenizer, prompts, completions, pad_of(self.policy))
 
-    def scores(self, rows: Sequence[list[int]]) -> np.ndarray:
+    def scores(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Scores of n sequences of token ids, on the devices of the layout in use; every process has all rows.
+
+        Equal sequences are computed once, so that rounding does not set them apart.
 
         Returns:
           [n] float32 in reward units.
         """
-        out = np.zeros(len(rows), np.float32)
-        for numbers, tokens_bt, lengths_b in batches(rows, sharding.shard_count("rows")):
+        place = {row: number for number, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+        different, out = list(place), np.zeros(len(place), np.float32)
+        for numbers, tokens_bt, lengths_b in batches(different, sharding.shard_count("rows")):
             arrays = hosts.shard_rows(tokens_bt), hosts.shard_rows(lengths_b)
             scores_b = hosts.gather(compiled_scores(self.policy.architecture, self.params, *arrays))
             out[numbers] = scores_b[: len(numbers)]
-        return out
+        return out[[place[tuple(row)] for row in rows]]
 
     def scores_of(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | str]:
         """Scores of completions, of which each process gives its own and gets those back.
@@ -70,7 +73,7 @@ def pad_of(policy: Policy) -> int | None:
     return policy.config.get("pad_token_id")
 
 
-def padded(rows: Sequence[list[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[Sequence[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids as arrays: tokens [count, width], lengths [count], int32; rows beyond those given have one token."""
     tokens_bt, lengths_b = np.zeros((count, width), np.int32), np.ones(count, np.int32)
     for place, row in enumerate(rows):
@@ -78,7 +81,7 @@ def padded(rows: Sequence[list[int]], count: int, width: int) -> tuple[np.ndarra
     return tokens_bt, lengths_b
 
 
-def batches(rows: Sequence[list[int]], shards: int):
+def batches(rows: Sequence[Sequence[int]], shards: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Rows of ids in padded batches, the shortest first, of few shapes: powers of two.
 
     Args:
@@ -99,7 +102,7 @@ def batches(rows: Sequence[list[int]], shards: int):
         first += len(numbers)
 
 
-def width_of(rows: Sequence[list[int]], numbers: Sequence[int]) -> int:
+def width_of(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> int:
     """The padded length of some rows: a power of two times LEAST_WIDTH."""
     longest = max(len(rows[number]) for number in numbers)
     return LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()

@@ -10,6 +10,7 @@ from mara_jax.parallel import hosts
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Context, Task
 from mara_jax.tasks.checked import checked
+from mara_jax.train import reward_model
 
 Answers = list[list[str | None]]  # of each prompt's completions
 
@@ -45,7 +46,12 @@ def score(
     texts = [text for group in completions.text for text in group]
     ended = hosts.local_values(completions.finished).ravel()
     prompt_b = np.repeat(prompt_ids, g)
-    context = Context(step, None if ref_logp_pg is None else hosts.local_values(ref_logp_pg).ravel()[mine].tolist())
+    ref_logp = None if ref_logp_pg is None else hosts.local_values(ref_logp_pg).ravel()[mine].tolist()
+    learned = None
+    if task.learned_reward is not None:
+        asked = [task.prompt(number) for number in prompt_b[mine].tolist()]
+        learned = reward_model.loaded(task.learned_reward).scores_of(asked, [texts[i] for i in mine])
+    context = Context(step, ref_logp, learned)
 
     def score_mine() -> list[Any]:
         score = checked(task).score_in_run(

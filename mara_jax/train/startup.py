@@ -13,7 +13,17 @@ from mara_jax.core import method_rules
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
-from mara_jax.train import adapter, held_out, inputs, optim, placement, reference, reference_samples, report
+from mara_jax.train import (
+    adapter,
+    held_out,
+    inputs,
+    optim,
+    placement,
+    reference,
+    reference_samples,
+    report,
+    reward_model,
+)
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.metrics import Display
@@ -51,6 +61,10 @@ def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display
     Writes config.json, inputs.json and reference/ (where there is a warm-up); errors as of `prepare`.
     """
     evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
+    learned = task.learned_reward
+    if learned is not None:
+        hosts.raise_on_all_processes(lambda: reward_model.loaded(learned))
+        display.note(f"rewards are scored by the reward model {learned.where}")
     policy, ref_params = reference_policy(cfg, task, workdir, display, evaluated)
     prompts = EncodedPrompts(cfg, policy, task)
     count = reference_samples.count(cfg, len(task))

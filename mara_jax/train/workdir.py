@@ -6,8 +6,9 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
-from mara_jax.config import LanguageRun, Run, ToyRun, resolve
+from mara_jax.config import LanguageRun, ToyRun, resolve
 from mara_jax.train import lock, strict_json
 
 # What may differ between a run and its resumption.
@@ -17,10 +18,10 @@ RESUMABLE_FIELDS = ("evaluation.every", "rollout.long_prompts", "population.at_o
 _BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
 
 
-def check(workdir: pathlib.Path, run: Run, may_differ: Sequence[str] = ()) -> None:
+def check(workdir: pathlib.Path, run: Any, may_differ: Sequence[str] = ()) -> None:
     """Refuses a folder that another config, or something else, made, or that cannot be written. Writes nothing.
 
-    may_differ: fields in which the configs may differ, beside RESUMABLE.
+    run: a `Run`, or another dataclass of settings; may_differ: fields in which they may differ, beside RESUMABLE.
 
     Raises:
       ValueError: naming the fields that differ, or the folder that is not a run's or no folder at all.
@@ -96,7 +97,7 @@ def only_begun(workdir: pathlib.Path) -> bool:
     return all(path.name in _BEGUN or _is_unfinished(path) for path in workdir.glob("*"))
 
 
-def claim(workdir: pathlib.Path, run: Run) -> None:
+def claim(workdir: pathlib.Path, run: Any) -> None:
     """Makes the folder, removes folders that a kill left half written, and writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
     for path in [path for path in workdir.iterdir() if _is_unfinished(path)]:
@@ -125,7 +126,7 @@ def replace(path: pathlib.Path, text: str) -> None:
         raise
 
 
-def _as_json(run: Run) -> dict:
+def _as_json(run: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(run)))
 
 

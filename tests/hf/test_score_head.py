@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,8 +16,8 @@ from mara_jax import hf
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import parameters, transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.policies.scores import compiled_scores
-from mara_jax.train import reward_model
+from mara_jax.policies.scores import compiled_scores, sequence_scores
+from mara_jax.train import preference, reward_model
 
 LENGTHS = np.array([17, 40, 1, 2])
 # The padding's id is 0, which no row holds: torch finds the last token by it.
@@ -130,3 +131,32 @@ def test_what_is_no_reward_model_is_refused_and_a_reward_model_is_no_policy(tmp_
         kept = {key: value for key, value in config.items() if key not in ("architectures", "id2label", "label2id")}
         path.write_text(json.dumps(kept))
         refused(tmp_path / name, word, score_head=True)
+
+
+@pytest.mark.parametrize("name", ["qwen2-untied", "olmo2-tied"])
+def test_the_gradient_of_the_pairwise_loss_is_torchs(name, tmp_path):
+    """Of every parameter, in float64, but for the rotary angles that both sides make in float32."""
+    model = classifier(name)
+    model.save_pretrained(tmp_path / "in")
+    policy, params = hf.load(tmp_path / "in", tokenizer=False, scan_layers=name in SCANNED, score_head=True)
+    theirs, tokens = model.double(), torch.tensor(TOKENS)
+    scores = theirs(input_ids=tokens, attention_mask=(tokens != 0).long()).logits[:, 0]
+    loss = -torch.nn.functional.logsigmoid(scores[0::2] - scores[1::2]).mean()
+    loss.backward()
+    expected = {key: parameter.grad.numpy() for key, parameter in theirs.named_parameters()}
+
+    def ours_of(arch, params):
+        scores_p2 = sequence_scores(arch, params, jnp.asarray(TOKENS), jnp.asarray(LENGTHS)).reshape(-1, 2)
+        return preference.pair_loss(scores_p2[:, 0], scores_p2[:, 1])
+
+    with jax.enable_x64(True):
+        arch = dataclasses.replace(policy.architecture, compute_dtype="float64")
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        value, grads = jax.jit(jax.value_and_grad(lambda params: ours_of(arch, params)))(params)
+        np.testing.assert_allclose(value, loss.item(), rtol=1e-6)
+        rows = parameters.table(arch)
+        assert {row.name for row in rows} == expected.keys()
+        for row in rows:
+            array, largest = np.asarray(parameters.read(grads, row)), np.abs(expected[row.name]).max()
+            array = array.T if row.transpose else array
+            np.testing.assert_allclose(array, expected[row.name], rtol=0, atol=1e-5 * largest + 1e-12, err_msg=row.name)

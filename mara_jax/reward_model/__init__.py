@@ -1,0 +1,1 @@
+"""Trains a reward model from pairs of completions, of which one was preferred."""
