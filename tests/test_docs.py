@@ -69,6 +69,8 @@ SMALLER = {
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],
     "predict --r": ["--resamples=100"],
     "evaluate run --weights=runs/watched": ["--samples=4"],
+    "mara_jax.reward_model": ["--steps=2", "--every=2", "--layers=1", "--embed=32"],
+    "evaluate run --weights=runs/scored": ["--samples=2", "--max_new_tokens=2"],
     "figures": ["--only=3"],
     "mara_jax.bench": ["--repeats=1"],
     "bench --model=small": ["--model=tiny"],

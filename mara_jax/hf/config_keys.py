@@ -95,7 +95,8 @@ MODEL = Keys(
                 _attn_implementation _attn_implementation_autoset _attn_implementation_internal
                 _flash_attn_2_enabled use_flash_attn use_flash_attention_2 experts_implementation
                 _experts_implementation _experts_implementation_internal tie_last_hidden_states""",
-            "of classifiers alone": "id2label label2id num_labels problem_type finetuning_task task_specific_params",
+            "of classifiers alone (a reward model must have one label)": """id2label label2id num_labels problem_type
+                finetuning_task task_specific_params""",
             "use_sliding_window must be false": "max_window_layers",
             "defaults of another sampler; this one's are those of the run": """max_length min_length do_sample
                 early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun
@@ -151,3 +153,27 @@ def test_a_head_is_drawn_once_and_kept():
     assert begun["embed"] is params["embed"] and "head" not in begun
     assert float(jnp.std(begun["score"]["kernel"])) == pytest.approx(64**-0.5, rel=0.3)
     assert reward_model.begun(policy, begun, jax.random.key(2))[1] is begun
+
+
+@pytest.mark.slow
+def test_a_run_is_scored_by_a_reward_model_and_resumed_with_the_same(main, folder, scored_by, random_model, tmp_path):
+    """Its logged rewards are the model's scores of the stored completions; another model is refused on resumption."""
+    model = tmp_path / "model"
+    shutil.copytree(scored_by[0], model)
+    flags = [
+        "--config=configs/prompts.py:nano", f"--workdir={tmp_path}/run", f"--config.policy.weights={random_model}",
+        f"--config.task.prompts={folder}/rows.jsonl", "--config.task.reward=", "--config.task.answer=",
+        f"--config.task.reward_model={model}", "--config.task.reward_model_weight=2", "--config.warmup.steps=0",
+        "--config.rollout.max_new_tokens=4", "--config.rollout.prompts_per_step=2", "--config.rollout.group_size=4",
+        "--config.checkpoint.every=1", "--config.reference.samples=4", "--config.task.truncated=score",
+        "--config.evaluation.every=0", "--config.task.demonstrations=",
+    ]  # fmt: skip
+    done = main(*flags, "--config.steps=2")
+    assert done.returncode == 0, done.stderr
+    assert f"rewards are scored by the reward model {model}" in done.stdout
+    table = parquet.read_table(sorted((tmp_path / "run" / "rollouts").glob("*.parquet"))[-1]).to_pylist()
+    rows = scored_by[1].encode([row["prompt"] for row in table], [row["completion"] for row in table])
+    np.testing.assert_allclose([row["reward"] for row in table], 2 * scored_by[1].scores(rows), atol=1e-4)
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    changed = main(*flags, "--config.steps=3")
+    assert changed.returncode == 2 and "reward model/config.json" in changed.stderr
