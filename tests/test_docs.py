@@ -64,6 +64,7 @@ SMALLER = {
     "main --config=configs/prompts.py": [
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.policy.weights=nano",
     ],
+    "threshold_percentile=75": ["--config.rollout.group_size=8"],  # two good completions of a group are needed
     "generate --weights=smollm2": ["--samples=2", "--max_new_tokens=2"],
     "--config.profile.first=3": ["--config.steps=4"],
     "predict --config": ["--config.warmup.steps=2", "--samples=8", "--resamples=100"],

@@ -12,7 +12,7 @@ from mara_jax import cli, config, tasks
 from mara_jax.audit import computation, published, rivals_table, verdict
 from mara_jax.audit.verdict import REACHED
 from mara_jax.cli import Flag
-from mara_jax.core import methods
+from mara_jax.core import method_rules, methods
 from mara_jax.train import preflight, reference
 from mara_jax.train.tables import NumberTable
 
@@ -109,6 +109,7 @@ def record_of(values: flags.FlagValues) -> dict[str, Any]:
     run: config.Run | None = None
     if values["config"].value is not None:
         run = config.build(values["config"].value)
+        _refuse_moving_threshold(run)
     one_token, refused, notes = isinstance(run, config.ToyRun), "", []
     if name is not None:
         base = run.algorithm if run else config.Algorithm(method="vanilla", anchor="string")
@@ -120,6 +121,16 @@ def record_of(values: flags.FlagValues) -> dict[str, Any]:
         if isinstance(run, config.LanguageRun):
             notes = reference.left_out(run, getattr(run.task, "truncated", "") == "mask")
     return {"left_out": notes} | computation.audit(setting, one_token=one_token, group=values.group, refused=refused)
+
+
+def _refuse_moving_threshold(run: config.Run) -> None:
+    if method_rules.moves_threshold(run.algorithm):
+        raise ValueError(
+            f"algorithm.threshold_percentile={run.algorithm.threshold_percentile:g} moves the threshold with the "
+            "policy, and an audit is of one objective, at a constant one: add "
+            "--config.algorithm.threshold_percentile=0 (each step is that of the objective at its own threshold: "
+            "docs/moving_thresholds.md)"
+        )
 
 
 def refusal(run: config.Run) -> str:

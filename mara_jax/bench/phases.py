@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mara_jax import config
-from mara_jax.core import method_rules
 from mara_jax.hf.shapes import architecture_of
 from mara_jax.plan import work
 from mara_jax.policies import transformer
@@ -20,7 +19,7 @@ from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Score, Task
 from mara_jax.train import groups, loop, optim, placement, programs, reference_samples
 from mara_jax.train.setup import Setup
-from mara_jax.train.state import BySampler, State
+from mara_jax.train.state import BySampler, State, remembered
 
 NAMES = ("rollout", "reference", "update")
 # Qwen2-shaped: heads of 64, two key heads, a feed-forward four times as wide, tied embeddings.
@@ -88,8 +87,8 @@ def setup_of(run: config.LanguageRun, policy: Policy, params: Any, prompts: list
 
 def fresh_state(setup: Setup) -> State:
     """A copy of the parameters with a fresh optimiser."""
-    learned = len(setup.task) if method_rules.learns_log_z(setup.cfg.algorithm) else 0
-    return placement.fresh(setup.policy.architecture, setup.ref_params, setup.tx, prompts=learned)
+    more = remembered(setup.cfg, len(setup.task))
+    return placement.fresh(setup.policy.architecture, setup.ref_params, setup.tx, more=more)
 
 
 def sample_completions(setup: Setup, params: Any, seed: int) -> rollout.Rollout:

@@ -1,6 +1,7 @@
 """What an algorithm may not ask for: choices that have no effect, or whose objective is not what it says."""
 
 import dataclasses
+import math
 
 from mara_jax.config.schema import Algorithm, LanguageRun
 
@@ -179,3 +180,37 @@ def check_group(run: LanguageRun) -> None:
             f"rollout.group_size={size} leaves {what} nothing to compare with: use at least 2, or "
             "algorithm.method=reinforce"
         )
+
+
+def check_moving_threshold(run: LanguageRun) -> None:
+    """Refuses a percentile at which a group has one good completion, or none, more often than it should have two.
+
+    With two good completions of a group on average, and the same share of them under every prompt, at least
+    1 - 3 exp(-2) = 59 % of the groups have two or more (a binomial's share is smallest in Poisson's limit). Below that
+    mean most steps would be those of no augmentation.
+
+    Raises:
+      ValueError: one line.
+    """
+    from mara_jax.core import method_rules, moving_threshold
+
+    algorithm, size = run.algorithm, run.rollout.group_size
+    percentile, window = algorithm.threshold_percentile, algorithm.threshold_window
+    if not percentile:
+        usual = type(algorithm)().threshold_window
+        if window != usual:
+            raise ValueError(
+                f"algorithm.threshold_window={window} has no effect with algorithm.threshold_percentile=0, a constant "
+                f"threshold: set the percentile (90), or leave the window at {usual}"
+            )
+        return
+    least, share = moving_threshold.LEAST_GOOD, moving_threshold.good_share(percentile)
+    if method_rules.rows(algorithm)[0].anchor is None or size * share >= least:
+        return
+    lower = f", or algorithm.threshold_percentile={100 - 100 * least / size:.6g} or less" if size > least else ""
+    raise ValueError(
+        f"algorithm.threshold_percentile={percentile:g} with rollout.group_size={size} makes {float(size * share):.3g} "
+        "completions of a group good on average, and MARA tells good completions of one prompt apart, where a lone one "
+        f"has none beside it: {least} on average are needed, with which at least 59 % of the groups have two; use "
+        f"rollout.group_size={math.ceil(least / share)} or more{lower}"
+    )

@@ -39,6 +39,7 @@ def check(run: Run) -> None:
     _check_template(run.policy)
     _check_best(run)
     algorithm_checks.check_updates(run)
+    algorithm_checks.check_moving_threshold(run)
     if not run.task.module:
         raise ValueError(
             "task.module is empty: give the run a task, as configs/digits.py does with task=digits.Config()"
@@ -157,6 +158,11 @@ def _check_toy(run: ToyRun) -> None:
         raise ValueError(f"algorithm.beta={run.algorithm.beta} must be positive: the toy's optimum needs it")
     if run.algorithm.level != "sequence":
         raise ValueError("algorithm.level='token' means nothing for single outcomes: use sequence")
+    if run.algorithm.threshold_percentile:
+        raise ValueError(
+            f"algorithm.threshold_percentile={run.algorithm.threshold_percentile:g} is for runs of language models: a "
+            "toy's rewards are known beforehand, so set algorithm.threshold, and leave the percentile at 0"
+        )
     for name, off in (("importance", "none"), ("truncate", 0.0)):
         if getattr(run.algorithm, name) != off:
             raise ValueError(

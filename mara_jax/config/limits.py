@@ -22,6 +22,8 @@ SHARE = Limit(lambda v: 0 <= v <= 1, "a share, from 0 to 1")
 DECAY = Limit(lambda v: 0 <= v < 1, "at least 0 and below 1")
 SHARES = Limit(lambda v: 0 <= v[0] <= v[1] <= 1, "two shares, the lower one first")
 CAP = Limit(lambda v: v == 0 or 1 <= v < inf, "0 (no weights) or at least 1 and finite")
+PERCENTILE = Limit(lambda v: 0 <= v <= 99.9, "at least 0 (a constant threshold) and at most 99.9")
+WINDOW = Limit(lambda v: 1 <= v <= 1000, "at least 1 and at most 1000")
 FIGURE = Limit(lambda v: v in (2, 4, 5, 6), "2, 4, 5 or 6")
 MESH_SIZE = Limit(lambda v: v == -1 or 1 <= v <= LARGEST, "at least 1, or -1 for the devices that are left")
 # Rewards are about 1: a value far beyond leaves nothing of one of the two in float32.

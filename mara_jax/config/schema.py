@@ -60,7 +60,15 @@ class Algorithm:
     )
     kl: Literal["reverse", "forward"] = setting("reverse", "KL(policy || reference), or KL(reference || policy)", KLS)
     beta: float = setting(0.1, "weight of the KL, in reward units per nat; positive with MARA", limits.BETA)
-    threshold: float = setting(0.8, "tau: a completion is good where its reward reaches this", limits.REWARD)
+    threshold: float = setting(
+        0.8, "tau: a completion is good where its reward reaches this; the least tau that moves", limits.REWARD
+    )
+    threshold_percentile: float = setting(
+        0.0,
+        "tau moves: this percentile of the rewards of earlier steps, as in 90, never below `threshold`; 0: constant",
+        limits.PERCENTILE,
+    )
+    threshold_window: int = setting(8, "of how many steps before, with threshold_percentile", limits.WINDOW)
     eta: float = setting(0.01, "weight of the entropy bonus, in reward units per nat", limits.BETA)
     estimator: str = setting(
         "auto",

@@ -63,6 +63,7 @@ class Objective(NamedTuple):
     `optimum`: with rewards as they are.
     `redraws_equal_groups`: groups of equal rewards are sampled again.
     `learns_log_z`: it reads `Scored.prompt_log_z`, which the update learns.
+    `reads_threshold`: it reads `Numbers.threshold`, as MARA's transforms do.
     `paper`: its source.
     """
 
@@ -77,6 +78,7 @@ class Objective(NamedTuple):
     optimum: Optimum | None = None
     redraws_equal_groups: bool = False
     learns_log_z: bool = False
+    reads_threshold: bool = False
     paper: str = ""
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mara_jax.core import bounded, methods
+from mara_jax.core import bounded, methods, moving_threshold
 from mara_jax.core.method_rows import Need, Objective, Outcomes, Transform
 from mara_jax.core.objectives import LossAndMetrics, sequence_logp
 from mara_jax.core.scored import Algorithm, Numbers, Scored
@@ -97,6 +97,17 @@ def learns_log_z(algorithm: Algorithm) -> bool:
         algorithm: as configured, or resolved.
     """
     return rows(algorithm)[1].learns_log_z
+
+
+def moves_threshold(algorithm: Algorithm) -> bool:
+    """Whether what is good depends on the rewards of earlier batches: a method with a threshold, set to a percentile.
+
+    Args:
+        algorithm: as configured, or resolved.
+    """
+    transform, objective = rows(algorithm)
+    reads = objective.reads_threshold or transform.anchor is not None
+    return algorithm.threshold_percentile > 0 and reads
 
 
 def transformed(
@@ -192,10 +203,15 @@ def describe(algorithm: Algorithm) -> str:
     algorithm = resolved(algorithm)
     transform, objective = rows(algorithm)
     sentence = objective.optimises if isinstance(objective.optimises, str) else objective.optimises(algorithm)
-    if algorithm.transform == "none":
+    if algorithm.transform != "none":
+        sentence += f"; with rewards {transform.rewards}{'' if objective.refuses_mara else transform.exactly}"
+    if not moves_threshold(algorithm):
         return sentence
-    exactly = "" if objective.refuses_mara else transform.exactly
-    return f"{sentence}; with rewards {transform.rewards}{exactly}"
+    best = 100 * float(moving_threshold.good_share(algorithm.threshold_percentile))
+    return (
+        f"{sentence}; good are the best {best:g} % of the rewards of the {algorithm.threshold_window} steps before, "
+        f"from {algorithm.threshold:g} on, so that tau moves with the policy, and the objective with it"
+    )
 
 
 def optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, group: int) -> Any:
@@ -222,11 +238,13 @@ def optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, group: i
 def forecast_method(algorithm: Algorithm) -> Literal["vanilla", "answers", "strings"] | None:
     """The optimum that `core.forecast` computes from samples: "vanilla", "answers", "strings", or None.
 
+    A threshold that moves with the policy leaves none.
+
     Args:
         algorithm: as configured, or resolved.
     """
     transform, objective = rows(algorithm)
-    return None if objective.refuses_mara else transform.forecast
+    return None if objective.refuses_mara or moves_threshold(algorithm) else transform.forecast
 
 
 def check_rewards(algorithm: Algorithm, reward: Any) -> None:

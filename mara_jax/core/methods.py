@@ -270,7 +270,7 @@ OBJECTIVES: dict[str, Objective] = {
         _raft,
         _without_kl("the likelihood of its own samples whose reward reaches tau", "these"),
         "none", baseline="none", refuses_mara="it keeps or drops samples by their reward and has no KL",
-        paper="arXiv 2304.06767",
+        reads_threshold=True, paper="arXiv 2304.06767",
     ),
     "maxrl": Objective(
         _maxrl,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mara_jax.core.targets import Scalar
 
-LEAST_GOOD = 2.0  # completions of a group that must be good on average: a lone one has no other to be weighed against
+LEAST_GOOD = 2  # completions of a group that must be good on average: a lone one has no other to be weighed against
 FINEST = 10_000  # percentiles are rounded to fractions with at most this denominator, so that ranks are exact
 
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from mara_jax import config
-from mara_jax.core import method_rules
 from mara_jax.parallel import sharding
 from mara_jax.plan import work
 from mara_jax.policies import lora
@@ -16,7 +15,7 @@ from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import draw, logprobs, rollout
 from mara_jax.train import optim, placement, programs, reference_samples
-from mara_jax.train.state import Batch, BySampler
+from mara_jax.train.state import Batch, BySampler, remembered
 
 PHASES = ("rollout", "reference", "update")
 
@@ -71,8 +70,8 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
     Raises:
       ValueError: rows or parameters that the mesh does not divide.
     """
-    tx, learned = optim.make(run.optimiser), sizes.prompts if method_rules.learns_log_z(run.algorithm) else 0
-    state, ref_params = placement.abstract(arch, tx, learned), placement.abstract_reference(arch)
+    tx = optim.make(run.optimiser)
+    state, ref_params = placement.abstract(arch, tx, remembered(run, sizes.prompts)), placement.abstract_reference(arch)
     params = state.params if arch.lora is None else lora.beside(ref_params, state.params)
     prompts = prompts_of(sizes)
     policy = Policy(arch, None, (0,), 0, {}, "shapes")  # which tokens end a completion does not matter

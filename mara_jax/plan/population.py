@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from mara_jax import config
-from mara_jax.core import method_rules
 from mara_jax.parallel import sharding
 from mara_jax.plan.abstract import PhaseProgram, Sizes, batch_of, prompts_of
 from mara_jax.policies.parameters import Architecture
@@ -15,7 +14,7 @@ from mara_jax.sampling import rollout
 from mara_jax.train import capacity, optim, placement, programs
 from mara_jax.train.capacity import Held
 from mara_jax.train.population import programs as of_members
-from mara_jax.train.state import BySampler
+from mara_jax.train.state import BySampler, remembered
 
 
 def at_once(run: config.LanguageRun, arch: Architecture, limit: float) -> int:
@@ -45,12 +44,12 @@ def held(run: config.LanguageRun, arch: Architecture, members: int) -> Held:
 
 def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[str, PhaseProgram]:
     """As `abstract.phase_programs`, of `sizes.members` side by side; run: the first of them."""
-    tx, learned = optim.make(run.optimiser), sizes.prompts if method_rules.learns_log_z(run.algorithm) else 0
+    tx, more = optim.make(run.optimiser), remembered(run, sizes.prompts)
     ref_params = placement.abstract_reference(arch)
     with sharding.without_layout():
         prompts = prompts_of(sizes)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        one = placement.abstract(arch, tx, learned), prompts, batch_of(run, sizes, prompts), key
+        one = placement.abstract(arch, tx, more), prompts, batch_of(run, sizes, prompts), key
     state, prompts, batch, key = stacked(one, sizes.members)
     settings = rollout.Settings(sizes.group, sizes.new_tokens, (0,), 0)
     generate = programs.Program(of_members.generate, (arch, ref_params, state.params, prompts, key, settings))

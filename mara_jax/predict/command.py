@@ -124,11 +124,19 @@ def chosen_settings(values: flags.FlagValues) -> dict[str, tuple]:
 
 def replayed(values: flags.FlagValues) -> dict[str, Any]:
     """The record of stored rollouts under the settings that the flags name."""
-    from mara_jax.predict import replay, stored_rollouts
+    from mara_jax.core import method_rules
+    from mara_jax.predict import reference_samples, replay, stored_rollouts
 
     prompt = values.prompt if values["prompt"].present else None
-    stored = stored_rollouts.read(pathlib.Path(values.rollouts), prompt)
-    return replay.replay(stored, replay.sweep(stored, chosen_settings(values)), resamples=values.resamples)
+    stored, note = stored_rollouts.read(pathlib.Path(values.rollouts), prompt), []
+    if method_rules.moves_threshold(stored.run.algorithm):
+        if not values["threshold"].present:
+            reference_samples.refuse_moving_threshold(stored.run, "a replay")
+        first = values.threshold[0]
+        stored = stored._replace(run=reference_samples.at_constant_threshold(stored.run, first))
+        note = [f"The run's threshold moved: what is marked as its own is at the constant threshold {first:g}"]
+    record = replay.replay(stored, replay.sweep(stored, chosen_settings(values)), resamples=values.resamples)
+    return record | {"notes": note + record["notes"]}
 
 
 def predicted(values: flags.FlagValues) -> dict[str, Any]:
@@ -148,6 +156,8 @@ def samples_and_settings(values: flags.FlagValues) -> tuple[prediction.Reference
         return reference_samples.from_config(run, values.samples, values.prompt), reference_samples.settings_of(run)
     if values.run is not None:
         samples, run = reference_samples.from_run(pathlib.Path(values.run), values.samples, values.prompt)
+        if values["threshold"].present:
+            run = reference_samples.at_constant_threshold(run, *values.threshold)
         settings = reference_samples.settings_of(run)
     else:
         prompt = values.prompt if values["prompt"].present else None

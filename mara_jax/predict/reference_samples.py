@@ -1,6 +1,7 @@
 """Samples of a reference policy, from a file of rows, a configuration, a run directory, or a toy problem."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -114,6 +115,7 @@ def settings_of(run: config.Run) -> Settings:
     Raises:
       ValueError: a method whose optimum samples do not determine.
     """
+    refuse_moving_threshold(run, "a prediction")
     if method_rules.forecast_method(run.algorithm) is None:
         raise ValueError(
             f"algorithm.method={run.algorithm.method!r} {method_rules.describe(run.algorithm)}: its optimum cannot be "
@@ -121,6 +123,37 @@ def settings_of(run: config.Run) -> Settings:
         )
     objective = reference.objective_of(run.algorithm)
     return Settings(*objective._replace(beta=max(objective.beta, forecast.LEAST_BETA)))
+
+
+def refuse_moving_threshold(run: config.Run, what: str) -> None:
+    """Refuses a run whose threshold moves, where one number is needed.
+
+    Args:
+      what: needs it, in words.
+
+    Raises:
+      ValueError: one line.
+    """
+    if method_rules.moves_threshold(run.algorithm):
+        raise ValueError(
+            f"algorithm.threshold_percentile={run.algorithm.threshold_percentile:g} moves the threshold with the "
+            f"policy, and {what} is of one constant threshold: with --run or --rollouts give --threshold=R "
+            "(mara/threshold in metrics.jsonl has what it was), with --config "
+            "--config.algorithm.threshold_percentile=0 --config.algorithm.threshold=R; what it says holds while the "
+            "threshold is near R"
+        )
+
+
+def at_constant_threshold(run: config.LanguageRun, threshold: float) -> config.LanguageRun:
+    """The run with a constant threshold in place of one that moves."""
+    usual = config.Algorithm()
+    constant = dataclasses.replace(
+        run.algorithm,
+        threshold=threshold,
+        threshold_percentile=usual.threshold_percentile,
+        threshold_window=usual.threshold_window,
+    )
+    return dataclasses.replace(run, algorithm=constant)
 
 
 def from_toy(run: config.ToyRun) -> ReferenceSamples:

@@ -61,7 +61,7 @@ def _is_finite(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _is_log(x: jax.Array) -> jax.Array:
-    """Finite, or the log of 0."""
+    """Finite, or the log of 0, which stands for none."""
     return jnp.all(jnp.isfinite(x) | (x == -jnp.inf))
 
 
@@ -84,15 +84,15 @@ def nonfinite_array(state: State) -> str | None:
     """The name of a state's first array that holds NaN or infinity, parameters first; None where all are finite.
 
     The same on every process. A parameter's square must be finite, too, see `all_usable`; a prompt's log Z is -inf
-    before its first visit.
+    before its first visit, a reward of a step before the first one.
     """
     checks = [
         (f"{part}{jax.tree_util.keystr(path)}", check, x)
         for part, tree, check in (("params", state.params, _is_usable), ("opt_state", state.opt_state, _is_finite))
         for path, x in _leaves(tree)
     ]
-    if state.log_z is not None:
-        checks.append(("log_z", _is_log, state.log_z))
+    more = {"log_z": state.log_z, "rewards": state.rewards}
+    checks += [(name, _is_log, array) for name, array in more.items() if array is not None]
     # One small program a shape, all of them dispatched before the first answer is waited for.
     answers = [(name, [check(part) for part in _parts(x)]) for name, check, x in checks]
     bad = [name for name, finite in answers if not all([bool(answer) for answer in finite])]

@@ -6,21 +6,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mara_jax.core import moving_threshold
 from mara_jax.parallel import hosts, sharding
 from mara_jax.policies import lora, parameters
 from mara_jax.policies.parameters import Architecture
-from mara_jax.train.state import State
+from mara_jax.train.state import NOTHING, Remembered, State
 
 
 def shardings(
-    layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation, log_z: bool = False
+    layout: sharding.Layout, arch: Architecture, tx: optax.GradientTransformation, more: Remembered = NOTHING
 ) -> State:
-    """The sharding of every array of a state; log_z: whether it has each prompt's log Z."""
+    """The sharding of every array of a state; more: what it holds beside parameters and their moments."""
     params = lora.shardings(arch, layout)
     shapes = abstract_params(arch)
     opt_state = sharding.opt_state_shardings(layout, tx, jax.eval_shape(tx.init, shapes), params)
     replicated = sharding.replicated(layout)
-    return State(replicated, params, opt_state, replicated if log_z else None)  # pyright: ignore[reportArgumentType]
+    log_z, rewards = replicated if more.log_z else None, replicated if more.rewards[0] else None
+    return State(replicated, params, opt_state, log_z, rewards)  # pyright: ignore[reportArgumentType]
 
 
 def abstract_params(arch: Architecture) -> dict[str, Any]:
@@ -65,26 +67,36 @@ def abstract_reference(arch: Architecture) -> dict[str, Any]:
     return tree
 
 
-def abstract(arch: Architecture, tx: optax.GradientTransformation, prompts: int = 0) -> State:
-    """Shapes of a state, with its shardings in the layout in use; prompts: as of `fresh`."""
+def abstract(arch: Architecture, tx: optax.GradientTransformation, more: Remembered = NOTHING) -> State:
+    """Shapes of a state, with its shardings in the layout in use; more: as of `fresh`."""
     params, layout = abstract_params(arch), sharding.current()
-    log_z = jnp.full(prompts, -jnp.inf) if prompts else None
-    shapes = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params), log_z), params)
+    arrays = _unknown(more)
+    shapes = jax.eval_shape(lambda params: State(jnp.int32(0), params, tx.init(params), *arrays), params)
     if layout is None:
         return shapes
     return jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
         shapes,
-        shardings(layout, arch, tx, log_z is not None),
+        shardings(layout, arch, tx, more),
     )
 
 
+def _unknown(more: Remembered) -> tuple[jax.Array | None, jax.Array | None]:
+    """Each prompt's log Z, and the rewards of steps, before there are any; None for what is not asked for."""
+    log_z = jnp.full(more.log_z, -jnp.inf) if more.log_z else None
+    return log_z, moving_threshold.empty(*more.rewards) if more.rewards[0] else None
+
+
 def fresh(
-    arch: Architecture, params: Any, tx: optax.GradientTransformation, copy: bool = True, prompts: int = 0
+    arch: Architecture,
+    params: Any,
+    tx: optax.GradientTransformation,
+    copy: bool = True,
+    more: Remembered = NOTHING,
 ) -> State:
     """A state before its first step; it needs a copy of params that others keep, as updates give up its buffers.
 
-    prompts: how many the task has, where the objective learns a log Z of each; else 0.
+    more: what it holds beside parameters and their moments, as `state.remembered` says of a run.
     """
     dtype = param_dtype(arch)
     if copy or any(leaf.dtype != dtype for leaf in jax.tree.leaves(params)):
@@ -94,8 +106,8 @@ def fresh(
     if layout is not None:
         params = jax.device_put(params, lora.shardings(arch, layout))
         make = jax.jit(tx.init, out_shardings=shardings(layout, arch, tx).opt_state)
-    log_z = hosts.replicate(jnp.full(prompts, -jnp.inf)) if prompts else None
-    return State(hosts.replicate(jnp.int32(0)), params, make(params), log_z)
+    arrays = [None if array is None else hosts.replicate(array) for array in _unknown(more)]
+    return State(hosts.replicate(jnp.int32(0)), params, make(params), *arrays)
 
 
 def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation) -> State:
@@ -103,7 +115,14 @@ def constrain(state: State, arch: Architecture, tx: optax.GradientTransformation
     layout = sharding.current()
     if layout is None:
         return state
-    return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx, state.log_z is not None))
+    more = Remembered(state.log_z is not None, (state.rewards is not None, 0))
+    return jax.lax.with_sharding_constraint(state, shardings(layout, arch, tx, more))
+
+
+def constrain_replicated(array: jax.Array) -> jax.Array:
+    """Under jit: the whole of an array on every device of the layout in use."""
+    layout = sharding.current()
+    return array if layout is None else jax.lax.with_sharding_constraint(array, sharding.replicated(layout))
 
 
 def constrain_params(tree: Any, arch: Architecture) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 
 from mara_jax import hf
 from mara_jax.config import LanguageRun
-from mara_jax.core import method_rules
 from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
@@ -23,6 +22,7 @@ from mara_jax.train import (
     reference_samples,
     report,
     reward_model,
+    warnings,
 )
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
@@ -30,7 +30,7 @@ from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, endings, refuse_long
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
 from mara_jax.train.setup import HeldOut, Setup
-from mara_jax.train.state import State
+from mara_jax.train.state import State, remembered
 
 
 def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Setup, State, Checkpoints]:
@@ -44,6 +44,9 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     display.note(f"objective: {reference.describe_run(cfg, task)}")
     setup = loaded(cfg, task, workdir, display)
     measure(setup, workdir, display)
+    moving = warnings.of_moving_threshold(cfg)
+    if moving:
+        display.note(moving)
     checkpoints = Checkpoints(workdir, cfg.checkpoint)
     if hosts.on_process_zero(checkpoints.latest) is None:
         setup, state = fresh(setup)
@@ -90,23 +93,18 @@ def start_state(setup: Setup, loaded_params: Any, copy: bool = True) -> State:
     """The state before the first step; setup: as from `placed`; copy: whether others keep the loaded parameters."""
     arch = setup.policy.architecture
     start = adapter.start(setup.cfg, setup.policy, loaded_params)
-    return placement.fresh(arch, start, setup.tx, copy, _learned(setup))
+    return placement.fresh(arch, start, setup.tx, copy, remembered(setup.cfg, len(setup.task)))
 
 
 def abstract_state(setup: Setup) -> State:
     """Shapes of a run's state; setup: as from `placed`."""
-    return placement.abstract(setup.policy.architecture, setup.tx, _learned(setup))
+    return placement.abstract(setup.policy.architecture, setup.tx, remembered(setup.cfg, len(setup.task)))
 
 
 def placed(setup: Setup) -> Setup:
     """The setup of training: the policy with its adapter, if any; the reference as training keeps it."""
     policy = adapter.trained(setup.cfg, setup.policy)
     return setup._replace(policy=policy, ref_params=placement.reference(policy.architecture, setup.ref_params))
-
-
-def _learned(setup: Setup) -> int:
-    """How many prompts have a log Z that the update learns."""
-    return len(setup.task) if method_rules.learns_log_z(setup.cfg.algorithm) else 0
 
 
 def reference_policy(

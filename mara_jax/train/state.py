@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import struct
 
+from mara_jax.config import LanguageRun
+from mara_jax.core import method_rules
 from mara_jax.core.scored import Numbers
 from mara_jax.policies.packing import Packing
 from mara_jax.sampling.logprobs import Hidden
@@ -15,13 +17,36 @@ class State:
     """Everything an update changes.
 
     step: int32 scalar, of rollouts; params and opt_state: pytrees; log_z: [number of prompts] log Z of each prompt
-    (nats), -inf before its first visit, where the objective learns it, else None.
+    (nats), -inf before its first visit, where the objective learns it, else None; rewards: [steps, completions of a
+    step] those of the steps before, the newest last, -inf for none, where the threshold is a percentile of them, else
+    None.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     log_z: jax.Array | None = None
+    rewards: jax.Array | None = None
+
+
+class Remembered(NamedTuple):
+    """Shapes of what a state holds beside parameters and their moments: `log_z`, a number of prompts, and `rewards`, a
+    number of steps and one of completions. 0 for what a run does not have."""
+
+    log_z: int = 0
+    rewards: tuple[int, int] = (0, 0)
+
+
+NOTHING = Remembered()
+
+
+def remembered(run: LanguageRun, prompts: int) -> Remembered:
+    """What the states of a run hold beside parameters and their moments; prompts: how many the task has."""
+    algorithm, sizes = run.algorithm, run.rollout
+    log_z = prompts if method_rules.learns_log_z(algorithm) else 0
+    if not method_rules.moves_threshold(algorithm):
+        return Remembered(log_z)
+    return Remembered(log_z, (algorithm.threshold_window, sizes.prompts_per_step * sizes.group_size))
 
 
 @struct.dataclass

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mara_jax import config
-from mara_jax.core import augment, method_rules
+from mara_jax.core import augment, method_rules, moving_threshold
 from mara_jax.core.scored import Algorithm, Scored
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
@@ -247,6 +247,7 @@ def update(
       finite, they are the first such update's.
     """
     arch, before = choices.arch, state
+    hyper, rewards, of_threshold = _at_moved_threshold(state.rewards, batches.policy, hyper, choices.algorithm)
 
     def update_once(state: State, old: OldPolicy | None):
         known = None if state.log_z is None else state.log_z[batches.policy.prompt_ids]
@@ -259,7 +260,7 @@ def update(
         if state.log_z is not None:
             assert learned is not None
             learned = _put(state.log_z, batches.policy.prompt_ids, learned)
-        state = State(state.step, optax.apply_updates(state.params, changes), opt_state, learned)
+        state = State(state.step, optax.apply_updates(state.params, changes), opt_state, learned, state.rewards)
         return placement.constrain(state, arch, choices.tx), metrics, logp
 
     def update_again(carry, number: jax.Array):
@@ -275,6 +276,7 @@ def update(
         (state, _), rows = jax.lax.scan(update_again, (state, unknown), jnp.arange(choices.updates))
         told = jnp.argmin(finite.is_finite(rows))  # the first where all are finite
         metrics = {name: row[-1 if _is_of_ratios(name) else told] for name, row in rows.items()}
+    metrics, state = metrics | of_threshold, dataclasses.replace(state, rewards=rewards)
     if choices.skip:
         good = finite.is_finite(metrics) & finite.all_usable(state.params)
         if batches.policy.sampler_logp is not None:
@@ -282,6 +284,21 @@ def update(
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), state, before)
         metrics["guard/skipped"] = 1.0 - good
     return dataclasses.replace(state, step=before.step + 1), metrics
+
+
+def _at_moved_threshold(
+    rewards: jax.Array | None, batch: Batch, hyper: Hyperparameters, algorithm: config.Algorithm
+) -> tuple[Hyperparameters, jax.Array | None, dict[str, jax.Array]]:
+    """The numbers of an update whose threshold is a percentile of the rewards before; these with the batch's; metrics.
+
+    The batch joins them only after its own threshold is known, so that its signal does not depend on itself by it.
+    """
+    if rewards is None:
+        return hyper, None, {}
+    tau = moving_threshold.threshold(rewards, algorithm.threshold_percentile, hyper.threshold)
+    two = moving_threshold.groups_with_two(batch.reward, tau, batch.counted)
+    rewards = placement.constrain_replicated(moving_threshold.with_batch(rewards, batch.reward, batch.counted))
+    return hyper._replace(threshold=tau), rewards, {"mara/threshold": tau, "mara/groups_with_two_good": two}
 
 
 def _put(log_z_n: jax.Array, prompt_ids: jax.Array, learned_p: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
 from mara_jax.train.step import REF_LOGP
 from mara_jax.train.trackers import Trackers
-from mara_jax.train.warnings import Warnings
+from mara_jax.train.warnings import Warnings, threshold_of
 
 
 class Step(NamedTuple):
@@ -88,7 +88,7 @@ class StepLog:
         self.trackers.write(row)
         if self.setup.cfg.rollout.save:  # the same on every process, as all of them gather
             self.rollouts.write(step.number, step.ids, *_completions(self.setup, step))
-        self.display.step(row, _shown(self.setup.cfg, step))
+        self.display.step(row, _shown(self.setup.cfg, step, threshold_of(self.setup.cfg, row)))
         for warning in filter(None, [skipped, lost, *self.warnings.of_step(row, step.ids, step.scores.reward)]):
             self.display.note(warning)
         return ended
@@ -149,14 +149,14 @@ def _completions(setup: Setup, step: Step) -> tuple[list[list[str]], GroupScores
     return whole_text(setup.policy, step.rollout), step.scores, columns
 
 
-def _shown(cfg: LanguageRun, step: Step) -> list[tuple[str, bool]]:
+def _shown(cfg: LanguageRun, step: Step, threshold: float) -> list[tuple[str, bool]]:
     """Some of a step's completions, behind the number of the prompt where there are several, each with its success."""
     texts = [
         f"[{number}] {text}" if len(step.ids) > 1 else text
         for number, group in zip(step.ids, step.rollout.text, strict=True)
         for text in group
     ][: cfg.show_samples]
-    good = (step.scores.reward >= cfg.algorithm.threshold).ravel()[: cfg.show_samples]
+    good = (step.scores.reward >= threshold).ravel()[: cfg.show_samples]
     return list(zip(texts, good.tolist(), strict=True))
 
 

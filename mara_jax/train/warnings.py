@@ -1,5 +1,6 @@
 """What keeps a run from learning though nothing is wrong with it, said once each, with the cure."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,14 @@ class Warnings:
     def _conditions(self, row: dict[str, Any], ids: np.ndarray, reward_pg: np.ndarray) -> dict[str, str]:
         """What a warning would say of this step; empty where there is nothing to say."""
         run, share = self.run, row["completions/truncated"]
-        limit, threshold = run.rollout.max_new_tokens, run.algorithm.threshold
+        limit, threshold = run.rollout.max_new_tokens, threshold_of(run, row)
         cut = (
             f"{share:.0%} of the completions are cut at rollout.max_new_tokens={limit}, before their end token, and a "
             "cut completion seldom has an answer: raise rollout.max_new_tokens, or teach it to end by warmup.steps"
         )
         unrewarded = _share_without_reward(reward_pg, threshold)
         same = (
-            f"in {unrewarded:.0%} of the groups all rewards are equal and below algorithm.threshold={threshold:g}, so "
+            f"in {unrewarded:.0%} of the groups all rewards are equal and below {_words_of(run, threshold)}, so "
             "that no completion is preferred to another: raise rollout.group_size, reward a part of an answer, take "
             "easier prompts, or teach the format by warmup.steps"
         )
@@ -57,13 +58,15 @@ class Warnings:
             "no reward": same if unrewarded > MOST else "",
             "one text": self._one_text(row, ids, reward_pg),
             "one reward": self._one_reward(row["step"], reward_pg),
+            "lone": _lone(run, row),
         }
 
     def _one_text(self, row: dict[str, Any], ids: np.ndarray, reward_pg: np.ndarray) -> str:
         """Of groups that are one text each; not of the one right answer to a question that has no other."""
         algorithm, share = self.run.algorithm, row["completions/commonest"]
         several = any(len(self.task.answer_set(int(number)) or ()) > 1 for number in ids)
-        if reward_pg.shape[1] == 1 or share < COLLAPSED or (not several and np.mean(reward_pg) >= algorithm.threshold):
+        good = np.mean(reward_pg) >= threshold_of(self.run, row)
+        if reward_pg.shape[1] == 1 or share < COLLAPSED or (not several and good):
             return ""
         mara = "" if algorithm.method == "mara" else "set algorithm.method=mara, "
         return (
@@ -83,6 +86,41 @@ class Warnings:
             f"every completion since the first step has the reward {best:g}, which leaves nothing to learn: take "
             "harder prompts, or look whether the reward tells completions apart"
         )
+
+
+def threshold_of(run: LanguageRun, row: dict[str, Any]) -> float:
+    """The reward from which a completion of a step is good; +inf where none is. row: its metrics."""
+    return row.get("mara/threshold", run.algorithm.threshold)
+
+
+def _words_of(run: LanguageRun, threshold: float) -> str:
+    moves = method_rules.moves_threshold(run.algorithm)
+    return "mara/threshold, which moves" if moves else f"algorithm.threshold={threshold:g}"
+
+
+def _lone(run: LanguageRun, row: dict[str, Any]) -> str:
+    """Of groups with fewer than two good completions, where the threshold moves; not before there is one."""
+    share = row.get("mara/groups_with_two_good", 1.0)
+    if share > MOST or method_rules.rows(run.algorithm)[0].anchor is None or math.isinf(row["mara/threshold"]):
+        return ""
+    return (
+        f"only {share:.0%} of the groups have two completions that are good, and MARA tells good ones of one prompt "
+        f"apart: lower algorithm.threshold_percentile={run.algorithm.threshold_percentile:g} or algorithm.threshold="
+        f"{run.algorithm.threshold:g}, its floor, or raise rollout.group_size"
+    )
+
+
+def of_moving_threshold(run: LanguageRun) -> str | None:
+    """A line to show before the first step of a run whose threshold moves: what a forecast can mean."""
+    if not method_rules.moves_threshold(run.algorithm):
+        return None
+    return (
+        "WARNING: the threshold moves with the policy (algorithm.threshold_percentile="
+        f"{run.algorithm.threshold_percentile:g}): no fixed objective is maximised, so that there is no forecast of an "
+        "optimum and no gap/*. A forecast for one constant threshold (predict --run=WORKDIR --threshold=R) says where "
+        "training would go if mara/threshold stayed at R; the first step has no earlier rewards, and no completion of "
+        "it is good"
+    )
 
 
 def _share_without_reward(reward_pg: np.ndarray, threshold: float) -> float:

@@ -116,3 +116,19 @@ def test_a_state_is_cut_and_stays_cut(small, tmp_path):
     (whole,), held = run["bytes_before"]
     assert held == [(whole - biases - steps) // 8 + biases + steps] * 8
     assert run["bytes_after"] == run["bytes_before"]
+
+
+def test_a_moving_threshold_is_the_same_on_every_layout(small, tmp_path):
+    """Rewards before a step are one multiset however devices hold them: equal numbers, not near ones."""
+    fields = {
+        "policy.compute_dtype": "float64", "rollout.group_size": 16, "rollout.max_new_tokens": 10,
+        "rollout.length_buckets": 1, "optimiser.micro_batches": 1, "algorithm.anchor": "string",
+        "algorithm.threshold": 0.02, "algorithm.threshold_percentile": 75.0, "algorithm.threshold_window": 2,
+    }  # fmt: skip
+    alone, *spread = train(tmp_path / "out", small, [None, [8, 1, 1], [2, 2, 2]], 4, fields, JAX_ENABLE_X64="1")
+    taus = [row["mara/threshold"] for row in alone["rows"]]
+    assert taus[0] == float("inf") and len(set(taus[1:])) > 1
+    for run in spread:
+        assert run["tokens"] == alone["tokens"]
+        for name in ("mara/threshold", "mara/groups_with_two_good", "mara/augmented_fraction"):
+            assert [row[name] for row in run["rows"]] == [row[name] for row in alone["rows"]]

@@ -30,6 +30,7 @@ from mara_jax.train import (
     reference_samples,
     startup,
     trained,
+    warnings,
 )
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints, saved_steps
@@ -69,6 +70,9 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         del loaded
         members = begun(placed, workdir)
         show_forecasts(members, display)
+        moving = next(filter(None, (warnings.of_moving_threshold(one.setup.cfg) for one in members)), None)
+        if moving:
+            display.note(moving)
         report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
         limit, devices = capacity.limit_here()
