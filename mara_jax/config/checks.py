@@ -6,12 +6,14 @@ import math
 from mara_jax.config import algorithm_checks, limits, population
 from mara_jax.config.schema import (
     COVERAGE,
+    EQUIVALENCES,
     LORA_TARGETS,
     Evaluation,
     LanguageRun,
     Lora,
     Policy,
     Run,
+    Task,
     ToyRun,
     lora_targets,
     settings,
@@ -40,6 +42,7 @@ def check(run: Run) -> None:
     _check_best(run)
     algorithm_checks.check_updates(run)
     algorithm_checks.check_moving_threshold(run)
+    _check_equivalence(run.task)
     if not run.task.module:
         raise ValueError(
             "task.module is empty: give the run a task, as configs/digits.py does with task=digits.Config()"
@@ -56,12 +59,30 @@ def check(run: Run) -> None:
         )
 
 
+def _check_equivalence(task: Task) -> None:
+    """Refuses settings of classes of answers that have no effect, and a rule without its threshold."""
+    rule, usual = task.equivalence, type(task)()
+    if rule == "embedding" and not task.similarity:
+        raise ValueError(
+            "task.equivalence='embedding' needs task.similarity, the cosine above which two answers count as one: "
+            "choose it on pairs that you have judged (.8 is a beginning)"
+        )
+    unread = {"similarity": EQUIVALENCES[2:], "embedder": EQUIVALENCES[3:], "most_classes": EQUIVALENCES[1:]}
+    for name, rules in unread.items():
+        value = getattr(task, name)
+        if value != getattr(usual, name) and rule not in rules:
+            raise ValueError(
+                f"task.{name}={value!r} has no effect with task.equivalence={rule!r}: use one of {', '.join(rules)}, "
+                f"or leave it at {getattr(usual, name)!r}"
+            )
+
+
 def _check_population(run: LanguageRun) -> None:
     """Refuses a population with a member that could not be a run, or with what several members cannot share."""
     from mara_jax.core import method_rules  # brings jax, which importing a config does without
 
     population.refuse_repeated(run)
-    for name, off in (("rollout.slots", 0), ("profile.steps", 0), ("tracker", "")):
+    for name, off in (("rollout.slots", 0), ("profile.steps", 0), ("tracker", ""), ("task.equivalence", "")):
         section, _, field = name.rpartition(".")
         value = getattr(getattr(run, section) if section else run, field)
         if value != off:

@@ -28,6 +28,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
 REMATS = ("none", "elementwise", "layer")
 GUARDS = ("stop", "skip")
 COVERAGE = "coverage"  # as checkpoint.best: most good answers at equal reward
+EQUIVALENCES = ("", "exact", "rouge1", "embedding")
 TRACKERS = ("", "trackio", "wandb")
 ATTENTIONS = ("auto", "xla", "kernels")
 # Kernels of a layer that an adapter may update, in the order of the forward pass.
@@ -136,6 +137,17 @@ class Task:
     """What is trained for. Each task's module defines its own section, a subclass called `Config`."""
 
     module: str = setting("", "the Python module that makes the task, as in mara_jax.tasks.digits")
+    equivalence: str = setting(
+        "",
+        "open answers that count as one: equal but for white space (exact), alike in words (rouge1), alike in meaning "
+        "(embedding); empty: equal texts",
+        EQUIVALENCES,
+    )
+    similarity: float = setting(
+        0.0, "equivalent above this ROUGE-1 (0: .458) or cosine of embeddings (which has no default)", limits.SHARE
+    )
+    embedder: str = setting("", "a directory with an embedder; empty: all-MiniLM-L6-v2, as installed")
+    most_classes: int = setting(512, "classes of a prompt's answers; further good ones have none", limits.COUNT)
 
 
 def task_module(name: str) -> Any:

@@ -13,7 +13,7 @@ from mara_jax.core import forecast, method_rules
 from mara_jax.policies.policy import Policy
 from mara_jax.predict.prediction import LARGEST, ReferenceSamples, Settings
 from mara_jax.toy import problems
-from mara_jax.train import inputs, optim, reference
+from mara_jax.train import answer_classes, inputs, optim, reference
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts
@@ -226,7 +226,8 @@ def _sample(
     prompts = _prompts(run, policy, task, prompt)
     if len(task) > 1:
         print(f"prompt {prompt} of {len(task)}: {task.prompt(prompt)!r:.200}")
-    setup = Setup(run, task, policy, params, prompts, optim.make(run.optimiser))
+    classes = answer_classes.opened(run, task, None)
+    setup = Setup(run, task, policy, params, prompts, optim.make(run.optimiser), classes=classes)
     count = count or run.reference.samples or BEFORE_TRAINING
     (samples,) = reference.draw_samples(setup, [prompt], "measure", count)
     answers = reference.answers_of(task, prompt, samples)

@@ -17,6 +17,7 @@ from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
     adapter,
+    answer_classes,
     groups,
     held_out,
     loop,
@@ -63,7 +64,9 @@ def run(cfg: LanguageRun, task: Task) -> None:
     if cfg.warmup.steps:
         reference.check_demonstrations(cfg, policy, task)
         console.print("The warm-up is left out: completions are those of the weights before it.")
-    setup = Setup(cfg, task, policy, params, prompts, optim.make(cfg.optimiser), _store(cfg, len(task)))
+    classes = answer_classes.opened(cfg, task, None)
+    store = _store(cfg, len(task))
+    setup = Setup(cfg, task, policy, params, prompts, optim.make(cfg.optimiser), store, classes=classes)
     _show_prompt(console, setup, int(ids[0]))
     _show_samples(console, setup, ids)
     _show_step(console, setup)

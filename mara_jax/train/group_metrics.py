@@ -31,7 +31,7 @@ def of_step(
       `groups/equal_rewards`, share of groups whose rewards are all equal; `completions/duplicates`, share of
       completions that repeat an earlier one of their group; `completions/commonest`, share of a group that its most
       frequent completion is, a mean; `completions/truncated`, share without an end token;
-      `task/NAME`, means of the task's own columns.
+      `task/NAME`, means of the task's own columns; and what `scores.classes` has.
     """
     answers = [[name for name in group if name is not None] for group in scores.answer]
     counted = np.arange(tokens_pgt.shape[-1]) < lengths_pg[..., None]
@@ -43,6 +43,7 @@ def of_step(
         "completions/duplicates": 1 - sum(map(len, repeats)) / lengths_pg.size,
         "completions/commonest": float(np.mean([times.max() for times in repeats])) / lengths_pg.shape[1],
         "completions/truncated": float(np.mean(~finished_pg)),
+        **scores.classes,
         **{f"task/{name}": float(np.mean(values)) for name, values in scores.columns.items()},
     }
 

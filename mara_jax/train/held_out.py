@@ -168,7 +168,12 @@ class Evaluations:
         if held_out is None or self.log is None or not self.due(step):
             return
         started, key = time.perf_counter(), reference.stream(setup.cfg.seed, "evaluation")
-        measured = evaluation.measure(held_out.task, setup.policy, params, held_out.prompts, key, sizes(setup.cfg))
+        drawn = evaluation.draw(held_out.task, setup.policy, params, held_out.prompts, key, sizes(setup.cfg))
+        if setup.classes is not None:
+            columns = zip(*((group.prompt, group.answer, group.reward) for group in drawn), strict=True)
+            names = setup.classes.apart(*map(list, columns))
+            drawn = [group._replace(answer=own) for group, own in zip(drawn, names, strict=True)]
+        measured = evaluation.summary(drawn, setup.cfg.algorithm.threshold)
         row = {"step": step} | measured["metrics"] | {"time/evaluation_s": time.perf_counter() - started}
         if hosts.is_process_zero():
             workdirs.write_json(table_of(self.workdir, step), {"step": step} | measured)

@@ -157,6 +157,8 @@ def scored_batch(
     group_size = completions.lengths.shape[1]
     samples = reference_scores(setup, ids, answers, group_size) if reads_masses(setup.cfg.algorithm) else {}
     scores = groups.score(setup, completions, ids, done)
+    if setup.classes is not None:
+        scores = setup.classes.of_groups(ids, scores, done + 1)
     return scores, Batch(
         prompt_tokens=completions.prompt_tokens,
         prompt_lengths=completions.prompt_lengths,

@@ -108,9 +108,22 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
             f"algorithm.threshold={threshold} is above every reachable reward ({most}): "
             f"no completion would ever be good; use at most {most}"
         )
+    if run.task.equivalence:
+        _check_answers_are_open(run, task)
     if invalid is not None and threshold <= invalid and method_rules.rows(run.algorithm)[0].anchor:
         raise ValueError(
             f"algorithm.threshold={threshold} is not above the reward of an invalid completion ({invalid:g}): MARA "
             f"would count those as good and spread mass over them; use more than {invalid:g}"
             + ("" if most is None else f" and at most {most}")
         )
+
+
+def _check_answers_are_open(run: config.LanguageRun, task: Task) -> None:
+    """Refuses classes of answers where the task declares which answers there are."""
+    for number in range(min(len(task), config.FEW_PROMPTS)):
+        answers = task.answer_set(number)
+        if answers is not None:
+            raise ValueError(
+                f"task.equivalence={run.task.equivalence!r}, but the task {task.name!r} declares the answers of prompt "
+                f"{number} ({', '.join(answers)[:60]}): leave it empty, or let answer_set return None"
+            )

@@ -107,7 +107,8 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
         logp_pg = np.sum(np.asarray(hosts.gather(completions.logp), np.float64), axis=-1)
         text = rollout.whole_text(policy, completions)
         parts.append([PromptSamples(*row) for row in zip(scores.reward, scores.answer, logp_pg, text, strict=True)])
-    return [_joined(groups, count) for groups in zip(*parts, strict=True)]
+    samples_p = [_joined(groups, count) for groups in zip(*parts, strict=True)]
+    return samples_p if setup.classes is None else setup.classes.of_samples(ids, samples_p)
 
 
 def _joined(groups: Sequence[PromptSamples], count: int) -> PromptSamples:

@@ -1,6 +1,6 @@
 """The task's verdict on a rollout, and answers as the indices that arrays hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,13 @@ Answers = list[list[str | None]]  # of each prompt's completions
 
 
 class GroupScores(NamedTuple):
-    """Scores of p prompts' groups, on every process: reward [p, g]; answer, nested lists; columns, [p, g] each."""
+    """Scores of p prompts' groups, on every process: reward [p, g]; answer, nested lists; columns, [p, g] each;
+    classes: what is logged of the answers' classes, by name, where a run has any."""
 
     reward: np.ndarray
     answer: Answers
     columns: dict[str, np.ndarray]
+    classes: Mapping[str, float] = {}
 
 
 def score(

@@ -8,6 +8,7 @@ import optax
 from mara_jax.config import LanguageRun
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
+from mara_jax.train.answer_classes import AnswerClasses
 from mara_jax.train.reference_samples import ReferenceSamples
 
 
@@ -22,7 +23,8 @@ class Setup(NamedTuple):
     """What does not change between the steps of a run.
 
     prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
-    they are first asked for, None where the method reads none; held_out: None where no evaluation is made.
+    they are first asked for, None where the method reads none; held_out: None where no evaluation is made; classes: of
+    open answers, None where the task names no equivalence.
     """
 
     cfg: LanguageRun
@@ -33,3 +35,4 @@ class Setup(NamedTuple):
     tx: optax.GradientTransformation
     ref_samples: ReferenceSamples | None = None
     held_out: HeldOut | None = None
+    classes: AnswerClasses | None = None

@@ -14,6 +14,7 @@ from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
 from mara_jax.train import (
     adapter,
+    answer_classes,
     held_out,
     inputs,
     optim,
@@ -36,7 +37,8 @@ from mara_jax.train.state import State, remembered
 def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display) -> tuple[Setup, State, Checkpoints]:
     """Loads or warms up the reference policy, measures it, and makes or restores the state to start from.
 
-    Writes config.json, inputs.json, reference/ (where there is a warm-up), reference_samples.jsonl and reference.json.
+    Writes config.json, inputs.json, reference/ (where there is a warm-up), reference_samples.jsonl, reference.json and,
+    where answers have classes, answer_classes.jsonl.
 
     Raises:
       ValueError: weights, an adapter or a checkpoint that cannot be used, or demonstrations that do not fit.
@@ -54,6 +56,8 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
         setup = placed(setup)
         state = hosts.raise_on_all_processes(lambda: checkpoints.restore(abstract_state(setup)))
         display.note(f"resuming after step {int(state.step)}")
+    if setup.classes is not None:
+        setup.classes.restore(int(state.step), setup.ref_samples.known if setup.ref_samples else {})
     display.note(adapter.describe(setup.policy))
     return setup, state, checkpoints
 
@@ -72,7 +76,8 @@ def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display
     prompts = EncodedPrompts(cfg, policy, task)
     count = reference_samples.count(cfg, len(task))
     ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
-    setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples)
+    classes = answer_classes.opened(cfg, task, workdir / answer_classes.FILE)
+    setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples, classes=classes)
     del ref_params  # those that were loaded go where training keeps rounded ones
     if evaluated is not None:
         setup = setup._replace(held_out=HeldOut(evaluated, held_out.encoded(cfg, policy, evaluated)))
@@ -184,3 +189,7 @@ def measure(setup: Setup, workdir: pathlib.Path, display: Display) -> None:
         raise ValueError(f"{error}. Delete it, and the reference is measured again") from error
     for line in report.start_summary(known):
         display.note(line)
+    if setup.classes is not None and setup.ref_samples is not None:
+        line = warnings.of_lone_answers(setup.cfg, setup.ref_samples.known.values())
+        if line:
+            display.note(line)

@@ -1,6 +1,7 @@
 """What keeps a run from learning though nothing is wrong with it, said once each, with the cure."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,12 @@ import numpy as np
 from mara_jax.config import LanguageRun
 from mara_jax.core import method_rules
 from mara_jax.tasks.base import Task
+from mara_jax.train.answer_classes import alone_in_reference
+from mara_jax.train.reference_samples import PromptSamples
 
 STEPS = 3  # in a row before a warning; all steps of a shorter run
 MOST = 0.5  # a larger share of groups or completions is most of them
+BEYOND = 0.05  # share of the good completions that may be without a class
 COLLAPSED = 0.9  # share of a group that is one and the same text
 
 
@@ -59,6 +63,8 @@ class Warnings:
             "one text": self._one_text(row, ids, reward_pg),
             "one reward": self._one_reward(row["step"], reward_pg),
             "lone": _lone(run, row),
+            "alone": _alone(run, row.get("answers/alone", 0.0), "good completions"),
+            "full": _full(run, row.get("answers/beyond_limit", 0.0)),
         }
 
     def _one_text(self, row: dict[str, Any], ids: np.ndarray, reward_pg: np.ndarray) -> str:
@@ -107,6 +113,34 @@ def _lone(run: LanguageRun, row: dict[str, Any]) -> str:
         f"only {share:.0%} of the groups have two completions that are good, and MARA tells good ones of one prompt "
         f"apart: lower algorithm.threshold_percentile={run.algorithm.threshold_percentile:g} or algorithm.threshold="
         f"{run.algorithm.threshold:g}, its floor, or raise rollout.group_size"
+    )
+
+
+def _alone(run: LanguageRun, share: float, what: str) -> str:
+    """Of good completions each of which is a class of its own."""
+    if share <= MOST:
+        return ""
+    return (
+        f"{share:.0%} of the {what} are alone in their class (task.equivalence={run.task.equivalence}), and where each "
+        "is an answer of its own MARA over answers tells none apart and pays for being unlike all others: name a "
+        "coarser equivalence, or a task.answer that extracts what matters"
+    )
+
+
+def of_lone_answers(run: LanguageRun, samples: Iterable[PromptSamples]) -> str | None:
+    """A line to show before the first step where most good samples of the reference policy are alone in their class."""
+    share = alone_in_reference(samples, run.algorithm.threshold)
+    words = _alone(run, share, "good samples of the reference policy")
+    return f"WARNING: {words}" if words else None
+
+
+def _full(run: LanguageRun, share: float) -> str:
+    """Of good completions for whose classes there is no room."""
+    if share <= BEYOND:
+        return ""
+    return (
+        f"{share:.0%} of the good completions have no class, as their prompts have task.most_classes="
+        f"{run.task.most_classes} already, and are not augmented: raise it, or name a coarser task.equivalence"
     )
 
 

@@ -123,11 +123,16 @@ OPEN = """--config=configs/digits.py --config.task.prompts=20 --config.policy.la
     --config.evaluation.every=2 --config.evaluation.samples=6 --config.steps=4 --config.checkpoint.every=2""".split()
 
 
+CLASSES = ["--config.task.equivalence=rouge1", "--config.algorithm.threshold=.5", "--config.optimiser.micro_batches=2"]
+MOVING = ["--config.algorithm.threshold_percentile=50", "--config.algorithm.threshold_window=2"]
+
+
 @pytest.mark.slow
-def test_processes_agree_on_open_answers(tmp_path):
+@pytest.mark.parametrize("flags", [[], [*CLASSES, *MOVING]], ids=["texts", "classes"])
+def test_processes_agree_on_open_answers(tmp_path, flags):
     """Each of two processes scores its own rows; both know all answers, and samples are drawn on first use."""
     for number in (1, 2):
-        ended = finish(start(number, 1, *OPEN, f"--workdir={tmp_path / str(number)}"))
+        ended = finish(start(number, 1, *OPEN, *flags, f"--workdir={tmp_path / str(number)}"))
         assert [status for status, _, _ in ended] == [0] * number, ended
     one, two = tmp_path / "1", tmp_path / "2"
     assert_same(rows(two), rows(one))
@@ -137,6 +142,10 @@ def test_processes_agree_on_open_answers(tmp_path):
     for row, other in zip(*samples, strict=True):
         row, other = json.loads(row), json.loads(other)
         assert row.pop("ref_logp") == pytest.approx(other.pop("ref_logp"), rel=1e-3) and row == other
+    if flags:
+        classes = [(w / "answer_classes.jsonl").read_text() for w in (one, two)]
+        assert classes[0] == classes[1] and classes[0].count("\n") > 16
+        assert any(row["mara/threshold"] is not None for row in rows(one))
 
 
 def kill_at(processes: list[subprocess.Popen], workdir: pathlib.Path, step: int, victim: int) -> None:
