@@ -83,6 +83,11 @@ def rule_of(run: LanguageRun) -> Equivalence | None:
     return equivalence.by_embedding(embedder.embed, task.similarity, embedder.name)
 
 
+def check(run: LanguageRun) -> None:
+    """Refuses an embedder that is not there, before anything is loaded; errors as of `rule_of`."""
+    rule_of(run)
+
+
 class AnswerClasses:
     """The classes of a run's prompts, in WORKDIR/answer_classes.jsonl.
 

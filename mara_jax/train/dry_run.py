@@ -64,8 +64,7 @@ def run(cfg: LanguageRun, task: Task) -> None:
     if cfg.warmup.steps:
         reference.check_demonstrations(cfg, policy, task)
         console.print("The warm-up is left out: completions are those of the weights before it.")
-    classes = answer_classes.opened(cfg, task, None)
-    store = _store(cfg, len(task))
+    classes, store = answer_classes.opened(cfg, task, None), _store(cfg, len(task))
     setup = Setup(cfg, task, policy, params, prompts, optim.make(cfg.optimiser), store, classes=classes)
     _show_prompt(console, setup, int(ids[0]))
     _show_samples(console, setup, ids)

@@ -16,6 +16,7 @@ from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import checked
 from mara_jax.train import (
+    answer_classes,
     checkpoint,
     groups,
     guard,
@@ -47,6 +48,7 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     evaluation.jsonl and evaluation/ (where one is made), checkpoints/, model/ or adapter/, and figures.
     """
     hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
+    hosts.on_process_zero(lambda: answer_classes.check(cfg))
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)

@@ -333,8 +333,9 @@ def test_declared_answers_have_no_classes():
 
 def test_an_embedder_that_is_not_there_is_named(tmp_path):
     run = open_run(equivalence="embedding", similarity=0.8, embedder=str(tmp_path))
-    with pytest.raises((FileNotFoundError, ValueError), match=r"model\.onnx|onnxruntime"):
-        classes_of(run)
+    for asked in (answer_classes.check, classes_of):
+        with pytest.raises((FileNotFoundError, ValueError), match=r"model\.onnx|onnxruntime"):
+            asked(run)
 
 
 def test_most_good_completions_alone_and_too_many_classes_are_told_once():
