@@ -235,7 +235,7 @@ def test_resolve_undoes_to_config_dict_and_json():
         ({"steps": "ten"}, "steps='ten' must be a int"),
         ({"algorithm": {"beta": "x"}}, "algorithm.beta='x' must be a float"),
         ({"task": {"module": TASK, "lenient": 1}}, "task.lenient=1 must be a bool"),
-        ({"task": {"module": TASK, "strict": True}}, "task has no 'strict'; it has module, lenient, share_of_ones"),
+        ({"task": {"module": TASK, "strict": True}}, "task has no 'strict'; it has module, equivalence, similarity"),
         ({"task": {"module": "no.such.task"}}, "task.module='no.such.task' cannot be imported"),
         ({"task": {"module": "mara_jax.tasks.base"}}, "has no class Config(mara_jax.config.Task)"),
     ],
