@@ -98,7 +98,7 @@ def from_directory(path: str | os.PathLike) -> "PreTrainedTokenizerFast":
     if (path / "chat_template.jinja").is_file():
         _read_text(path / "chat_template.jinja")
     try:
-        tokenizer = _fast_class().from_pretrained(str(path))
+        tokenizer = fast_class().from_pretrained(str(path))
     except Exception as error:  # the Rust reader raises a bare Exception on any malformed file
         raise ValueError(f"{file} is not a tokenizer that can be read: {_one_line(error)}") from None
     settings = path / "tokenizer_config.json"
@@ -229,7 +229,8 @@ def decode(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _fast_class() -> "type[PreTrainedTokenizerFast]":
+def fast_class() -> "type[PreTrainedTokenizerFast]":
+    """transformers' class of tokenizers, imported when it is asked for."""
     # Without torch, transformers warns at import that it has no models; only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast
@@ -238,7 +239,7 @@ def _fast_class() -> "type[PreTrainedTokenizerFast]":
 
 
 def _fast(tokenizer: Tokenizer, chat_template: str | None, **special: str) -> "PreTrainedTokenizerFast":
-    fast = _fast_class()(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    fast = fast_class()(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
     fast.chat_template = chat_template
     return fast
 

@@ -70,6 +70,43 @@ def parse_each(smiles: Sequence[str | None]) -> Iterator[Molecule | None]:
     return map(parse, several(smiles))
 
 
+def randomised(smiles: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Each molecule written with another order of its atoms, which its seed alone draws.
+
+    Args:
+      smiles: [n]; seeds: [n], from 0 to 2**31 - 2.
+
+    Raises:
+      ValueError: a SMILES does not parse.
+    """
+    written = []
+    with silence():
+        for text, seed in zip(smiles, seeds, strict=True):
+            molecule = parse(text)
+            if molecule is None:
+                raise TaskError(f"{text!r:.80} is no SMILES that RDKit can read: it cannot be written in another way")
+            written += Chem.MolToRandomSmilesVect(molecule.rdkit, 1, randomSeed=int(seed) + 1)
+    return written
+
+
+def canonical_of(smiles: Sequence[str]) -> set[str]:
+    """The canonical SMILES of those that parse."""
+    with silence():
+        return {molecule.canonical for molecule in parse_each(smiles) if molecule is not None}
+
+
+def cut_at_brics_bonds(mol: Any) -> Any:
+    """An RDKit molecule in fragments, cut where BRICS allows."""
+    return Chem.FragmentOnBRICSBonds(mol)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.lru_cache(maxsize=65536)
+def rings(smiles: str) -> int:
+    """How many rings a molecule has; 0 for a SMILES that is empty or does not parse."""
+    molecule = parse(smiles)
+    return molecule.rdkit.GetRingInfo().NumRings() if molecule else 0
+
+
 def several(smiles: Sequence[str | None]) -> Sequence[str | None]:
     """The SMILES as they are.
 
