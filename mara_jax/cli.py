@@ -27,6 +27,7 @@ INDENT = "    "
 # python -m mara_jax.NAME -> what it does.
 COMMANDS = {
     "main": "trains a policy as a configuration says",
+    "prior": "trains a chemical language model on SMILES",
     "predict": "finds a run's optimum before training",
     "audit": "says what a setting really optimises",
     "plan": "counts a run's memory and work on any devices",

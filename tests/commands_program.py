@@ -20,7 +20,7 @@ import matplotlib.pyplot  # noqa: E402
 import transformers  # noqa: E402
 
 assert transformers.PreTrainedTokenizerFast and matplotlib.pyplot  # both import on demand
-PACKAGES = ("audit", "bench", "evaluate", "export", "figures", "generate", "plan", "predict")
+PACKAGES = ("audit", "bench", "evaluate", "export", "figures", "generate", "plan", "predict", "prior")
 for module in ("hf", "toy.sweep", "toy.single_run", "train.loop", *(f"{package}.command" for package in PACKAGES)):
     importlib.import_module(f"mara_jax.{module}")
 SECONDS = 300  # after which a command is ended

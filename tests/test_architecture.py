@@ -9,7 +9,7 @@ import pytest
 import mara_jax
 
 ROOT = pathlib.Path(mara_jax.__file__).parent
-COMMANDS = ("audit", "predict", "plan", "bench", "figures", "evaluate", "generate", "export", "reward_model")
+COMMANDS = ("audit", "predict", "plan", "bench", "figures", "evaluate", "generate", "export", "reward_model", "prior")
 LAYERS = [
     ("core", "config", "parallel"),
     ("policies", "tasks", "measures"),

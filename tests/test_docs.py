@@ -40,6 +40,10 @@ NOT_RUN = {
     "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
     "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
     "--config.tracker=trackio": "needs the package trackio; tests/train/test_trackers.py writes to it",
+    "make prior": "sets up an environment and trains for two hours; tests/prior trains a small one",
+    "prior --workdir=runs/prior": "needs molsets and two hours; tests/prior trains a small one",
+    "--smiles=own.smi": "reads a file of one's own; tests/prior trains on one",
+    "--weights=runs/prior/model": "reads what two hours of training leave",
     "make run": "sets up an environment; what it starts is run below as `make -n` prints it",
     "make test": "is this suite",
 }

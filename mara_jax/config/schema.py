@@ -106,7 +106,9 @@ class Algorithm:
 class Policy:
     """The weights that are trained, and how the model is computed."""
 
-    weights: str = setting("nano", "a directory, a .gguf file, a hub id, smollm2-135m-instruct, or nano (untrained)")
+    weights: str = setting(
+        "nano", "a directory, a .gguf file, a hub id, smollm2-135m-instruct, chemistry-prior, or nano (untrained)"
+    )
     chat: bool = setting(True, "wrap prompts in the tokenizer's chat template")
     system: str = setting("", "a system message for prompts that have none; empty: the template's own, if it has one")
     template_options: str = setting("", "variables of the chat template, as in enable_thinking=False,reasoning=low")

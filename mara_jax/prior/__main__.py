@@ -1,0 +1,7 @@
+"""``python -m mara_jax.prior``."""
+
+import sys
+
+from mara_jax.prior.command import main
+
+sys.exit(main(sys.argv))
