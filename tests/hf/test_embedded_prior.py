@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+import mara_jax
 from mara_jax import config, hf
-from mara_jax.hf import load, shapes, smiles_tokenizer
+from mara_jax.hf import shapes, smiles_tokenizer
+from mara_jax.hf.load import EMBEDDED
 from mara_jax.plan import prompts
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
@@ -28,7 +31,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture
 def embedded(directory, monkeypatch):
-    monkeypatch.setitem(load.EMBEDDED, NAME, ("mara_jax", str(directory)))
+    monkeypatch.setitem(EMBEDDED, NAME, ("mara_jax", str(directory)))
     return directory
 
 
@@ -51,7 +54,7 @@ def test_its_shape_and_files_are_known_before_it_is_loaded(embedded):
 
 
 def test_an_installation_without_it_says_how_to_train_one(monkeypatch, tmp_path):
-    monkeypatch.setitem(load.EMBEDDED, NAME, ("mara_jax", str(tmp_path / "nothing")))
+    monkeypatch.setitem(EMBEDDED, NAME, ("mara_jax", str(tmp_path / "nothing")))
     with pytest.raises(FileNotFoundError, match="train one with python -m") as error:
         hf.load(NAME)
     assert "\n" not in str(error.value)
@@ -59,7 +62,7 @@ def test_an_installation_without_it_says_how_to_train_one(monkeypatch, tmp_path)
 
 def test_what_is_shipped_is_small_and_was_measured():
     """Once it lies there: at most 4 MB, and its statistics beside it."""
-    folder = load.Path(load.__file__).parents[1] / load.EMBEDDED[NAME][1]
+    folder = pathlib.Path(mara_jax.__file__).parent / EMBEDDED[NAME][1]
     if not folder.is_dir():
         pytest.skip("no prior lies in this checkout")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4e6
