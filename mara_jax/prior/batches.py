@@ -55,6 +55,7 @@ class TrainingSet:
         held_out = set(order[: settings.held_out].tolist())
         self.held_out = [counted[at] for at in sorted(held_out)]
         self.train = [text for at, text in enumerate(counted) if at not in held_out]
+        self.width = settings.longest + 1 if settings.randomised else max(lengths) + 1
         lengths = [length for at, length in enumerate(lengths) if at not in held_out]
         if settings.randomised:
             sample = _generator(settings.seed, _MEASURE).choice(len(self.train), _MEASURED)
@@ -63,7 +64,6 @@ class TrainingSet:
             known.update(part for parts in written for part in parts)
         self.tokenizer = smiles_tokenizer.of_tokens(known)
         self._ids = self.tokenizer.get_vocab()
-        self.width = settings.longest + 1 if settings.randomised else max(lengths) + 1
         self.slots = _slots(np.array(lengths), settings.batch, self.width)
         self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of)
 
