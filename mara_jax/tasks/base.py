@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,10 @@ class Task(abc.ABC):
         E[R - beta log-ratio | finished] is maximised.
       answers_have_equally_many_strings: whether each answer of a declared set has as many good completions as any
         other, so that equally likely good strings mean equally likely answers.
+      keeps_state: whether a score depends on earlier ones, or each is counted. Only the steps of training then ask for
+        scores, once each and in one process, and `state` is saved with every checkpoint.
+      lists_strings: whether the masses of answers come from `other_strings` and what training draws, in place of
+        samples of the reference policy; such a task keeps state.
     """
 
     name: str = "task"
@@ -94,6 +98,8 @@ class Task(abc.ABC):
     learned_reward: LearnedReward | None = None
     leaves_out_truncated: bool = False
     answers_have_equally_many_strings: bool = False
+    keeps_state: bool = False
+    lists_strings: bool = False
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -128,6 +134,39 @@ class Task(abc.ABC):
         With the complete set the distances to the optimum and to equal shares are logged.
         """
         return None
+
+    def other_strings(self, index: int, text: str) -> Sequence[str]:
+        """Completions of a prompt with the reward and the answer of `text`, all different, a pure function of what it
+        means; none by default.
+
+        With `lists_strings`, MARA over answers asks for those of every good completion: the mass of an answer is then
+        summed over the good strings of it that are known, a lower bound that grows as more are drawn.
+        """
+        return []
+
+    def state(self) -> Mapping[str, Any]:
+        """What scores so far have changed, as plain data that JSON keeps exactly."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes the place of the task that gave this state.
+
+        Raises:
+          ValueError: it is of another task.
+        """
+        del state  # there is none
+
+    def ended(self) -> str:
+        """Why training is over, in words, as after the last of a budget of scores; empty while it goes on.
+
+        Asked after the scores of a step. Where training is over, the step has no update, as some of its completions may
+        have no score.
+        """
+        return ""
+
+    def close(self) -> None:
+        """Ends what scoring has started, worker processes say; called at the end of a run, however it ends."""
+        return
 
     def files(self) -> Sequence[str]:
         """Paths of files that prompts come from: a run is resumed only with the same bytes in them; none by default."""

@@ -28,6 +28,7 @@ class CheckedTask(Task):
         self.learned_reward = task.learned_reward
         self.leaves_out_truncated = bool(task.leaves_out_truncated)
         self.answers_have_equally_many_strings = bool(task.answers_have_equally_many_strings)
+        self.keeps_state, self.lists_strings = bool(task.keeps_state), bool(task.lists_strings)
 
     def __len__(self) -> int:
         return self._value("__len__()", lambda: len(self.task))
@@ -51,6 +52,30 @@ class CheckedTask(Task):
                 where, f"returned {answers!r:.80}: return a tuple of different texts, or None where they are not known"
             )
         return tuple(answers)
+
+    def other_strings(self, index: int, text: str) -> list[str]:
+        """As of the task: texts."""
+        where = f"other_strings({index}, {text!r:.80})"
+        strings = self._value(where, lambda: list(self.task.other_strings(index, text)))
+        if not all(isinstance(one, str) for one in strings):
+            raise self._error(where, f"returned {strings!r:.80}: return a list of texts")
+        return strings
+
+    def state(self) -> Mapping[str, Any]:
+        """As of the task: plain data."""
+        return self._value("state()", self.task.state)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As of the task."""
+        self._value("restore", lambda: self.task.restore(state))
+
+    def ended(self) -> str:
+        """As of the task: words."""
+        return self._value("ended()", lambda: str(self.task.ended()))
+
+    def close(self) -> None:
+        """As of the task."""
+        self._value("close()", self.task.close)
 
     def files(self) -> Sequence[str]:
         """As of the task: paths."""
