@@ -1,6 +1,7 @@
 """What a task is: prompts, a reward, and the answer of each completion; demonstrations to imitate where it has any."""
 
 import abc
+import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -162,6 +163,10 @@ class Task(abc.ABC):
         Asked after the scores of a step. Where training is over, the step has no update, as some of its completions may
         have no score.
         """
+        return ""
+
+    def write_report(self, folder: pathlib.Path) -> str:
+        """Writes what the task shows of a run at its end, into the run's folder; returns lines that say it, if any."""
         return ""
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,6 +73,10 @@ class CheckedTask(Task):
     def ended(self) -> str:
         """As of the task: words."""
         return self._value("ended()", lambda: str(self.task.ended()))
+
+    def write_report(self, folder: pathlib.Path) -> str:
+        """As of the task: lines."""
+        return self._value("write_report", lambda: str(self.task.write_report(folder)))
 
     def close(self) -> None:
         """As of the task."""

@@ -100,12 +100,12 @@ def score(setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int
     if setup.task.reads_ref_logp:
         prompt_tokens, lengths = completions.prompt_tokens, completions.prompt_lengths
         arrays = prompt_tokens, lengths, completions.tokens, completions.lengths
-        ref_logp_pg = _sequence_logp(setup.policy.architecture, setup.ref_params, *arrays)
+        ref_logp_pg = sequence_logp(setup.policy.architecture, setup.ref_params, *arrays)
     return scoring.score(setup.task, ids, completions, done + 1, ref_logp_pg)
 
 
 @functools.partial(jax.jit, static_argnames=("arch",))
-def _sequence_logp(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg) -> jax.Array:
+def sequence_logp(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt, lengths_pg) -> jax.Array:
     """Log-probs [p, g] of whole completions (nats)."""
     logp_pgt = logprobs.completion_logps(arch, params, prompt_tokens_ps, prompt_lengths_p, tokens_pgt)
     return jnp.sum(logp_pgt * logprobs.mask(lengths_pg, tokens_pgt.shape[-1]), axis=-1)

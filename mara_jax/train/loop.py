@@ -1,11 +1,13 @@
 """The one training loop of language-model runs: rollout, reward, reference, update, metrics, checkpoint."""
 
+import dataclasses
 import io
 import pathlib
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mara_jax.config import LanguageRun, estimator_of
@@ -20,6 +22,8 @@ from mara_jax.train import (
     checkpoint,
     groups,
     guard,
+    host_state,
+    known_strings,
     memory,
     metrics,
     outputs,
@@ -60,8 +64,10 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
             except BaseException:
                 checkpoints.finish_alone()
                 raise
+            finally:
+                setup.task.close()
             out.close()
-            stop.check_finished(int(state.step), cfg.steps)
+            stop.check_finished(int(state.step), int(state.step) if setup.task.ended() else cfg.steps)
         written = trained.write_end(cfg, setup.policy, state.params, workdir)
     if not hosts.is_process_zero():
         return
@@ -74,6 +80,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         display.note(skipped)
     display.note(f"figure: {figure}   metrics: {workdir / 'metrics.jsonl'}")
     display.note(written)
+    for line in filter(None, [setup.task.write_report(workdir)]):
+        display.note(line)
 
 
 def train(
@@ -84,13 +92,19 @@ def train(
     evaluations: Evaluations,
     window: profile.Window,
 ) -> State:
-    """Every step that is left, from `state.step` to `cfg.steps`, or until a signal; returns the last state, saved."""
+    """Every step that is left, from `state.step` to `cfg.steps`, to where the task ends, or until a signal.
+
+    Returns the last state, saved.
+    """
     cfg, first = setup.cfg, int(state.step)
     memory.give_back()  # what the warm-up and the measurement left behind
     log.guard.check_state(first, state)
     evaluations.measure(first, policy_params(setup, state))
     previous: Step | None = None  # a step whose row is not written yet
     for done in range(first, cfg.steps):
+        if setup.task.ended():
+            log.display.note(f"after step {done}: {setup.task.ended()}")
+            break
         with window.step(done + 1):
             started = time.perf_counter()
             ids, too_long = fitting(cfg, setup.prompts, ids_of_step(cfg, len(setup.prompts), done), done)
@@ -116,18 +130,20 @@ def train(
             scored = time.perf_counter()
             if done == first:
                 compile_update(setup, state, batches)
-            state, scalars = update(setup, state, batches)
+            state, scalars = update_unless_ended(setup, state, batches)
             previous = Step(done + 1, ids, completions, scores, scalars | drawn.counts(cfg), started, sampled, scored)
             del batches
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
-        last = done + 1 == cfg.steps
+        last = done + 1 == cfg.steps or bool(setup.task.ended())
         if checkpoints.due(done + 1, last) or evaluations.due(done + 1):
             # A resumed run begins after its checkpoint: no row before it may be missing, and its policy must work.
             hidden = hidden_states(setup, policy_params(setup, state), completions, packing_of(cfg, completions))
             log.write(previous, (state, hidden))
             previous = None
             evaluations.measure(done + 1, policy_params(setup, state))
+        if checkpoints.due(done + 1, last):
+            host_state.save(setup, checkpoints.workdir, done + 1, checkpoints.manager.all_steps())
         if checkpoints.save(done + 1, state, last):
             memory.give_back()
     return state
@@ -157,21 +173,28 @@ def scored_batch(
     # Dispatched first, so that the device works while the host scores texts.
     ref_hidden = hidden_states(setup, setup.ref_params, completions, packing)
     group_size = completions.lengths.shape[1]
-    samples = reference_scores(setup, ids, answers, group_size) if reads_masses(setup.cfg.algorithm) else {}
+    listed = setup.known_strings is not None
+    masses = (
+        {} if listed or not reads_masses(setup.cfg.algorithm) else reference_scores(setup, ids, answers, group_size)
+    )
     scores = groups.score(setup, completions, ids, done)
     if setup.classes is not None:
         scores = setup.classes.of_groups(ids, scores, done + 1)
+    answer_pg = answers.of(scores.answer)
+    if listed:
+        of_prompts = known_strings.log_masses(setup, completions, ids, scores)
+        masses = {"log_mass": hosts.shard_prompts(known_strings.by_index(of_prompts, scores, answer_pg), group_size)}
     return scores, Batch(
         prompt_tokens=completions.prompt_tokens,
         prompt_lengths=completions.prompt_lengths,
         tokens=completions.tokens,
         lengths=completions.lengths,
         reward=hosts.shard_groups(scores.reward),
-        answer=hosts.shard_groups(answers.of(scores.answer)),
+        answer=hosts.shard_groups(answer_pg),
         prompt_ids=hosts.shard_prompts(ids.astype(np.int32), group_size),
         ref_hidden=ref_hidden,
         packing=packing,
-        **samples,
+        **masses,
     )
 
 
@@ -212,6 +235,13 @@ def compile_update(setup: Setup, state: State, batches: BySampler) -> None:
     memory.give_back()
     update_program(setup, state, batches).compile()
     memory.give_back()
+
+
+def update_unless_ended(setup: Setup, state: State, batches: BySampler) -> tuple[State, dict[str, jax.Array]]:
+    """`update`, with its metrics; in the step that ends the task the state but for `step` stays, see `Task.ended`."""
+    before = jax.tree.map(jnp.copy, state) if setup.task.ended() else None  # the update donates the state's buffers
+    after, scalars = update(setup, state, batches)
+    return (after if before is None else dataclasses.replace(before, step=after.step)), scalars
 
 
 def update(setup: Setup, state: State, batches: BySampler) -> tuple[State, dict[str, jax.Array]]:

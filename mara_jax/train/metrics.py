@@ -27,6 +27,9 @@ from mara_jax.train.tables import NumberTable
 SHOWN = {
     "reward/mean": "reward",
     "valid/fraction": "valid",
+    "task/oracle_calls": "oracle calls",
+    "task/top10": "best ten",
+    "task/hits": "hits",
     "answers/entropy_bits": "entropy (bits)",
     "kl/reverse": "KL (nats)",
     "length/mean": "length",

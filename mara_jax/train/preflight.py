@@ -7,10 +7,12 @@ from typing import Any
 import jax
 
 from mara_jax import config
+from mara_jax.config import estimator_of
 from mara_jax.core import method_rules
 from mara_jax.parallel import hosts, mesh, sharding
 from mara_jax.tasks.base import Task
-from mara_jax.train import capacity, disk, shape
+from mara_jax.train import capacity, disk, groups, shape
+from mara_jax.train.reference_samples import reads_masses
 
 
 def layout_of(run: config.LanguageRun, devices: Sequence[Any] | None = None) -> sharding.Layout:
@@ -77,6 +79,11 @@ def check_members(run: config.LanguageRun, task: Task) -> None:
     if not config.is_population(run):
         check_task(run, task)
         return
+    if task.keeps_state:
+        raise ValueError(
+            f"the task {task.name!r} keeps a state of its scores, which the members of a population would share: start "
+            "a run for each member"
+        )
     for member in config.members(run):
         try:
             check_task(member.run, task)
@@ -93,6 +100,8 @@ def check_task(run: config.LanguageRun, task: Task) -> None:
     threshold, most, invalid = run.algorithm.threshold, task.max_reward, task.invalid_reward
     if not len(task):
         raise ValueError(f"the task {task.name!r} has no prompts: it needs at least one")
+    if task.keeps_state:
+        _check_scored_once(run, task)
     method_rules.check_prompts(run.algorithm, len(task), run.steps * run.rollout.prompts_per_step)
     if invalid is not None:
         method_rules.check_rewards(run.algorithm, [invalid])
@@ -127,3 +136,30 @@ def _check_answers_are_open(run: config.LanguageRun, task: Task) -> None:
                 f"task.equivalence={run.task.equivalence!r}, but the task {task.name!r} declares the answers of prompt "
                 f"{number} ({', '.join(answers)[:60]}): leave it empty, or let answer_set return None"
             )
+
+
+def _check_scored_once(run: config.LanguageRun, task: Task) -> None:
+    """Refuses what asks for scores beside those of each step's completions, of a task that counts or remembers them.
+
+    Raises:
+      ValueError: one line.
+    """
+    again = groups.equal_groups(run)
+    refused = {
+        "several processes, each with the scores of its own completions": (hosts.several_processes(), "start one"),
+        f"evaluation.every={run.evaluation.every}": (run.evaluation.every > 0, "set evaluation.every=0"),
+        f"warmup.max_steps={run.warmup.max_steps}": (run.warmup.max_steps > 0, "set warmup.max_steps=0"),
+        f"groups of equal rewards drawn again ({again})": (again != "keep", "set rollout.equal_groups=keep"),
+        "reference.drawn=before_training": (run.reference.drawn == "before_training", "set reference.drawn=auto"),
+        "samples of the reference policy for the forward KL": (
+            estimator_of(run.algorithm) == "reference_samples",
+            "set algorithm.estimator=ratio",
+        ),
+        "masses of answers from samples of the reference policy": (
+            reads_masses(run.algorithm) and not task.lists_strings,
+            "use another algorithm.method",
+        ),
+    }
+    for what, (asked, cure) in refused.items():
+        if asked:
+            raise ValueError(f"the task {task.name!r} keeps a state of its scores, so there is no {what}: {cure}")

@@ -173,7 +173,7 @@ def start_summary(reference: dict[str, Any]) -> list[str]:
     """
     lines, samples = [], reference["samples"]
     if not samples:
-        return ["reference: not measured before training, since there are many prompts"]
+        return ["reference: not measured before training"]
     answered = round(reference["valid"] * samples)
     low, high = diversity.interval(answered, samples)
     line = f"reference: {reference['valid']:.1%} of {samples} samples valid ({low:.1%} to {high:.1%})"

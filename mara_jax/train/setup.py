@@ -1,7 +1,7 @@
 """What the steps of a run share."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optax
 
@@ -10,6 +10,9 @@ from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
 from mara_jax.train.answer_classes import AnswerClasses
 from mara_jax.train.reference_samples import ReferenceSamples
+
+if TYPE_CHECKING:  # it reads a setup itself
+    from mara_jax.train.known_strings import KnownStrings
 
 
 class HeldOut(NamedTuple):
@@ -24,7 +27,8 @@ class Setup(NamedTuple):
 
     prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
     they are first asked for, None where the method reads none; held_out: None where no evaluation is made; classes: of
-    open answers, None where the task names no equivalence.
+    open answers, None where the task names no equivalence; known_strings: what masses of answers are summed over where
+    the task lists strings, else None.
     """
 
     cfg: LanguageRun
@@ -36,3 +40,4 @@ class Setup(NamedTuple):
     ref_samples: ReferenceSamples | None = None
     held_out: HeldOut | None = None
     classes: AnswerClasses | None = None
+    known_strings: "KnownStrings | None" = None

@@ -16,6 +16,7 @@ from mara_jax.train import (
     adapter,
     answer_classes,
     held_out,
+    host_state,
     inputs,
     optim,
     placement,
@@ -27,6 +28,7 @@ from mara_jax.train import (
 )
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
+from mara_jax.train.known_strings import KnownStrings
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, endings, refuse_long
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
@@ -55,6 +57,7 @@ def prepare(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Displa
     else:
         setup = placed(setup)
         state = hosts.raise_on_all_processes(lambda: checkpoints.restore(abstract_state(setup)))
+        host_state.restore(setup, workdir, int(state.step))
         display.note(f"resuming after step {int(state.step)}")
     if setup.classes is not None:
         setup.classes.restore(int(state.step), setup.ref_samples.known if setup.ref_samples else {})
@@ -78,12 +81,19 @@ def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display
     ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
     classes = answer_classes.opened(cfg, task, workdir / answer_classes.FILE)
     setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples, classes=classes)
+    setup = setup._replace(known_strings=known_strings(setup))
     del ref_params  # those that were loaded go where training keeps rounded ones
     if evaluated is not None:
         setup = setup._replace(held_out=HeldOut(evaluated, held_out.encoded(cfg, policy, evaluated)))
         for line in hosts.on_process_zero(lambda: held_out.describe(cfg, task, evaluated)):
             display.note(line)
     return setup
+
+
+def known_strings(setup: Setup) -> KnownStrings | None:
+    """An empty store of strings, where the method reads masses of answers and the task lists their strings."""
+    needed = setup.task.lists_strings and reference_samples.reads_masses(setup.cfg.algorithm)
+    return KnownStrings(setup.cfg.algorithm) if needed else None
 
 
 def fresh(setup: Setup) -> tuple[Setup, State]:
@@ -177,7 +187,7 @@ def measure(setup: Setup, workdir: pathlib.Path, display: Display) -> None:
     """Measures the reference under every prompt where there are few, writes reference.json, and shows what it says."""
     path, count = workdir / "reference.json", len(setup.task)
     if not hosts.on_process_zero(path.exists):
-        if reference_samples.before_training(setup.cfg, count):
+        if reference_samples.before_training(setup.cfg, count) and not setup.task.keeps_state:
             display.note(f"measuring the reference on {reference_samples.count(setup.cfg, count)} samples a prompt")
             values = reference.measure(setup.cfg, samples_under(setup, range(count)), setup.task)
         else:

@@ -59,7 +59,8 @@ class Batch:
     (how they and the policy's lie in packed sequences; None: padded), sampler_logp [p, g, t] (what the sampler recorded
     of each token, nats; None where no weights are asked for), counted [p, g] (0 for a completion that is left out of
     the update; None where all count), ref_reward and ref_answer [p, n] (scores of n samples of
-    the reference under each prompt, answers by the same indices; None where the method reads none).
+    the reference under each prompt, answers by the same indices; None where the method reads none), log_mass [p, a]
+    (log-masses of answers in nats, where the task lists their strings; else None).
     """
 
     prompt_tokens: jax.Array
@@ -75,6 +76,7 @@ class Batch:
     counted: jax.Array | None = None
     ref_reward: jax.Array | None = None
     ref_answer: jax.Array | None = None
+    log_mass: jax.Array | None = None
 
 
 class BySampler(NamedTuple):

@@ -135,7 +135,7 @@ def _split(count: int, batch: Batch) -> Batch:
     for name in ("tokens", "lengths", "reward", "answer"):
         arrays[name] = logprobs.split(getattr(batch, name), count)
     # The packing and the reference's hidden states have that axis already; the rest is not read here.
-    unread = dict.fromkeys(("sampler_logp", "counted", "ref_reward", "ref_answer"))
+    unread = dict.fromkeys(("sampler_logp", "counted", "ref_reward", "ref_answer", "log_mass"))
     return dataclasses.replace(batch, **unread, **arrays)
 
 
@@ -181,7 +181,7 @@ def _loss_of_stats(
 
 
 class Masses(NamedTuple):
-    """Log-masses under the reference, estimated from its samples: of each answer index [p, a], of one unseen [p]."""
+    """Log-masses under the reference: of each answer index [p, a]; of one unseen [p], where samples give the others."""
 
     log_mass: jax.Array | None
     unseen: jax.Array | None
@@ -191,7 +191,7 @@ def _masses(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algori
     """None, None where the method reads none."""
     batch = batches.policy
     if batch.ref_reward is None or batch.ref_answer is None:
-        return Masses(None, None)
+        return Masses(batch.log_mass, None)
     groups = 1 if batches.reference is None else 2
     return answer_masses(batch.ref_reward, batch.ref_answer, groups * batch.reward.shape[1], hyper, algorithm)
 

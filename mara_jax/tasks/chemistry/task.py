@@ -1,5 +1,6 @@
 """Search among molecules: completions of the empty prompt are SMILES, scored by an oracle with a budget of calls."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from mara_jax import config
 from mara_jax.config import limits, setting
 from mara_jax.tasks.base import Score, Task, TaskError
-from mara_jax.tasks.chemistry import molecules, named_oracles
+from mara_jax.tasks.chemistry import molecules, named_oracles, report
 from mara_jax.tasks.chemistry.calls import OracleCalls, Processes
 from mara_jax.tasks.chemistry.program import Program
 from mara_jax.tasks.chemistry.progress import Progress
@@ -168,6 +169,10 @@ class Chemistry(Task):
     def ended(self) -> str:
         """Says so where the budget is used up."""
         return "" if self.calls.remaining else f"the budget of {self.cfg.budget} oracle calls is used up"
+
+    def write_report(self, folder: pathlib.Path) -> str:
+        """molecules.csv and a picture of the best, see `report.write`."""
+        return report.write(self.calls.series, self.cfg.hit, folder)
 
     def close(self) -> None:
         """Ends the oracle's worker processes."""
