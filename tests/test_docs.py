@@ -18,6 +18,7 @@ import pytest
 from mara_jax import config
 from mara_jax.config import schema
 from mara_jax.tasks import digits, onetwo, prompts, reasoning_gym
+from mara_jax.tasks.chemistry import task as chemistry
 
 ROOT = documented.ROOT
 COMMANDS = documented.in_blocks()
@@ -39,6 +40,7 @@ NOT_RUN = {
     "--model=qwen2.5-3b": "needs a GPU with 63 GiB",
     "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
     "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
+    "configs/chemistry.py": "needs policy.weights=chemistry-prior; tests/train/test_molecules.py runs a tiny one",
     "--config.tracker=trackio": "needs the package trackio; tests/train/test_trackers.py writes to it",
     "make prior": "sets up an environment and trains for two hours; tests/prior trains a small one",
     "prior --workdir=runs/prior": "needs molsets and two hours; tests/prior trains a small one",
@@ -410,7 +412,7 @@ def test_fields_that_pages_name_exist():
         for section, name in re.findall(r"`(?:--config\.)?([a-z]+)\.([a-z_0-9]+)(?:=[^`]*)?`", page.read_text()):
             if section in sections and name not in ("json", "jsonl", "png", "html"):  # files
                 places = (
-                    [module.Config() for module in (onetwo, digits, prompts, reasoning_gym)]
+                    [module.Config() for module in (onetwo, digits, prompts, reasoning_gym, chemistry)]
                     if section == "task"
                     else [sections[section]]
                 )
