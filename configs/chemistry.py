@@ -8,8 +8,8 @@ docking: yield up by a third on ALL-AMIDE, diversity as before.
   amide    the same with an amide bond that a coupling makes.
   molexp   MolExp: two to four distant targets, of which every one should be reached (task.oracle=molexp:AP, A2A, BACE1,
            EGFR); no scaffold filter.
-  pmo      an oracle of PMO with the learning rate and sigma of mol_opt (its prior is trained on ZINC-250k: give such
-           weights).
+  pmo      an oracle of PMO in mol_opt's settings of REINVENT: learning rate, sigma, replay and penalty (its prior is
+           trained on ZINC-250k: give such weights).
   quick    500 calls of the first: to see a run from end to end.
 
 All start from policy.weights=chemistry-prior; other weights of SMILES are a directory, as `python -m mara_jax.prior`
@@ -57,12 +57,13 @@ def molexp() -> LanguageRun:
 
 
 def pmo() -> LanguageRun:
-    """mol_opt's learning rate and sigma."""
+    """mol_opt's REINVENT; repeats within a batch are kept, and tokens behind the end do not count."""
     run = synth()
     return dataclasses.replace(
         run,
-        algorithm=Algorithm(method="reinvent", beta=1 / 500, threshold=0.8),
+        algorithm=Algorithm(method="reinvent", beta=1 / 500, threshold=0.8, likelihood_penalty=5000.0),
         task=task.Config(oracle="albuterol_similarity", budget=10_000),
+        rollout=dataclasses.replace(run.rollout, replay=24, replay_best=100),
         optimiser=Optimiser(learning_rate=5e-4),
     )
 

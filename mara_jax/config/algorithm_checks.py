@@ -64,6 +64,8 @@ def _check_unread(algorithm: Algorithm) -> None:
     unread = {} if objective.placements else {name: usual[name] for name in ("kl", "estimator", "level")}
     if objective.baseline is not None:
         unread["baseline"] = objective.baseline
+    if algorithm.objective != "reinvent":
+        unread["likelihood_penalty"] = usual["likelihood_penalty"]
     if objective.ratios != "configured":
         unread |= {name: usual[name] for name in ("importance", "clip", "truncate", "truncate_level")}
     for name, value in unread.items():
@@ -160,6 +162,35 @@ def check_updates(run: LanguageRun) -> None:
         raise ValueError(
             f"algorithm.importance={algorithm.importance!r} does nothing at optimiser.updates=1, where every ratio is "
             "1: raise updates (2), or use algorithm.importance=none"
+        )
+
+
+def check_replay(run: LanguageRun) -> None:
+    """Refuses replay beside a loss that takes its samples for the policy's own, and a memory that is too small.
+
+    Raises:
+      ValueError: one line.
+    """
+    from mara_jax.core import method_rules
+
+    rollout, algorithm = run.rollout, method_rules.resolved(run.algorithm)
+    if not rollout.replay:
+        return
+    if not method_rules.rows(algorithm)[1].replays:
+        raise ValueError(
+            f"rollout.replay={rollout.replay} with algorithm.objective={algorithm.objective}, which takes completions "
+            "for the policy's own: use algorithm.method=vargrad or reinvent, or rollout.replay=0"
+        )
+    if rollout.replay >= rollout.replay_best:
+        raise ValueError(
+            f"rollout.replay={rollout.replay} is not below rollout.replay_best={rollout.replay_best}, from which "
+            "completions are drawn: raise replay_best (100)"
+        )
+    parts = run.optimiser.micro_batches
+    if rollout.replay % parts:
+        raise ValueError(
+            f"optimiser.micro_batches={parts} must divide rollout.replay={rollout.replay}: each part has some samples "
+            "of every group"
         )
 
 

@@ -82,7 +82,10 @@ def _check_population(run: LanguageRun) -> None:
     from mara_jax.core import method_rules  # brings jax, which importing a config does without
 
     population.refuse_repeated(run)
-    for name, off in (("rollout.slots", 0), ("profile.steps", 0), ("tracker", ""), ("task.equivalence", "")):
+    off_in_populations = {
+        "rollout.slots": 0, "rollout.replay": 0, "profile.steps": 0, "tracker": "", "task.equivalence": "",
+    }  # fmt: skip
+    for name, off in off_in_populations.items():
         section, _, field = name.rpartition(".")
         value = getattr(getattr(run, section) if section else run, field)
         if value != off:
@@ -236,3 +239,4 @@ def _check_rollout(run: LanguageRun) -> None:
             "samples of every group"
         )
     algorithm_checks.check_group(run)
+    algorithm_checks.check_replay(run)

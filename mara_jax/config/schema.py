@@ -71,6 +71,11 @@ class Algorithm:
     )
     threshold_window: int = setting(8, "of how many steps before, with threshold_percentile", limits.WINDOW)
     eta: float = setting(0.01, "weight of the entropy bonus, in reward units per nat", limits.BETA)
+    likelihood_penalty: float = setting(
+        0.0,
+        "REINVENT: weight of the mean of -1 / log pi, mol_opt's term against collapse (there 5000); 0: none",
+        limits.NOT_NEGATIVE,
+    )
     estimator: str = setting(
         "auto",
         "how the KL is estimated (auto: k1_in_reward for the reverse, reference_samples for the forward KL); training "
@@ -212,6 +217,13 @@ class Rollout:
         "prompts too long for the model's context end the run, or are replaced by others, which is counted",
         LONG_PROMPTS,
     )
+    replay: int = setting(
+        0,
+        "REINVENT and VarGrad: completions of earlier steps that are added to each update, for each prompt; drawn from "
+        "the best, in proportion to their reward. 0: none",
+        limits.FROM_ZERO,
+    )
+    replay_best: int = setting(100, "completions of each prompt that are remembered for replay", limits.COUNT)
     save: bool = setting(True, "keep every step's completions in WORKDIR/rollouts")
     slots: int = setting(
         0,

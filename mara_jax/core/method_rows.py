@@ -62,6 +62,7 @@ class Objective(NamedTuple):
     `needs`: what a run must have.
     `optimum`: with rewards as they are.
     `redraws_equal_groups`: groups of equal rewards are sampled again.
+    `replays`: it may take completions of earlier policies, without ratios.
     `learns_log_z`: it reads `Scored.prompt_log_z`, which the update learns.
     `reads_threshold`: it reads `Numbers.threshold`, as MARA's transforms do.
     `paper`: its source.
@@ -77,6 +78,7 @@ class Objective(NamedTuple):
     needs: tuple[Need, ...] = ()
     optimum: Optimum | None = None
     redraws_equal_groups: bool = False
+    replays: bool = False
     learns_log_z: bool = False
     reads_threshold: bool = False
     paper: str = ""

@@ -228,6 +228,8 @@ def optimum(algorithm: Algorithm, outcomes: Outcomes, numbers: Numbers, group: i
     """
     algorithm = resolved(algorithm)
     transform, objective = rows(algorithm)
+    if algorithm.likelihood_penalty:
+        return None
     if algorithm.transform == "none":
         return objective.optimum and objective.optimum(algorithm, outcomes, numbers, group)
     if objective.refuses_mara or transform.optimum is None:
@@ -244,7 +246,8 @@ def forecast_method(algorithm: Algorithm) -> Literal["vanilla", "answers", "stri
         algorithm: as configured, or resolved.
     """
     transform, objective = rows(algorithm)
-    return None if objective.refuses_mara or moves_threshold(algorithm) else transform.forecast
+    unknown = objective.refuses_mara or algorithm.likelihood_penalty or moves_threshold(algorithm)
+    return None if unknown else transform.forecast
 
 
 def check_rewards(algorithm: Algorithm, reward: Any) -> None:

@@ -111,7 +111,8 @@ def _vargrad(algorithm: Algorithm, scored: Scored, reference: Scored | None, num
 
 
 def _reinvent(algorithm: Algorithm, scored: Scored, reference: Scored | None, numbers: Numbers):
-    return rivals.reinvent(*_whole(scored), sigma=1 / numbers.beta)
+    penalty = algorithm.likelihood_penalty
+    return rivals.reinvent(*_whole(scored), sigma=1 / numbers.beta, likelihood_penalty=penalty)
 
 
 # ---- where they end -------------------------------------------------------------------------------------------
@@ -244,6 +245,15 @@ _TO_G = "minimises KL(pi || G) toward the optimum G of E[R] - beta KL(pi || ref)
 _K3 = "token by token it is neither KL, on one token the forward one, and MARA's bonus cancels a reverse KL only"
 _NO_KL = "it has no KL, and MARA's bonus is made to cancel one"
 
+
+def _reinvent_sentence(algorithm: Algorithm) -> str:
+    sentence = f"{_TO_G}, a squared gap with log Z = 0 and sigma = 1 / beta"
+    c = algorithm.likelihood_penalty
+    return (
+        f"{sentence}, each reward lower by {c:g} beta / (2 log pi^2), so that it does not end at G" if c else sentence
+    )
+
+
 OBJECTIVES: dict[str, Objective] = {
     "policy_gradient": Objective(
         policy_gradient.loss, _our_objective, "as algorithm.kl and algorithm.estimator say",
@@ -291,11 +301,11 @@ OBJECTIVES: dict[str, Objective] = {
     "vargrad": Objective(
         _vargrad, f"{_TO_G}, as a variance in each group; sample by sample 2 / beta times RLOO's gradient",
         "inside the squared gap", baseline="leave_one_out", needs=("positive_beta", "groups"), optimum=_kl_optimum,
-        paper="arXiv 2010.10436",
+        replays=True, paper="arXiv 2010.10436",
     ),
     "reinvent": Objective(
-        _reinvent, f"{_TO_G}, a squared gap with log Z = 0 and sigma = 1 / beta",
-        "inside the squared gap", baseline="none", needs=("positive_beta",), optimum=_kl_optimum,
+        _reinvent, _reinvent_sentence,
+        "inside the squared gap", baseline="none", needs=("positive_beta",), optimum=_kl_optimum, replays=True,
         paper="arXiv 1704.07555",
     ),
 }  # fmt: skip

@@ -15,6 +15,7 @@ from mara_jax.core.objectives import LossAndMetrics, check_shapes, sequence_logp
 from mara_jax.core.targets import Scalar
 
 CLIP = 0.2  # token ratios count from 1 - CLIP to 1 + CLIP (GRPO and Dr. GRPO as published)
+LEAST_NATS = 1e-3  # of -log pi in REINVENT's likelihood penalty
 CLIP_HIGHER = 0.28  # above 1, of DAPO, which keeps CLIP below
 
 
@@ -361,11 +362,16 @@ def reinvent(
     reward_pg: Float[Array, "p g"],
     *,
     sigma: Scalar,
+    likelihood_penalty: float = 0.0,
 ) -> LossAndMetrics:
     """REINVENT: the squared gap of log pi to the augmented log-likelihood log ref + sigma R.
 
-    Source: arXiv 1704.07555. It is trajectory balance with log Z fixed at 0 and beta = 1 / sigma: on the
-    policy's own samples its expected gradient is -2 sigma grad J; on others (replay) it does not vanish at G.
+    mol_opt adds c times the mean of -1 / log pi, against collapse: sample by sample the gradient is then that of a
+    reward lower by c / (2 sigma log pi^2), so that likely completions lose most.
+
+    Source: arXiv 1704.07555; mol_opt (arXiv 2206.12411) for the penalty. Without it, it is trajectory balance with
+    log Z fixed at 0 and beta = 1 / sigma: on the policy's own samples its expected gradient is -2 sigma grad J; on
+    others (replay) it does not vanish at G.
 
     Args:
         logp_pgt: log-probability of each token under the policy (nats), differentiable.
@@ -373,6 +379,8 @@ def reinvent(
         ref_logp_pg: log-probability of each completion under the prior (nats), augmented or not.
         reward_pg: score of each completion, augmented (with beta = 1 / sigma) or not.
         sigma: weight of the score (nats a reward unit).
+        likelihood_penalty: c (nats squared times nats), static; 5000 in mol_opt. Completions of probability 1 count as
+            of exp(-LEAST_NATS).
 
     Returns:
         The loss (nats squared), and metrics: "loss"; "augmented/mean", the mean augmented log-likelihood.
@@ -381,4 +389,6 @@ def reinvent(
     check_shapes(logp_pg, ref_logp=ref_logp_pg, reward=reward_pg)
     augmented_pg = ref_logp_pg + sigma * reward_pg
     loss = jnp.mean(jnp.square(augmented_pg - logp_pg))
+    if likelihood_penalty:
+        loss = loss - likelihood_penalty * jnp.mean(1 / jnp.minimum(logp_pg, -LEAST_NATS))
     return loss, {"loss": loss, "augmented/mean": jnp.mean(augmented_pg)}

@@ -66,7 +66,7 @@ def run(cfg: LanguageRun, task: Task) -> None:
         console.print("The warm-up is left out: completions are those of the weights before it.")
     classes, store = answer_classes.opened(cfg, task, None), _store(cfg, len(task))
     setup = Setup(cfg, task, policy, params, prompts, optim.make(cfg.optimiser), store, classes=classes)
-    setup = setup._replace(known_strings=startup.known_strings(setup))
+    setup = setup._replace(known_strings=startup.known_strings(setup), replay=startup.replay(cfg))
     _show_prompt(console, setup, int(ids[0]))
     _show_samples(console, setup, ids)
     _show_step(console, setup)

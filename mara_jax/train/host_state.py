@@ -26,6 +26,7 @@ def _parts(setup: Setup) -> dict[str, _Kept]:
     parts: dict[str, Any] = {
         "task": setup.task if setup.task.keeps_state else None,
         "known_strings": setup.known_strings,
+        "replay": setup.replay,
     }
     return {name: part for name, part in parts.items() if part is not None}
 

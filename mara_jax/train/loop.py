@@ -29,6 +29,7 @@ from mara_jax.train import (
     outputs,
     profile,
     programs,
+    replay,
     startup,
     summary,
     trackers,
@@ -168,32 +169,39 @@ def scored_batches(
 def scored_batch(
     setup: Setup, completions: rollout.Rollout, ids: np.ndarray, answers: AnswerIndices, done: int
 ) -> tuple[GroupScores, Batch]:
-    """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way)."""
-    packing = packing_of(setup.cfg, completions)
+    """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way).
+
+    The batch holds replayed completions behind them, if there are any; the scores are of the completions alone.
+    """
+    replayed = None if setup.replay is None else setup.replay.drawn(ids, done)
+    batch = completions if replayed is None else replay.joined(completions, replayed)
+    packing = packing_of(setup.cfg, batch)
     # Dispatched first, so that the device works while the host scores texts.
-    ref_hidden = hidden_states(setup, setup.ref_params, completions, packing)
-    group_size = completions.lengths.shape[1]
-    listed = setup.known_strings is not None
-    masses = (
-        {} if listed or not reads_masses(setup.cfg.algorithm) else reference_scores(setup, ids, answers, group_size)
-    )
+    ref_hidden = hidden_states(setup, setup.ref_params, batch, packing)
+    group_size, masses = batch.lengths.shape[1], {}
+    if reads_masses(setup.cfg.algorithm) and setup.known_strings is None:
+        masses = reference_scores(setup, ids, answers, group_size)
     scores = groups.score(setup, completions, ids, done)
     if setup.classes is not None:
         scores = setup.classes.of_groups(ids, scores, done + 1)
-    answer_pg = answers.of(scores.answer)
-    if listed:
+    in_batch = scores if replayed is None else replay.joined_scores(scores, replayed)
+    answer_pg = answers.of(in_batch.answer)
+    if setup.known_strings is not None:
         of_prompts = known_strings.log_masses(setup, completions, ids, scores)
-        masses = {"log_mass": hosts.shard_prompts(known_strings.by_index(of_prompts, scores, answer_pg), group_size)}
+        masses = {"log_mass": hosts.shard_prompts(known_strings.by_index(of_prompts, in_batch, answer_pg), group_size)}
+    if setup.replay is not None:
+        setup.replay.add(ids, completions, scores)
     return scores, Batch(
-        prompt_tokens=completions.prompt_tokens,
-        prompt_lengths=completions.prompt_lengths,
-        tokens=completions.tokens,
-        lengths=completions.lengths,
-        reward=hosts.shard_groups(scores.reward),
+        prompt_tokens=batch.prompt_tokens,
+        prompt_lengths=batch.prompt_lengths,
+        tokens=batch.tokens,
+        lengths=batch.lengths,
+        reward=hosts.shard_groups(in_batch.reward),
         answer=hosts.shard_groups(answer_pg),
         prompt_ids=hosts.shard_prompts(ids.astype(np.int32), group_size),
         ref_hidden=ref_hidden,
         packing=packing,
+        replayed=0 if replayed is None else group_size - completions.lengths.shape[1],
         **masses,
     )
 

@@ -13,6 +13,7 @@ from mara_jax.train.reference_samples import ReferenceSamples
 
 if TYPE_CHECKING:  # it reads a setup itself
     from mara_jax.train.known_strings import KnownStrings
+    from mara_jax.train.replay import Replay
 
 
 class HeldOut(NamedTuple):
@@ -28,7 +29,7 @@ class Setup(NamedTuple):
     prompts: token ids of each prompt of the task, encoded when they are used; ref_samples: of each prompt, drawn when
     they are first asked for, None where the method reads none; held_out: None where no evaluation is made; classes: of
     open answers, None where the task names no equivalence; known_strings: what masses of answers are summed over where
-    the task lists strings, else None.
+    the task lists strings, else None; replay: the best completions so far, None where none are replayed.
     """
 
     cfg: LanguageRun
@@ -41,3 +42,4 @@ class Setup(NamedTuple):
     held_out: HeldOut | None = None
     classes: AnswerClasses | None = None
     known_strings: "KnownStrings | None" = None
+    replay: "Replay | None" = None

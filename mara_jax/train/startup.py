@@ -32,6 +32,7 @@ from mara_jax.train.known_strings import KnownStrings
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, endings, refuse_long
 from mara_jax.train.reference_samples import PromptSamples, ReferenceSamples
+from mara_jax.train.replay import Replay
 from mara_jax.train.setup import HeldOut, Setup
 from mara_jax.train.state import State, remembered
 
@@ -81,7 +82,7 @@ def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display
     ref_samples = ReferenceSamples(workdir / reference_samples.FILE, count, cfg.rollout.prompts_per_step)
     classes = answer_classes.opened(cfg, task, workdir / answer_classes.FILE)
     setup = Setup(cfg, task, policy, ref_params, prompts, optim.make(cfg.optimiser), ref_samples, classes=classes)
-    setup = setup._replace(known_strings=known_strings(setup))
+    setup = setup._replace(known_strings=known_strings(setup), replay=replay(cfg))
     del ref_params  # those that were loaded go where training keeps rounded ones
     if evaluated is not None:
         setup = setup._replace(held_out=HeldOut(evaluated, held_out.encoded(cfg, policy, evaluated)))
@@ -94,6 +95,11 @@ def known_strings(setup: Setup) -> KnownStrings | None:
     """An empty store of strings, where the method reads masses of answers and the task lists their strings."""
     needed = setup.task.lists_strings and reference_samples.reads_masses(setup.cfg.algorithm)
     return KnownStrings(setup.cfg.algorithm) if needed else None
+
+
+def replay(cfg: LanguageRun) -> Replay | None:
+    """An empty memory of completions, where any are replayed."""
+    return Replay(cfg.rollout.replay, cfg.rollout.replay_best, cfg.seed) if cfg.rollout.replay else None
 
 
 def fresh(setup: Setup) -> tuple[Setup, State]:

@@ -60,7 +60,8 @@ class Batch:
     of each token, nats; None where no weights are asked for), counted [p, g] (0 for a completion that is left out of
     the update; None where all count), ref_reward and ref_answer [p, n] (scores of n samples of
     the reference under each prompt, answers by the same indices; None where the method reads none), log_mass [p, a]
-    (log-masses of answers in nats, where the task lists their strings; else None).
+    (log-masses of answers in nats, where the task lists their strings; else None), replayed (how many of each group's
+    completions, the last ones, are of earlier steps; static).
     """
 
     prompt_tokens: jax.Array
@@ -77,6 +78,7 @@ class Batch:
     ref_reward: jax.Array | None = None
     ref_answer: jax.Array | None = None
     log_mass: jax.Array | None = None
+    replayed: int = struct.field(pytree_node=False, default=0)
 
 
 class BySampler(NamedTuple):

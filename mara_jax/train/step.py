@@ -172,12 +172,24 @@ def _loss_of_stats(
         scored = scored._replace(prompt_log_z=log_z)
         log_z = log_z + 2 * method_rules.LOG_Z_STEP * (estimate_p - log_z)
     value, metrics = method_rules.loss(choices.algorithm, scored, reference, hyper)
-    metrics |= {
-        "kl/reverse": jnp.mean(jnp.sum(stats.policy.kl * scored.mask, axis=-1)),
-        "length/mean": jnp.mean(batches.policy.lengths.astype(jnp.float32)),
-        REF_LOGP: jax.lax.stop_gradient(scored.ref_logp),
-    }
+    metrics |= _of_own_completions(stats.policy, scored, batches.policy)
     return value, Auxiliary(metrics, scored.logp, log_z)
+
+
+def _of_own_completions(stats: head.Stats, scored: Scored, batch: Batch) -> dict[str, jax.Array]:
+    """Metrics of the completions that the policy itself has drawn; replayed ones stand behind them in each group."""
+    own = batch.reward.shape[1] - batch.replayed
+    logp_pg = jax.lax.stop_gradient(jnp.sum(scored.logp * scored.mask, axis=-1))[:, :own]
+    ref_logp_pg = jax.lax.stop_gradient(scored.ref_logp)[:, :own]
+    metrics = {
+        "kl/reverse": jnp.mean(jnp.sum(stats.kl * scored.mask, axis=-1)[:, :own]),
+        "length/mean": jnp.mean(batch.lengths[:, :own].astype(jnp.float32)),
+        REF_LOGP: ref_logp_pg,
+    }
+    if batch.replayed:
+        metrics |= {"reward/mean": jnp.mean(scored.reward[:, :own]), "logp/mean": jnp.mean(logp_pg)}
+        metrics |= {"kl/k1": jnp.mean(logp_pg - ref_logp_pg)}
+    return metrics
 
 
 class Masses(NamedTuple):

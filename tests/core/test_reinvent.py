@@ -128,6 +128,21 @@ def test_over_answers_the_augmented_likelihood_of_good_answers_is_one_constant()
     np.testing.assert_allclose(sums, log_mass.max(), rtol=1e-12)
 
 
+def test_the_likelihood_penalty_lowers_each_reward():
+    """By c / (2 sigma log pi^2), gradient by gradient; probability 1 is no division by zero."""
+    c, logp = 3.0, -jnp.array([[[2.0], [0.5], [9.0]]])
+    mask, ref, reward = jnp.ones_like(logp), jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[0.3, 0.9, 0.1]])
+    gradient = jax.jit(
+        jax.grad(
+            lambda logp, reward, c: rivals.reinvent(logp, mask, ref, reward, sigma=SIGMA, likelihood_penalty=c)[0]
+        ),
+        static_argnums=2,
+    )
+    lowered = reward - c / (2 * SIGMA * logp[..., 0] ** 2)
+    np.testing.assert_allclose(gradient(logp, reward, c), gradient(logp, lowered, 0.0), rtol=1e-12)
+    assert np.isfinite(gradient(jnp.zeros_like(logp), reward, c)).all()
+
+
 @pytest.mark.parametrize("drawn", [UNIFORM, SKEWED], ids=["uniform", "skewed"])
 def test_off_policy_the_centred_loss_ends_at_the_optimum_and_the_uncentred_one_does_not(drawn):
     plain = off_policy_end(False, REWARD, drawn)

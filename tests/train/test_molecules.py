@@ -39,7 +39,7 @@ def flags(folder):
         --config.rollout.max_new_tokens=8 --config.rollout.length_buckets=1 --config.algorithm.transform=mara_answers
         --config.algorithm.threshold=.2 --config.algorithm.beta=.05 --config.optimiser.learning_rate=1e-2
         --config.task.oracle={folder}/oracle.py:score --config.task.answer=scaffold --config.task.bucket_size=4
-        --config.task.bucket_score=.2 --config.task.hit=.5 --config.checkpoint.every=2 --config.steps=6""".split()
+        --config.task.bucket_score=.2 --config.task.hit=.5 --config.checkpoint.every=2 --config.steps=6 --config.rollout.replay=2""".split()
 
 
 def last_state(workdir):
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_is_not(main, folder, f
     kept = last_state(tmp_path / "whole")
     calls = [row["task/oracle_calls"] for row in rows(tmp_path / "whole")]
     assert calls == sorted(calls) and calls[-1] == len(kept["task"]["calls"]["series"]) > calls[0]
-    assert kept["known_strings"]["log_mass"] and kept["task"]["filter"]["molecules"]
+    assert kept["known_strings"]["log_mass"] and kept["task"]["filter"]["molecules"] and len(kept["replay"][0][1]) > 2
     assert any(row["task/filtered"] > 0 for row in rows(tmp_path / "whole"))
     with (tmp_path / "whole" / "molecules.csv").open() as file:
         table = [(one["smiles"], float(one["score"])) for one in csv.DictReader(file)]
