@@ -27,6 +27,11 @@ def check(algorithm: Algorithm) -> None:
             f"algorithm.transform=none"
         )
     _check_unread(algorithm)
+    if algorithm.likelihood_penalty and algorithm.objective != "reinvent":
+        raise ValueError(
+            f"algorithm.likelihood_penalty={algorithm.likelihood_penalty:g} is a term of algorithm.objective=reinvent "
+            f"alone, not of {algorithm.objective}: set it to 0, or use algorithm.method=reinvent"
+        )
     if objective.placements:
         _check_baseline(algorithm)
         _check_placement(algorithm)
@@ -64,8 +69,6 @@ def _check_unread(algorithm: Algorithm) -> None:
     unread = {} if objective.placements else {name: usual[name] for name in ("kl", "estimator", "level")}
     if objective.baseline is not None:
         unread["baseline"] = objective.baseline
-    if algorithm.objective != "reinvent":
-        unread["likelihood_penalty"] = usual["likelihood_penalty"]
     if objective.ratios != "configured":
         unread |= {name: usual[name] for name in ("importance", "clip", "truncate", "truncate_level")}
     for name, value in unread.items():

@@ -9,16 +9,13 @@ from small_run import refused, rows
 
 pytestmark = pytest.mark.slow
 
-# It ends the process in the middle of a step, once, where a file says so.
+# It ends the process, once, at its first molecule after the checkpoint of step 2 of the run that a file names.
 ORACLE = """
 import os, pathlib
 ARMED = pathlib.Path(__file__).with_name("armed")
-count = 0
 
 def score(smiles):
-    global count
-    count += len(smiles)
-    if ARMED.exists() and count > 12:
+    if ARMED.exists() and pathlib.Path(ARMED.read_text(), "checkpoints", "2").is_dir():
         ARMED.unlink()
         os._exit(9)
     return [min(one.count("C") / 4, 1.0) for one in smiles]
@@ -49,7 +46,7 @@ def last_state(workdir):
 
 def test_a_run_that_is_killed_and_resumed_is_the_run_that_is_not(main, folder, flags, tmp_path):
     assert main(*flags, f"--workdir={tmp_path / 'whole'}").returncode == 0
-    (folder / "armed").touch()
+    (folder / "armed").write_text(str(tmp_path / "parts"))
     killed = main(*flags, f"--workdir={tmp_path / 'parts'}")
     assert killed.returncode == 9 and not (folder / "armed").exists()
     assert 2 <= len(rows(tmp_path / "parts")) < 6
@@ -70,11 +67,11 @@ def test_a_run_that_is_killed_and_resumed_is_the_run_that_is_not(main, folder, f
 
 
 def test_a_run_ends_with_its_budget_and_has_nothing_left_to_do(main, flags, tmp_path):
-    flags = [*flags, "--config.task.budget=9", f"--workdir={tmp_path / 'run'}"]
+    flags = [*flags, "--config.steps=30", "--config.task.budget=9", f"--workdir={tmp_path / 'run'}"]
     first = main(*flags)
     assert first.returncode == 0, first.stderr
     made, kept = rows(tmp_path / "run"), last_state(tmp_path / "run")
-    assert len(made) < 6 and made[-1]["task/oracle_calls"] == 9 == len(kept["task"]["calls"]["series"])
+    assert len(made) < 30 and made[-1]["task/oracle_calls"] == 9 == len(kept["task"]["calls"]["series"])
     assert kept["step"] == len(made)
     again = main(*flags)
     assert again.returncode == 0 and "the budget of 9 oracle calls is used up" in again.stdout

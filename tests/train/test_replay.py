@@ -121,8 +121,8 @@ def run_with(algorithm=None, rollout=None, **sections) -> LanguageRun:
         (run_with({"method": "trajectory_balance"}, {"replay": 4}), "algorithm.method=vargrad"),
         (run_with({"method": "reinvent"}, {"replay": 100}), "is not below rollout.replay_best=100"),
         (run_with({"method": "vargrad"}, {"replay": 3}, optimiser=Optimiser(micro_batches=2)), "must divide"),
-        (run_with({"method": "vargrad", "likelihood_penalty": 1.0}), "is not read by"),
-        (run_with({"likelihood_penalty": 1.0}), "is not read by"),
+        (run_with({"method": "vargrad", "likelihood_penalty": 1.0}), "is a term of algorithm.objective=reinvent alone"),
+        (run_with({"likelihood_penalty": 1.0}), "is a term of algorithm.objective=reinvent alone"),
     ],
 )
 def test_replay_and_penalty_beside_what_does_not_take_them_are_refused(run, words):
