@@ -178,6 +178,7 @@ def _loss_of_stats(
 
 def _of_own_completions(stats: head.Stats, scored: Scored, batch: Batch) -> dict[str, jax.Array]:
     """Metrics of the completions that the policy itself has drawn; replayed ones stand behind them in each group."""
+    assert stats.kl is not None
     own = batch.reward.shape[1] - batch.replayed
     logp_pg = jax.lax.stop_gradient(jnp.sum(scored.logp * scored.mask, axis=-1))[:, :own]
     ref_logp_pg = jax.lax.stop_gradient(scored.ref_logp)[:, :own]
