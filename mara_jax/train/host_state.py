@@ -31,6 +31,11 @@ def _parts(setup: Setup) -> dict[str, _Kept]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
+def is_kept(setup: Setup) -> bool:
+    """Whether a run keeps anything on the host that scores change."""
+    return bool(_parts(setup))
+
+
 def _path(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / FOLDER / f"step_{step:06d}.json"
 

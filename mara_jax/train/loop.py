@@ -102,6 +102,7 @@ def train(
     log.guard.check_state(first, state)
     evaluations.measure(first, policy_params(setup, state))
     previous: Step | None = None  # a step whose row is not written yet
+    counts_scores = host_state.is_kept(setup)  # then no scored step can be taken again, and a signal waits for its end
     for done in range(first, cfg.steps):
         if setup.task.ended():
             log.display.note(f"after step {done}: {setup.task.ended()}")
@@ -118,7 +119,7 @@ def train(
             completions, ids = drawn.completions, drawn.ids
             sampled = time.perf_counter()
             scores, batches = scored_batches(setup, completions, ids, done)
-            if hosts.on_any_process(stop.asked()):
+            if not counts_scores and hosts.on_any_process(stop.asked()):
                 # The signal may have reached processes that score, too: the step is taken again by whoever resumes.
                 if done > first:
                     hidden = hidden_states(
@@ -136,7 +137,8 @@ def train(
             del batches
             if window.open:
                 jax.block_until_ready(state)  # a step that is traced holds all of its work
-        last = done + 1 == cfg.steps or bool(setup.task.ended())
+        stopped = counts_scores and hosts.on_any_process(stop.asked())
+        last = done + 1 == cfg.steps or stopped or bool(setup.task.ended())
         if checkpoints.due(done + 1, last) or evaluations.due(done + 1):
             # A resumed run begins after its checkpoint: no row before it may be missing, and its policy must work.
             hidden = hidden_states(setup, policy_params(setup, state), completions, packing_of(cfg, completions))
@@ -147,6 +149,8 @@ def train(
             host_state.save(setup, checkpoints.workdir, done + 1, checkpoints.manager.all_steps())
         if checkpoints.save(done + 1, state, last):
             memory.give_back()
+        if stopped:
+            break
     return state
 
 
