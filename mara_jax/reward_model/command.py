@@ -20,8 +20,7 @@ COMMAND = cli.Command(
     from its last checkpoint.""",
     examples=(
         "python -m mara_jax.reward_model --pairs=pairs.jsonl --workdir=runs/reward",
-        "python -m mara_jax.reward_model --weights=smollm2-135m-instruct --pairs=pairs.jsonl --workdir=runs/reward",
-        "python -m mara_jax.reward_model --prompts=configs/prompts/train.jsonl --workdir=runs/reward",
+        "python -m mara_jax.reward_model --prompts=own.jsonl --workdir=runs/reward",
     ),
     flags=(
         Flag("workdir", "DIR", "where the run writes, or is resumed"),
