@@ -20,7 +20,7 @@ MEANINGS = {
     "unique@10k": "different, of the first 10,000 valid ones",
     "novel": "not in the training set, of the different valid ones",
     "intdiv": "1 - mean similarity of two of them",
-    "intdiv2": "1 - root mean square similarity of two of them",
+    "intdiv2": "1 - mean of a molecule's root mean square similarity",
     "filters": "pass MOSES' filters, of the valid ones",
     "snn": "similarity to the nearest of {}",
     "frag": "cosine of fragment counts to those of {}",

@@ -124,15 +124,20 @@ def cosine(counts: Mapping[str, int], others: Mapping[str, int]) -> float:
 
 
 def diversities(written: Profile) -> dict[str, float]:
-    """MOSES' IntDiv and IntDiv2: 1 less the mean, and the root mean square, of all n * n similarities."""
-    count, total, squares = len(written.fingerprints), 0.0, 0.0
-    for row, one in enumerate(written.fingerprints):
-        similar = np.array(molecules.similarities(one, written.fingerprints[:row]))
-        total += 2 * float(similar.sum()) + 1
-        squares += 2 * float((similar**2).sum()) + 1
+    """MOSES' IntDiv, 1 less the mean of all n * n similarities; and IntDiv2, with each molecule's root mean square.
+
+    As molsets does, roots are taken before the mean over molecules.
+    """
+    count = len(written.fingerprints)
     if not count:
         return {"intdiv": math.nan, "intdiv2": math.nan}
-    return {"intdiv": 1 - total / count**2, "intdiv2": 1 - math.sqrt(squares / count**2)}
+    total, squares = float(count), np.ones(count)  # each with itself
+    for row, one in enumerate(written.fingerprints):
+        similar = np.array(molecules.similarities(one, written.fingerprints[:row]))
+        total += 2 * float(similar.sum())
+        squares[:row] += similar**2
+        squares[row] += (similar**2).sum()
+    return {"intdiv": 1 - total / count**2, "intdiv2": 1 - float(np.sqrt(squares / count).mean())}
 
 
 def passes_filters(molecule: Molecule) -> bool:

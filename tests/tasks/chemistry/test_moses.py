@@ -55,6 +55,8 @@ def test_diversities_count_each_with_itself():
     assert own["intdiv"] == pytest.approx(metrics.internal_diversity(SET) * (len(SET) - 1) / len(SET))
     apart = moses.diversities(moses.profile(["CCO", "c1ccccc1"]))  # nothing in common: similarities 1, 0, 0, 1
     assert apart == pytest.approx({"intdiv": 0.5, "intdiv2": 1 - math.sqrt(0.5)})
+    twice = moses.diversities(moses.profile(["CCO", "OCC", "c1ccccc1"]))  # molsets averages the roots
+    assert twice["intdiv2"] == pytest.approx(1 - (2 * math.sqrt(2 / 3) + math.sqrt(1 / 3)) / 3)
 
 
 @pytest.fixture
