@@ -185,7 +185,7 @@ def test_a_run_with_open_answers_shows_its_first_and_last_steps(tmp_path):
     workdir = write_run(tmp_path / "run", lines, method="grpo")
     known = json.loads((workdir / "reference.json").read_text()) | {"answers": None, "optimum": {}, "samples": 0}
     (workdir / "reference.json").write_text(json.dumps(known))
-    assert report.start_summary(known) == ["reference: not measured before training, since there are many prompts"]
+    assert report.start_summary(known) == ["reference: not measured before training"]
     text = printed(summary.final_table(workdir))
     rows = {line[:15].strip(): line.split() for line in text.splitlines()}
     # Means of 1 to 5 and of 6 to 10, with the deviation of five consecutive numbers, the root of 2.5.
