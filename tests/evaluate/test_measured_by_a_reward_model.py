@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mara_jax import hf
 from mara_jax.evaluate import command, measuring
@@ -20,7 +21,9 @@ def test_rewards_are_the_scores_of_the_completions(random_model, tmp_path, monke
     monkeypatch.setattr(evaluation, "draw", lambda *given: drawn.extend(draw(*given)) or drawn)
     asked = {"weights": str(random_model), "prompts": f"{tmp_path}/rows.jsonl", "reward": "", "answer": ""}
     sizes = {"samples": 4, "max_new_tokens": 3, "threshold": 0.0, "failure": "stop", "chat": "auto", "seed": 0}
-    measuring.run(measuring.Settings(reward_model=str(scoring), **asked, **sizes), tmp_path / "out")
+    measuring.run(
+        measuring.Settings(reward_model=str(scoring), **asked, **sizes), tmp_path / "out", Console(quiet=True)
+    )
     written = json.loads((tmp_path / "out" / measuring.FILE).read_text())
     for group, row in zip(drawn, written["prompts"], strict=True):
         expected = begun.scores(begun.encode([group.prompt] * 4, group.completions))

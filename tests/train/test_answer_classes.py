@@ -173,7 +173,7 @@ TEXTS = [["ab", "abcd", "cd", "bx"], ["cd", "abcd", "ab", "xd"]]
 class Spoken:
     """A task whose answers are the texts."""
 
-    name, reads_ref_logp, leaves_out_truncated = "spoken", False, False
+    name, reads_ref_logp, leaves_out_truncated, learned_reward = "spoken", False, False, None
 
 
 def scored_by(monkeypatch, parts: list[list[int]]) -> GroupScores:

@@ -26,7 +26,8 @@ RUN = LanguageRun(
     show_samples=0,
 )
 TX = optim.make(RUN.optimiser)
-OF_WINDOW = ("answers/entropy_bits", "answers/effective")  # which a step made by itself does not have
+# Which a step made by itself does not have.
+OF_WINDOW = ("answers/entropy_bits", "answers/effective", "modes/known", "modes/lost")
 
 
 class Ended(Task):
