@@ -1,8 +1,8 @@
 """Finished runs on the prompts that come with configs/prompts.py: how good, how diverse, how far from their optima.
 
   python -m mara_jax.main --config=configs/prompts.py:nano --workdir=runs/methods \
-      --config.population.methods=vanilla,grpo,mara --config.population.anchors=answer,string \
-      --config.population.seeds=3
+      --config.task.demonstrations=configs/prompts/demonstrations.jsonl --config.population.seeds=3 \
+      --config.population.methods=vanilla,grpo,mara --config.population.anchors=answer,string
   python benchmarks/methods_on_prompts.py runs/methods/members/* --reference=runs/methods/reference
 
 All runs start from one reference policy and draw equally many completions of the same prompts. Prints one JSON object a

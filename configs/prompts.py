@@ -6,8 +6,8 @@ MARA over answers make the answers that the reference policy gives equally likel
   ""      SmolLM2-135M on the 60 prompts of configs/prompts/train.jsonl, of 2 to 50 answers each. Measured, one seed, on
           the 76 held-out prompts: reward .46 after the warm-up; after 24 steps .73 (vanilla, GRPO), .72 (MARA);
           effective number of answers 2.15, then 1.66 (both), 1.77 (MARA over answers), 1.73 (over strings).
-  nano    a two-layer model trained from scratch on the same prompts, whose warm-up shows it answers to the held-out
-          prompts, too, as it knows nothing else: to try things out, and to compare methods.
+  nano    a two-layer model trained from scratch on the same prompts: only to try things out. It knows nothing of the
+          held-out ones, unless --config.task.demonstrations=configs/prompts/demonstrations.jsonl shows it answers.
           Both are measured on configs/prompts/heldout.jsonl at every checkpoint, see docs/evaluation.md.
   sums    SmolLM2-135M on sums of reasoning-gym, which makes its prompts itself; see docs/rewards.md.
   math, code, reasoning_gym
@@ -66,12 +66,11 @@ def smollm2() -> LanguageRun:
 
 
 def nano() -> LanguageRun:
-    """Two layers from scratch, shown answers to all prompts before RL sees one half of them."""
+    """Two layers from scratch."""
     run = smollm2()
     return dataclasses.replace(
         run,
         steps=60,
-        task=dataclasses.replace(run.task, demonstrations=str(FOLDER / "demonstrations.jsonl")),
         policy=Policy(weights="nano"),
         warmup=Warmup(steps=600, batch=32, learning_rate=3e-3),
         rollout=dataclasses.replace(run.rollout, max_new_tokens=24),
