@@ -12,10 +12,11 @@ docking: yield up by a third on ALL-AMIDE, diversity as before.
            trained on ZINC-250k: give such weights).
   quick    500 calls of the first: to see a run from end to end.
 
-All start from policy.weights=chemistry-prior; other weights of SMILES are a directory, as `python -m mara_jax.prior`
-leaves one. Claims and times of these runs are not measured yet.
+All start from policy.weights=chemistry-prior, which does not lie in the package yet: name the directory of weights
+that `python -m mara_jax.prior` leaves. Claims and times of these runs are not measured yet.
 
-  python -m mara_jax.main --config=configs/chemistry.py:quick --workdir=runs/molecules
+  python -m mara_jax.main --config=configs/chemistry.py:quick --workdir=runs/molecules \
+      --config.policy.weights=runs/prior/model
   python -m mara_jax.main --config=configs/chemistry.py:molexp --workdir=runs/molexp --config.task.oracle=molexp:EGFR
   python -m mara_jax.main --config=configs/chemistry.py --workdir=runs/scaffolds \
       --config.algorithm.transform=mara_answers --config.task.answer=scaffold
