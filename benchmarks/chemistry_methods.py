@@ -63,16 +63,17 @@ def finished(workdir: pathlib.Path) -> bool:
     return (workdir / "molecules.csv").exists()
 
 
-def train(workdir: pathlib.Path, variant: str, flags: tuple[str, ...], cores: str) -> str:
-    """Runs, or resumes, one search on the cores named; returns the last lines of one that failed."""
+def train(workdir: pathlib.Path, variant: str, flags: tuple[str, ...], core: str) -> str:
+    """Runs, or resumes, one search on one core; returns the last lines of one that failed."""
     if finished(workdir):
         return ""
-    workdir.mkdir(parents=True, exist_ok=True)
+    log = workdir.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mara_jax.main", f"--config=configs/chemistry.py:{variant}", *flags]
-    with (workdir / "console.log").open("a") as log:
-        pinned = ["taskset", "-c", cores, *command, f"--workdir={workdir}"]
-        status = subprocess.run(pinned, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    return "" if status == 0 else "\n".join((workdir / "console.log").read_text().splitlines()[-3:])
+    with log.open("a") as console:
+        pinned = ["taskset", "-c", core, *command, f"--workdir={workdir}"]
+        status = subprocess.run(pinned, stdout=console, stderr=subprocess.STDOUT, check=False).returncode
+    return "" if status == 0 else "\n".join(log.read_text().splitlines()[-3:])
 
 
 def series_of(workdir: pathlib.Path) -> dict[str, float]:
