@@ -335,6 +335,13 @@ class LanguageRun:
         GUARDS,
     )
     guard_limit: int = setting(5, "with guard=skip, updates skipped in a row at which the run stops", limits.COUNT)
+    watchdog: float = setting(
+        600.0,
+        "seconds without progress after which a line on stderr names the phase and the process; longer than a "
+        "compilation. 0: none",
+        limits.NOT_NEGATIVE,
+    )
+    watchdog_ends: bool = setting(False, "then the process ends, too, with status 70")
     tracker: str = setting("", "where metrics go beside WORKDIR; its package is an extra, mara_jax[NAME]", TRACKERS)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)

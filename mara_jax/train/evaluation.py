@@ -14,7 +14,7 @@ from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task, text_of
-from mara_jax.train import group_metrics, scoring
+from mara_jax.train import group_metrics, scoring, watchdog
 
 
 class Sizes(NamedTuple):
@@ -107,6 +107,7 @@ def _drawn(
     """
     scores, texts, finished = [], [], []
     for first in range(0, sizes.samples, sizes.samples_at_once):
+        watchdog.entered("evaluation")
         completions = rollout.sample(
             policy,
             params,

@@ -34,6 +34,7 @@ from mara_jax.train import (
     summary,
     trackers,
     trained,
+    watchdog,
 )
 from mara_jax.train.checkpoint import Checkpoints
 from mara_jax.train.groups import Groups, policy_params, rollout_key, start_rollout
@@ -110,14 +111,17 @@ def train(
         with window.step(done + 1):
             started = time.perf_counter()
             ids, too_long = fitting(cfg, setup.prompts, ids_of_step(cfg, len(setup.prompts), done), done)
+            watchdog.entered(f"sampling of step {done + 1}")
             pending = start_rollout(setup, policy_params(setup, state), ids, rollout_key(cfg, "rollout", done))
             if previous is not None:
                 # The device samples meanwhile. It was busy with the previous update until the time that this returns:
                 # only then did this step's rollout start.
                 started = log.write(previous)
+                watchdog.entered(f"sampling of step {done + 1}")
             drawn = groups.varied(setup, state, Groups(rollout.collect(pending), ids, too_long), done)
             completions, ids = drawn.completions, drawn.ids
             sampled = time.perf_counter()
+            watchdog.entered(f"scoring of step {done + 1}")
             scores, batches = scored_batches(setup, completions, ids, done)
             if not counts_scores and hosts.on_any_process(stop.asked()):
                 # The signal may have reached processes that score, too: the step is taken again by whoever resumes.
@@ -130,6 +134,7 @@ def train(
                 return state
             method_rules.check_rewards(cfg.algorithm, scores.reward)
             scored = time.perf_counter()
+            watchdog.entered(f"update of step {done + 1}")
             if done == first:
                 compile_update(setup, state, batches)
             state, scalars = update_unless_ended(setup, state, batches)
@@ -146,6 +151,7 @@ def train(
             previous = None
             evaluations.measure(done + 1, policy_params(setup, state))
         if checkpoints.due(done + 1, last):
+            watchdog.entered(f"checkpoint after step {done + 1}")
             host_state.save(setup, checkpoints.workdir, done + 1, checkpoints.manager.all_steps())
         if checkpoints.save(done + 1, state, last):
             memory.give_back()

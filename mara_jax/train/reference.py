@@ -19,7 +19,7 @@ from mara_jax.policies import encoding, parameters, transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Task, text_of
-from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup
+from mara_jax.train import group_metrics, optim, placement, scoring, shape, warmup, watchdog
 from mara_jax.train.metrics import Display
 from mara_jax.train.prompts import EncodedPrompts, ended_by_turns, fitting, ids_of_step
 from mara_jax.train.reference_samples import PromptSamples
@@ -34,6 +34,7 @@ STREAMS = {
         ("rollout", "reference", "measure", "init", "check", "bootstrap", "adapter", "evaluation", "score")
     )
 }
+_PHASES = {"measure": "measurement", "check": "check"}  # by names of streams, what samples of the reference are for
 
 
 def stream(seed: int, name: str) -> jax.Array:
@@ -91,6 +92,7 @@ def draw_samples(setup: Setup, ids: Sequence[int] | np.ndarray, name: str, count
     scored = len(dict.fromkeys(int(number) for number in ids))  # what repeats the last prompt fills a batch
     parts: list[list[PromptSamples]] = []
     for first in range(0, count, size):
+        watchdog.entered(f"{_PHASES.get(name, name)} of the reference policy")
         completions = rollout.sample(
             policy,
             setup.ref_params,
@@ -166,6 +168,7 @@ def warm_up(run: LanguageRun, policy: Policy, params: Any, task: Task, display: 
     assert end is not None, "check_demonstrations refuses a policy without it"
     words = "no check was made"
     for step in range(most):
+        watchdog.entered(f"warm-up, step {step + 1} of {most}")
         pairs = task.demonstrations(run.seed, step, cfg.batch)
         for prompt, _ in pairs:
             if repr(prompt) not in encoded:

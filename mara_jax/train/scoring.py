@@ -10,7 +10,7 @@ from mara_jax.parallel import hosts
 from mara_jax.sampling import rollout
 from mara_jax.tasks.base import Context, Task
 from mara_jax.tasks.checked import checked
-from mara_jax.train import reward_model
+from mara_jax.train import reward_model, watchdog
 
 Answers = list[list[str | None]]  # of each prompt's completions
 
@@ -59,6 +59,8 @@ def score(
         score = checked(task).score_in_run(
             prompt_b[mine].tolist(), [texts[i] for i in mine], ended[mine].tolist(), context
         )
+        if hosts.several_processes():
+            watchdog.entered("gathering of the scores of all processes")
         columns = {name: np.asarray(values).tolist() for name, values in score.columns.items()}
         return [mine.tolist(), np.asarray(score.reward).tolist(), list(score.answer), columns]
 

@@ -25,6 +25,7 @@ from mara_jax.train import (
     report,
     reward_model,
     warnings,
+    watchdog,
 )
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.checkpoint import Checkpoints
@@ -139,6 +140,7 @@ def reference_policy(
     resumed = bool(cfg.warmup.steps and hosts.on_process_zero(saved.is_dir))
     weights = str(saved) if resumed else hosts.on_process_zero(lambda: inputs.pinned(workdir, cfg))
     display.note(f"loading {weights}")
+    watchdog.entered(f"loading of {weights}")
     group = inputs.REFERENCE if resumed else inputs.WEIGHTS
     files = hosts.on_process_zero(lambda: inputs.of_files(cfg, weights, group))
     hosts.on_process_zero(lambda: inputs.check(workdir, files))  # sooner than other weights could be loaded

@@ -13,7 +13,7 @@ from mara_jax.parallel import hosts
 from mara_jax.sampling import Rollout
 from mara_jax.sampling.logprobs import Hidden
 from mara_jax.sampling.rollout import whole_text
-from mara_jax.train import group_metrics, metrics, reference
+from mara_jax.train import group_metrics, metrics, reference, watchdog
 from mara_jax.train.guard import Guard
 from mara_jax.train.mode_ledger import COUNTS, GOOD, ModeLedger
 from mara_jax.train.rollouts import Rollouts
@@ -71,6 +71,7 @@ class StepLog:
         Raises:
           NonFiniteError: see `guard.Guard`; the row is not written.
         """
+        watchdog.entered(f"update of step {step.number}")
         row, ended = fetch(self.setup.cfg, step)
         skipped = self.guard.check_row(row, step.ids, step.rollout, step.scores)
         if to_save is not None:

@@ -10,13 +10,14 @@ from mara_jax.config import LanguageRun
 from mara_jax.parallel import hosts
 from mara_jax.policies import lora
 from mara_jax.policies.policy import Policy
-from mara_jax.train import adapter, checkpoint, inputs, placement, reference
+from mara_jax.train import adapter, checkpoint, inputs, placement, reference, watchdog
 
 MODEL = "model"  # the folder in WORKDIR
 
 
 def write_end(cfg: LanguageRun, policy: Policy, params: Any, workdir: pathlib.Path) -> str:
     """Writes the policy at the end of a run, in place of what an earlier end left; returns words that say where."""
+    watchdog.entered("writing of the policy")
     out = workdir / (MODEL if policy.architecture.lora is None else adapter.NAME)
     hosts.on_process_zero(lambda: shutil.rmtree(out, ignore_errors=True))
     return write(cfg, policy, params, out, workdir)

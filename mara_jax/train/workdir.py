@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from mara_jax.config import LanguageRun, ToyRun, resolve
-from mara_jax.train import lock, strict_json
+from mara_jax.train import lock, strict_json, watchdog
 
 # What may differ between a run and its resumption.
-RESUMABLE = ("steps", "show_samples", "guard", "guard_limit", "tracker", "checkpoint", "mesh", "profile")
+RESUMABLE = (
+    "steps", "show_samples", "guard", "guard_limit", "watchdog", "watchdog_ends", "tracker", "checkpoint", "mesh",
+    "profile",
+)  # fmt: skip
 RESUMABLE_FIELDS = ("evaluation.every", "rollout.long_prompts", "population.at_once")  # of sections that else may not
 # All that a run has left which ended before its first result: nothing in it is worth keeping from another config.
-_BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED}
+_BEGUN = {"config.json", "config.part", "inputs.json", "inputs.part", lock.FILE, lock.NAMED, watchdog.FOLDER}
 
 
 def check(workdir: pathlib.Path, run: Any, may_differ: Sequence[str] = ()) -> None:

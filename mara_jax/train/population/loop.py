@@ -10,7 +10,7 @@ import numpy as np
 from mara_jax.core import method_rules
 from mara_jax.parallel import stop
 from mara_jax.sampling.logprobs import Hidden
-from mara_jax.train import memory, metrics
+from mara_jax.train import memory, metrics, watchdog
 from mara_jax.train.groups import Groups, policy_params
 from mara_jax.train.outputs import Outputs
 from mara_jax.train.population import step as steps
@@ -38,11 +38,14 @@ def train(
         started = time.perf_counter()
         fits = [fitting(one.cfg, one.prompts, ids_of_step(one.cfg, len(one.prompts), done), done) for one in setups]
         ids_k = [fit.ids for fit in fits]
+        watchdog.entered(f"sampling of step {done + 1}")
         drawing = steps.start_rollouts(setups, state.params, ids_k, "rollout", done)
         if pending is not None:
             started = write(pending, opened, display)  # the devices sample meanwhile
+            watchdog.entered(f"sampling of step {done + 1}")
         completions_k = steps.collect(setups, drawing)
         sampled = time.perf_counter()
+        watchdog.entered(f"scoring of step {done + 1}")
         scores_k, batches = steps.scored_batches(setups, drawing, completions_k, ids_k, done)
         if stop.asked():  # as in `train.loop`
             if done > first:
@@ -51,6 +54,7 @@ def train(
         for setup, scores in zip(setups, scores_k, strict=True):
             method_rules.check_rewards(setup.cfg.algorithm, scores.reward)
         scored = time.perf_counter()
+        watchdog.entered(f"update of step {done + 1}")
         state, scalars = steps.update(setups, state, batches)
         del batches
         groups = [Groups(one, fit.ids, fit.replaced) for one, fit in zip(completions_k, fits, strict=True)]
@@ -65,6 +69,7 @@ def train(
             for place, (setup, outputs) in enumerate(zip(setups, opened, strict=True)):
                 own_state = steps.member(state, place)
                 outputs.evaluations.measure(done + 1, policy_params(setup, own_state))
+                watchdog.entered(f"checkpoint after step {done + 1}")
                 outputs.checkpoints.save(done + 1, own_state, last)
             memory.give_back()
     return state
@@ -96,6 +101,7 @@ def write(
 
     to_save: as of `StepLog.write`, with a leading axis of members.
     """
+    watchdog.entered(f"update of step {pending.steps[0].number}")
     scalars: dict[str, np.ndarray] = jax.device_get(pending.scalars)
     ended, rows = time.perf_counter(), []
     for place, (outputs, step) in enumerate(zip(opened, pending.steps, strict=True)):
