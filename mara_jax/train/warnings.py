@@ -16,6 +16,9 @@ STEPS = 3  # in a row before a warning; all steps of a shorter run
 MOST = 0.5  # a larger share of groups or completions is most of them
 BEYOND = 0.05  # share of the good completions that may be without a class
 COLLAPSED = 0.9  # share of a group that is one and the same text
+# Nats a token by which rounding lets the sampler's log-probs of what it drew differ from the trainer's, by the dtype of
+# the matmuls; float32 is about 1e-8 in full precision, and 3e-4 where it is computed as TF32.
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2}
 
 
 class Warnings:
@@ -38,7 +41,7 @@ class Warnings:
         lines = []
         for name, text in self._conditions(row, ids, reward_pg).items():
             self.in_a_row[name] = self.in_a_row.get(name, 0) + 1 if text else 0
-            if self.in_a_row[name] >= self.steps and name not in self.said:
+            if self.in_a_row[name] >= (1 if name == "sampler" else self.steps) and name not in self.said:
                 self.said.add(name)
                 lines.append(f"WARNING: {text}")
         return lines
@@ -58,6 +61,7 @@ class Warnings:
             "easier prompts, or teach the format by warmup.steps"
         )
         return {
+            "sampler": _sampler(run, row),
             "cut": cut if share > MOST else "",
             "no reward": same if unrewarded > MOST else "",
             "one text": self._one_text(row, ids, reward_pg),
@@ -102,6 +106,23 @@ def threshold_of(run: LanguageRun, row: dict[str, Any]) -> float:
 def _words_of(run: LanguageRun, threshold: float) -> str:
     moves = method_rules.moves_threshold(run.algorithm)
     return "mara/threshold, which moves" if moves else f"algorithm.threshold={threshold:g}"
+
+
+def _sampler(run: LanguageRun, row: dict[str, Any]) -> str:
+    """Of a sampler that is not the policy which is trained.
+
+    The tokens are the sampler's own, so that the mean difference estimates KL(sampler || trainer): no two mistakes
+    cancel in it.
+    """
+    dtype, limit = run.policy.compute_dtype, ROUNDING[run.policy.compute_dtype]
+    gap = row.get("sampler/logp_gap", 0.0) / max(row.get("length/mean", 1.0), 1.0)
+    if not abs(gap) > limit:
+        return ""
+    return (
+        f"step {row['step']}: the sampler's and the trainer's log-probs of the same tokens differ by {gap:.1e} nats a "
+        f"token (sampler/logp_gap), and rounding in {dtype} explains {limit:.0e}: what is trained is not the policy "
+        "that draws. Look at the precision of the matmuls, try policy.attention=xla, or set algorithm.truncate=2"
+    )
 
 
 def _lone(run: LanguageRun, row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mara_jax.config import Algorithm, LanguageRun, Rollout
+from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout
 from mara_jax.train.warnings import Warnings
 
 RUN = LanguageRun(steps=10, algorithm=Algorithm(method="vanilla"), rollout=Rollout(group_size=4, max_new_tokens=6))
@@ -45,6 +45,26 @@ def test_each_is_said_once_after_three_steps_in_a_row(step, words):
     ((number, line),) = said([step] * 8)
     assert number == 3 and words in line and line.startswith("WARNING: ") and "\n" not in line
     assert said([step, step, FINE] * 3) == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "alarm"),
+    [
+        ("float32", 4e-3, True), ("float32", -4e-3, True), ("float32", 1e-3, False), ("float32", np.nan, False),
+        ("bfloat16", 0.1, False), ("bfloat16", 1.0, True), ("float64", 1e-6, True),
+    ],
+)  # fmt: skip
+def test_a_sampler_that_is_another_policy_is_told_at_once(dtype, gap, alarm):
+    """Of completions of 20 tokens; a limit is of one token."""
+    run = dataclasses.replace(RUN, policy=Policy(compute_dtype=dtype))
+    watch, lines = Warnings(run, Answers(None)), []
+    for number in (1, 2, 3):
+        row = {"step": number, "completions/truncated": 0.0, "completions/commonest": 0.2}
+        row |= {"sampler/logp_gap": gap, "length/mean": 20.0}
+        lines += watch.of_step(row, np.array([0, 1]), np.array(MIXED))
+    assert len(lines) == alarm
+    if alarm:
+        assert lines[0].startswith("WARNING: step 1: ") and f"differ by {gap / 20:.1e} nats a token" in lines[0]
 
 
 def test_a_shorter_run_is_told_at_its_end():
