@@ -37,7 +37,7 @@ def synth() -> LanguageRun:
         task=task.Config(oracle="synth", budget=10_000, hit=0.85, bucket_size=10),
         rollout=Rollout(group_size=64, max_new_tokens=100, length_buckets=4),
         optimiser=Optimiser(learning_rate=1e-4),
-        checkpoint=Checkpoint(every=20, keep=1),
+        checkpoint=Checkpoint(every=20, keep=2),
     )
 
 
@@ -76,7 +76,7 @@ def quick() -> LanguageRun:
         run,
         task=dataclasses.replace(run.task, budget=500),
         optimiser=Optimiser(learning_rate=5e-4),
-        checkpoint=Checkpoint(every=5, keep=1),
+        checkpoint=Checkpoint(every=5, keep=2),
     )
 
 

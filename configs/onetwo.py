@@ -56,7 +56,7 @@ def smol() -> LanguageRun:
         warmup=Warmup(steps=6, batch=8, learning_rate=5e-5, max_steps=16),
         rollout=Rollout(group_size=24, max_new_tokens=36),
         optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=27),
-        checkpoint=Checkpoint(every=15, keep=1),
+        checkpoint=Checkpoint(every=15, keep=2),
     )
 
 

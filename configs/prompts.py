@@ -60,7 +60,7 @@ def smollm2() -> LanguageRun:
         warmup=Warmup(steps=40, batch=8, learning_rate=1e-4),
         rollout=Rollout(prompts_per_step=8, group_size=8, max_new_tokens=10),
         optimiser=Optimiser(learning_rate=2e-5, decay_steps=24),
-        checkpoint=Checkpoint(every=12, keep=1),
+        checkpoint=Checkpoint(every=12, keep=2),
         evaluation=Evaluation(prompts=str(FOLDER / "heldout.jsonl"), every=12, samples=8),
     )
 
@@ -75,7 +75,7 @@ def nano() -> LanguageRun:
         warmup=Warmup(steps=600, batch=32, learning_rate=3e-3),
         rollout=dataclasses.replace(run.rollout, max_new_tokens=24),
         optimiser=Optimiser(learning_rate=5e-4, decay_steps=60),
-        checkpoint=Checkpoint(every=20, keep=1),
+        checkpoint=Checkpoint(every=20, keep=2),
         evaluation=dataclasses.replace(run.evaluation, every=20),
     )
 
@@ -95,7 +95,7 @@ def qwen(task: config.Task, anchor: str, system: str = "") -> LanguageRun:
         task=task,
         rollout=Rollout(prompts_per_step=16, group_size=16, max_new_tokens=1024, long_prompts="replace"),
         optimiser=Optimiser(learning_rate=1e-6, warmup_steps=10, max_grad_norm=1.0, micro_batches=16),
-        checkpoint=Checkpoint(every=50, keep=1),
+        checkpoint=Checkpoint(every=50, keep=2),
     )
 
 

@@ -9,7 +9,19 @@ import pytest
 import mara_jax
 
 ROOT = pathlib.Path(mara_jax.__file__).parent
-COMMANDS = ("audit", "predict", "plan", "bench", "figures", "evaluate", "generate", "export", "reward_model", "prior")
+COMMANDS = (
+    "audit",
+    "predict",
+    "plan",
+    "bench",
+    "figures",
+    "evaluate",
+    "generate",
+    "export",
+    "reward_model",
+    "prior",
+    "replay",
+)
 LAYERS = [
     ("core", "config", "parallel"),
     ("policies", "tasks", "measures"),
@@ -67,6 +79,14 @@ def test_only_operations_ask_for_the_platform(path):
     name = path.relative_to(ROOT).as_posix()
     if not name.startswith(MAY_ASK):
         assert not ASKING.search(path.read_text()), f"{name} asks for the platform: let ops/select.py choose"
+
+
+HOOKS = re.compile(r"\b(unraisablehook|excepthook)\b\s*=")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_error_handler_of_the_whole_process_is_replaced(path):
+    assert not HOOKS.search(path.read_text())
 
 
 def test_flax_linen_is_in_the_transformer_alone():

@@ -39,6 +39,7 @@ def check(run: Run) -> None:
     _check_rollout(run)
     _check_lora(run.lora)
     _check_template(run.policy)
+    _check_keep_every(run)
     _check_best(run)
     algorithm_checks.check_updates(run)
     algorithm_checks.check_moving_threshold(run)
@@ -152,6 +153,17 @@ def measures(evaluation: Evaluation) -> tuple[str, ...]:
     counts = (2**power for power in range(evaluation.samples.bit_length()))
     passes = (f"pass@{count}" for count in counts)
     return ("reward", *passes, "valid", "answers/distinct", "answers/good", "answers/effective")
+
+
+def _check_keep_every(run: LanguageRun) -> None:
+    """Refuses to keep checkpoints of steps at which none is written."""
+    kept, every = run.checkpoint.keep_every, run.checkpoint.every
+    if kept % every:
+        near = max(every, kept // every * every)
+        raise ValueError(
+            f"checkpoint.keep_every={kept} is no multiple of checkpoint.every={every}, so that step {kept} has no "
+            f"checkpoint: set checkpoint.keep_every={near}"
+        )
 
 
 def _check_best(run: LanguageRun) -> None:

@@ -266,7 +266,12 @@ class Checkpoint:
     """Checkpoints of what is trained and of the optimiser."""
 
     every: int = setting(20, "steps between them", limits.COUNT)
-    keep: int = setting(1, "how many stay, the newest", limits.COUNT)
+    keep: int = setting(
+        2, "how many stay, the newest; a run goes on from the one before where the newest is damaged", limits.COUNT
+    )
+    keep_every: int = setting(
+        0, "beside these, each whose step is a multiple of this stays; a multiple of `every`. 0: none", limits.FROM_ZERO
+    )
     best: str = setting(
         "",
         "a measure of the evaluations, as in pass@1: beside the newest, the checkpoint where it is highest stays; "

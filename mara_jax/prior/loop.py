@@ -113,6 +113,8 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     _check_steps(workdir, settings)
     checkpoint.check(workdir, settings.steps)
+    for line in checkpoint.set_aside_damaged(workdir):
+        console.print(line, markup=False)
     this = prepared(settings, workdir, console)
     tx = training.optimiser(settings)
     checkpoints = Checkpoints(workdir, settings.checkpoint)

@@ -41,4 +41,4 @@ class Settings:
     samples: int = setting(1000, "molecules written at an evaluation", COUNT)
     final_samples: int = setting(10000, "molecules written at the end; published tables have 30,000", COUNT)
     dtype: str = setting("bfloat16", "of the weights in WORKDIR/model", DTYPES)
-    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(every=500, keep=1))
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(every=500, keep=2))

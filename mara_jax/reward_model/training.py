@@ -87,6 +87,8 @@ def run(settings: Settings, workdir: pathlib.Path, console: Console) -> None:
     with disk.one_line(workdir), lock.held(workdir), sharding.use(layout):
         workdirs.check(workdir, settings)
         checkpoint.check(workdir, settings.steps)
+        for line in checkpoint.set_aside_damaged(workdir):
+            console.print(line, markup=False)
         shards = sharding.shard_count("rows")
         if settings.batch % shards:
             raise ValueError(f"--batch={settings.batch} pairs do not divide over {shards} devices: use a multiple")

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: saved every so many steps, the newest restored."""
+"""Checkpoints by Orbax: saved every so many steps, the newest restored whose files are as they were written."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,9 @@ import gc
 import json
 import pathlib
 import shutil
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,17 +16,18 @@ import orbax.checkpoint as ocp
 
 from mara_jax.config import Checkpoint
 from mara_jax.parallel import hosts
-from mara_jax.train import best_checkpoint
+from mara_jax.train import best_checkpoint, event_loops, host_state, integrity
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.best_checkpoint import Choice, Score
 from mara_jax.train.state import State
 
 SAVED = "saved.json"  # in WORKDIR: the step of a checkpoint that was complete, so that its loss is noticed
-_PARTS = ("_CHECKPOINT_METADATA", "default/_METADATA", "default/manifest.ocdbt")  # of every complete checkpoint
+_LOOK = 0.1  # seconds between looks whether a write has ended
+DAMAGED = "damaged"  # in WORKDIR: where checkpoints are moved whose files are not what was written
 
 
 def check(workdir: pathlib.Path, steps: int) -> None:
-    """Refuses to resume a run that is already past `steps`, or whose checkpoints are damaged or gone. Writes nothing.
+    """Refuses to resume a run that is already past `steps`, or whose checkpoints are gone. Writes nothing.
 
     A run that ended before its first checkpoint was complete begins again.
 
@@ -41,10 +42,6 @@ def check(workdir: pathlib.Path, steps: int) -> None:
     if done > steps:
         raise ValueError(f"steps={steps}, but {workdir} has done {done}: give at least {done}, or another --workdir")
     if saved:
-        newest = directory / str(done)
-        lost = [name for name in _PARTS if not (newest / name).is_file()]
-        if lost:
-            raise _unreadable(newest, f"it lacks {lost[0]}")
         return
     rows = len(written.read_bytes().splitlines()) if written.exists() else 0
     if rows and _told_of_a_checkpoint(workdir, rows):
@@ -52,6 +49,46 @@ def check(workdir: pathlib.Path, steps: int) -> None:
             f"{written} tells of {rows} steps, but {directory} holds no checkpoint: put it back, or choose another "
             f"--workdir (to train from the beginning in place of those steps, delete {written})"
         )
+
+
+def set_aside_damaged(workdir: pathlib.Path, step: int | None = None) -> list[str]:
+    """Moves damaged checkpoints to WORKDIR/damaged, so that the run goes on from the newest whole one.
+
+    Args:
+      step: of the checkpoint from which it would go on; by default the newest.
+
+    Returns:
+      A line to show for each.
+
+    Raises:
+      ValueError: it is damaged, and so are all before it; nothing is moved.
+    """
+    damaged: list[tuple[pathlib.Path, str]] = []
+    for saved in reversed(saved_steps(workdir)):
+        if step is not None and saved > step:
+            continue
+        folder = workdir / "checkpoints" / str(saved)
+        reason = integrity.damage(folder)
+        if reason is None:
+            return [_set_aside(workdir, *one, saved) for one in damaged]
+        damaged.append((folder, reason))
+    if damaged:
+        raise _unreadable(*damaged[0])
+    return []
+
+
+def _set_aside(workdir: pathlib.Path, folder: pathlib.Path, reason: str, whole: int) -> str:
+    """Moves a damaged checkpoint and returns the line that says so; whole: the step from which the run goes on."""
+    (workdir / DAMAGED).mkdir(exist_ok=True)
+    place, number = workdir / DAMAGED / folder.name, 1
+    while place.exists():
+        number += 1
+        place = workdir / DAMAGED / f"{folder.name}_{number}"
+    folder.rename(place)
+    return (
+        f"WARNING: checkpoint {folder} is damaged ({reason}): the run goes on from that of step {whole}, and the "
+        f"damaged one lies in {place} (delete it)"
+    )
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
@@ -86,13 +123,30 @@ def read_params(workdir: pathlib.Path, step: int, shapes: Any) -> Any:
       ValueError: it cannot be read.
     """
     folder, wanted = (workdir / "checkpoints" / str(step)).absolute(), {"params": shapes}
+    reason = integrity.damage(folder)
+    if reason is not None:
+        raise _unreadable(folder, reason)
     args = ocp.args.PyTreeRestore(
         item=wanted, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)
     )
     try:
-        with _one_error(), ocp.PyTreeCheckpointer() as checkpointer:
+        with event_loops.patient(), ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(folder / "default", args=args)["params"]
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
+        reason = " ".join(str(error).split())[:160]
+    raise _unreadable(folder, reason)
+
+
+def read_state(workdir: pathlib.Path, step: int, state: Any) -> Any:
+    """A checkpoint in the shapes and placement of `state`; errors as of `read_params`. Writes nothing."""
+    folder = (workdir / "checkpoints" / str(step)).absolute()
+    reason = integrity.damage(folder)
+    if reason is not None:
+        raise _unreadable(folder, reason)
+    try:
+        with event_loops.patient(), ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder / "default", state)
+    except Exception as error:  # as above
         reason = " ".join(str(error).split())[:160]
     raise _unreadable(folder, reason)
 
@@ -106,28 +160,34 @@ def _told_of_a_checkpoint(workdir: pathlib.Path, rows: int) -> bool:
 
 
 def _unreadable(folder: pathlib.Path, reason: str) -> ValueError:
+    directory, rows = folder.parent, folder.parents[1] / "metrics.jsonl"
     earlier = [step for step in saved_steps(folder.parents[1]) if step < int(folder.name)]
-    complete = [s for s in earlier if all((folder.parent / str(s) / name).is_file() for name in _PARTS)]
-    if complete:
-        cure = f"delete that folder to resume from step {max(complete)}"
+    whole = next((step for step in reversed(earlier) if integrity.damage(directory / str(step)) is None), None)
+    if whole is not None:
+        cure = f"delete that folder to resume from step {whole}"
+    elif earlier:
+        cure = f"no earlier one is whole, either; delete {directory} and {rows} to start again"
     else:
-        cure = f"delete that folder and {folder.parents[1] / 'metrics.jsonl'} to start again"
+        cure = f"delete that folder and {rows} to start again"
     return ValueError(f"checkpoint {folder} cannot be read ({reason}): {cure}")
 
 
 @dataclasses.dataclass
-class NewestAndBest:
-    """Which checkpoints Orbax keeps: the newest `keep`, and the best by `scores`, which grow as the run goes on."""
+class Kept:
+    """Which checkpoints Orbax keeps: the newest `newest`, each whose step is a multiple of `every` (0: none), and the
+    best by `scores`, which grow as the run goes on."""
 
-    keep: int
+    newest: int
     scores: Mapping[int, Score]
     choice: Choice = best_checkpoint.highest
+    every: int = 0
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """For each checkpoint, in the order of their steps, whether it stays."""
         del context
         steps = [one.step for one in checkpoints]
-        kept = {*steps[-self.keep :], self.choice(steps, self.scores)}
+        kept = {*steps[-self.newest :], self.choice(steps, self.scores)}
+        kept |= {step for step in steps if self.every and step % self.every == 0}
         return [step in kept for step in steps]
 
 
@@ -139,11 +199,13 @@ class Checkpoints:
         self.asynchronous = jax.default_backend() != "cpu"
         # By steps, what `cfg.best` compares of the evaluation after them; the same on every process.
         self.scores: dict[int, Score] = {}
-        policy = NewestAndBest(cfg.keep, self.scores, best_checkpoint.chosen_by(cfg.best))
+        policy = Kept(cfg.keep, self.scores, best_checkpoint.chosen_by(cfg.best), cfg.keep_every)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=self.asynchronous)
         self.workdir = workdir
         self.directory = (workdir / "checkpoints").absolute()
         self.every = cfg.every
+        self.sealing: Future[None] | None = None  # the digests of a checkpoint that is written meanwhile
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="digests")
         hosts.on_process_zero(self._remove_unfinished)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
         latest = self.manager.latest_step()
@@ -163,9 +225,11 @@ class Checkpoints:
         """
         if not self.due(step, last) or step in self.manager.all_steps():
             return False
+        hosts.on_process_zero(self._check_there)
         begun = self.manager.latest_step()
+        self._finish_sealing()
         try:
-            with _one_error(lasting=self.asynchronous):
+            with event_loops.patient(lasting=self.asynchronous):
                 self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
         except Exception:
             if not hosts.several_processes():
@@ -173,6 +237,10 @@ class Checkpoints:
             raise
         # Orbax finishes one checkpoint before it begins the next.
         if hosts.is_process_zero():
+            if self.asynchronous:
+                self.sealing = self.threads.submit(self._seal_when_complete, step)
+            else:
+                self._seal(step)
             self._record(begun if self.asynchronous else step)
         return True
 
@@ -195,8 +263,11 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         try:
-            with _one_error():
-                return self.manager.restore(step, args=ocp.args.StandardRestore(state))
+            with event_loops.patient():
+                restored = self.manager.restore(step, args=ocp.args.StandardRestore(state))
+            if step is not None and hosts.is_process_zero() and not integrity.is_sealed(self.directory / str(step)):
+                self._seal(step)  # of a version before, or of a run that was killed before it had its digests
+            return restored
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
             reason = " ".join(str(error).split())[:160]
         gc.collect()
@@ -205,9 +276,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes under way."""
         self.manager.wait_until_finished()
+        self._finish_sealing()
         if hosts.is_process_zero():
             self._record(self.latest())
         self.manager.close()
+        self.threads.shutdown()
 
     def finish_alone(self) -> None:
         """Waits for a write under way before the run ends by an error, so that nobody starts there meanwhile.
@@ -217,6 +290,33 @@ class Checkpoints:
         if not hosts.several_processes():
             with contextlib.suppress(Exception):
                 self.manager.wait_until_finished()
+                self._finish_sealing()
+            self._remove_unfinished()  # where that write has failed
+
+    def _check_there(self) -> None:
+        """Refuses to write where the folder of all checkpoints is gone, as with its disk: Orbax would make it anew."""
+        if not self.directory.is_dir():
+            raise ValueError(
+                f"{self.directory} is gone, with the checkpoints in it: put it back (is its disk mounted?), and give "
+                "the same command again"
+            )
+
+    def _seal(self, step: int) -> None:
+        """Writes the digests of a complete checkpoint, and of what the run keeps on the host beside it."""
+        integrity.seal(self.directory / str(step), [host_state.path_of(self.workdir.absolute(), step)])
+
+    def _seal_when_complete(self, step: int) -> None:
+        """`_seal`, after Orbax has renamed the folder; nothing where the write has failed, which Orbax reports."""
+        while self.manager.is_saving_in_progress() and not (self.directory / str(step)).is_dir():
+            time.sleep(_LOOK)
+        if (self.directory / str(step)).is_dir():
+            self._seal(step)
+
+    def _finish_sealing(self) -> None:
+        """Waits for digests under way; errors as of `_seal`."""
+        if self.sealing is not None:
+            sealing, self.sealing = self.sealing, None
+            sealing.result()
 
     def _record(self, complete: int | None) -> None:
         """Says in saved.json which checkpoint is complete, if any is."""
@@ -232,23 +332,8 @@ class Checkpoints:
             parts = [*self.directory.glob("*.orbax-checkpoint-tmp*")]
             for path in parts:
                 shutil.rmtree(path, ignore_errors=True)
+            for path in self.directory.glob("*/digests.part"):
+                path.unlink(missing_ok=True)
             if not parts:
                 break
             time.sleep(0.05)  # threads of a write that failed may still add files
-
-
-@contextlib.contextmanager
-def _one_error(lasting: bool = False) -> Iterator[None]:
-    """Lets Orbax's error speak alone.
-
-    Reads and writes that are given up after a failed one are coroutines and threads that raise, too, some only at the
-    end of the process.
-
-    Args:
-      lasting: for what goes on after the block.
-    """
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    yield
-    if not lasting:
-        sys.unraisablehook = hook

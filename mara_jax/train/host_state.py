@@ -36,7 +36,8 @@ def is_kept(setup: Setup) -> bool:
     return bool(_parts(setup))
 
 
-def _path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where what is kept after `step` steps lies, if anything is."""
     return workdir / FOLDER / f"step_{step:06d}.json"
 
 
@@ -52,11 +53,11 @@ def save(setup: Setup, workdir: pathlib.Path, step: int, saved: Sequence[int]) -
     values = {"step": step} | {name: part.state() for name, part in parts.items()}
 
     def write() -> None:
-        path = _path(workdir, step)
+        path = path_of(workdir, step)
         path.parent.mkdir(exist_ok=True)
         # A kill between this file and its checkpoint leaves one too many, which the next save removes.
         workdirs.replace(path, json.dumps(values, allow_nan=False) + "\n")
-        kept = {_path(workdir, number) for number in [*saved, step]}
+        kept = {path_of(workdir, number) for number in [*saved, step]}
         for other in path.parent.iterdir():
             if other not in kept:
                 other.unlink()
@@ -70,7 +71,7 @@ def restore(setup: Setup, workdir: pathlib.Path, step: int) -> None:
     Raises:
       ValueError: one line; the file is missing, damaged, or of another task.
     """
-    parts, path = _parts(setup), _path(workdir, step)
+    parts, path = _parts(setup), path_of(workdir, step)
     if not parts:
         return
     try:

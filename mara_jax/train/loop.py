@@ -56,7 +56,10 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
     hosts.on_process_zero(lambda: trackers.check(cfg.tracker))
     hosts.on_process_zero(lambda: answer_classes.check(cfg))
     hosts.on_process_zero(lambda: checkpoint.check(workdir, cfg.steps))
+    damaged = hosts.on_process_zero(lambda: checkpoint.set_aside_damaged(workdir))
     with metrics.Display(cfg.steps, None if hosts.is_process_zero() else io.StringIO()) as display:
+        for line in damaged:
+            display.note(line)
         setup, state, checkpoints = startup.prepare(cfg, checked(task), workdir, display)
         out = outputs.opened(setup, int(state.step), checkpoints, workdir, display)
         window = profile.Window(cfg.profile, workdir, cfg.steps)

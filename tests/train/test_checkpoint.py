@@ -14,7 +14,7 @@ import pytest
 from absl import logging
 
 from mara_jax.config import Checkpoint
-from mara_jax.train import checkpoint, disk
+from mara_jax.train import checkpoint, disk, integrity
 from mara_jax.train.state import State
 
 
@@ -76,16 +76,19 @@ def test_a_file_in_place_of_the_checkpoints_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["", "default", "default/manifest.ocdbt", "_CHECKPOINT_METADATA"])
-def test_a_half_copied_checkpoint_is_one_line_before_anything_is_loaded(tmp_path, lost):
-    """The line names the newest checkpoint that is whole; 6 is as incomplete as 8."""
+def test_a_half_copied_checkpoint_lies_aside_before_anything_is_loaded(tmp_path, lost):
+    """The run goes on from the newest checkpoint that is whole; 6 is as incomplete as 8."""
     workdir(tmp_path, rows=9, saved=[4, 6, 8])
-    whole = r"checkpoints/8 cannot be read \(it lacks .*\): delete that folder to resume from step 4$"
     for step in (6, 8):
         path = tmp_path / "checkpoints" / str(step) / lost
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         (tmp_path / "checkpoints" / str(step)).mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match=whole):
-        checkpoint.check(tmp_path, 10)
+    assert checkpoint.check(tmp_path, 10) is None
+    lines = checkpoint.set_aside_damaged(tmp_path)
+    assert ["checkpoints/8 is damaged (it lacks " in lines[0], "checkpoints/6 is damaged (it lacks " in lines[1]]
+    assert all("the run goes on from that of step 4" in line for line in lines) and checkpoint.saved_steps(
+        tmp_path
+    ) == [4]
 
 
 STATE = State(jnp.int32(2), {str(number): jnp.full((8, 8), number) for number in range(9)}, ())
@@ -126,12 +129,16 @@ def test_parts_of_a_killed_write_are_removed(tmp_path):
 
 
 @pytest.fixture
-def quiet(monkeypatch):
-    """As the command has it: of its errors Orbax logs nothing."""
-    verbosity = logging.get_verbosity()
+def quiet(monkeypatch, caplog):
+    """As the command has it: of its errors Orbax logs nothing. At the end no thread and no coroutine has raised any."""
+    verbosity, raised = logging.get_verbosity(), []
     logging.set_verbosity(logging.FATAL)
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # set back at the end, whatever has become of it
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(repr(args)))
+    hook = sys.unraisablehook
     yield
+    gc.collect()
+    assert sys.unraisablehook is hook, "nobody puts another one in its place"
+    assert raised == [] and [one for one in caplog.records if one.name == "asyncio"] == []
     logging.set_verbosity(verbosity)
 
 
@@ -146,21 +153,47 @@ def small_files(most: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_finds_no_room_leaves_the_older_checkpoint(tmp_path, quiet, capfd):
+def large_state() -> State:
+    """With 40 arrays that nothing compresses."""
+    random = np.random.default_rng(0).standard_normal((40, 9000)).astype(np.float32)
+    return STATE.replace(params={str(number): jnp.asarray(row) for number, row in enumerate(random)})
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_write_that_finds_no_room_leaves_the_older_checkpoint(tmp_path, quiet, capfd, monkeypatch, backend):
+    """Written at once, or as on accelerators beside training."""
+    monkeypatch.setattr(checkpoint.jax, "default_backend", lambda: backend)
     save(tmp_path, 2)
-    checkpoints = checkpoint.Checkpoints(tmp_path, SETTINGS)
-    random = np.random.default_rng(0).standard_normal((40, 9000)).astype(np.float32)  # which nothing compresses
-    large = STATE.replace(params={str(number): jnp.asarray(row) for number, row in enumerate(random)})
+    checkpoints, large = checkpoint.Checkpoints(tmp_path, SETTINGS), large_state()
     told = r"^no space left to write .* \(File too large\): free some, and give the same command again$"
     with small_files(5000), pytest.raises(ValueError, match=told), disk.one_line(tmp_path):
         checkpoints.save(4, large)
+        checkpoints.close()
+    checkpoints.finish_alone()
     gc.collect()
     assert capfd.readouterr().err == "" and names(tmp_path) == {"2"}
     assert json.loads((tmp_path / "saved.json").read_text()) == {"step": 2}
     again = checkpoint.Checkpoints(tmp_path, SETTINGS)
     assert np.all(np.asarray(again.restore(STATE).params["8"]) == 8)
     again.save(4, large)
+    again.close()
     assert names(tmp_path) == {"2", "4"}
+
+
+@pytest.mark.parametrize("read", ["params", "state"])
+def test_a_read_that_fails_is_one_error(tmp_path, quiet, read, monkeypatch):
+    """Of a checkpoint without digests, whose arrays' file was cut off: many reads are under way at the first error."""
+    checkpoints, large = checkpoint.Checkpoints(tmp_path, SETTINGS), large_state()
+    checkpoints.save(2, large)
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "2" / integrity.FILE).unlink()
+    for path in (tmp_path / "checkpoints" / "2").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"checkpoints/2 cannot be read \(.*\): delete that folder and "):
+        if read == "params":
+            checkpoint.read_params(tmp_path, 2, large.params)
+        else:
+            checkpoint.Checkpoints(tmp_path, SETTINGS).restore(large)
 
 
 def raised(error: Exception, cause: Exception | None = None) -> Exception:

@@ -159,7 +159,7 @@ def test_the_best_checkpoint_stays_beside_the_newest_ones(tmp_path):
 
     def kept(keep: int, of: dict[int, float]) -> list[bool]:
         saved = [SimpleNamespace(step=step) for step in (1, 2, 3, 4)]
-        return checkpoint.NewestAndBest(keep, of).should_preserve(saved, context=None)
+        return checkpoint.Kept(keep, of).should_preserve(saved, context=None)
 
     assert kept(2, scores) == [False, True, True, True] and kept(2, {1: 0.9}) == [True, False, True, True]
     assert kept(1, {}) == [False, False, False, True] and kept(9, scores) == [True] * 4

@@ -221,24 +221,22 @@ def test_more_steps_continue_a_finished_run(main, whole, tmp_path):
     assert [row["step"] for row in evaluations(workdir)] == [0, 2, 4, 6, 7]
 
 
-def test_a_cut_checkpoint_is_one_clear_line(main, whole, tmp_path):
+def test_a_run_goes_on_from_the_checkpoint_before_one_that_was_cut(main, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     largest = max(
         (p for p in (workdir / "checkpoints" / "6").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
     )
     os.truncate(largest, largest.stat().st_size // 2)
-    before = (workdir / "metrics.jsonl").read_bytes()
-    refused(
-        main(*SMALL, f"--workdir={workdir}", "--config.steps=8"),
-        "checkpoints/6",
-        "delete that folder",
-        "step 4",
-    )
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-    shutil.rmtree(workdir / "checkpoints" / "6")  # the cure that the line names
-    done = main(*SMALL, f"--workdir={workdir}")
-    assert done.returncode == 0 and rows(workdir) == rows(whole)
+    done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "is damaged" in line]
+    assert "checkpoints/6 is damaged" in line and "goes on from that of step 4" in line
+    assert (workdir / "damaged" / "6").is_dir() and rows(workdir)[:6] == rows(whole) and len(rows(workdir)) == 7
+    (workdir / "checkpoints" / "7").rename(tmp_path / "7")  # steps are left, of a run that had ended
+    done = main(*SMALL, f"--workdir={workdir}", "--config.steps=7")
+    assert done.returncode == 0 and "resuming after step 6" in done.stdout
+    refused(main(*SMALL, f"--workdir={workdir}", "--config.steps=7"), "no step is left: ", "after step 7 (steps=7)")
 
 
 def test_a_workdir_of_another_config_is_refused(main, whole):

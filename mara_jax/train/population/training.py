@@ -59,6 +59,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
       ValueError: as of a single run.
     """
     with metrics.Display(cfg.steps) as display:
+        for name, _ in config.members(cfg):
+            show_damaged(workdir / report.FOLDER / name, None, display)
         loaded = startup.loaded(cfg, checked(task), workdir, display)
         count = len(loaded.task)
         if reference_samples.before_training(cfg, count):
@@ -147,6 +149,23 @@ def _measure(setup: Setup, workdir: pathlib.Path, folder: pathlib.Path) -> None:
     workdirs.write_json(path, values)
 
 
+def show_damaged(folder: pathlib.Path, step: int | None, display: metrics.Display) -> bool:
+    """Whether damaged checkpoints of a member have been moved away, which is shown; arguments and errors as of
+    `checkpoint.set_aside_damaged`."""
+    lines = checkpoint.set_aside_damaged(folder, step)
+    for line in lines:
+        display.note(line)
+    return bool(lines)
+
+
+def common_step(wave: Sequence[Member], display: metrics.Display) -> int:
+    """The newest step of which every member has a whole checkpoint; 0 without one."""
+    while True:
+        done = max(set.intersection(*({0, *saved_steps(member.workdir)} for member in wave)))
+        if not done or not any([show_damaged(member.workdir, done, display) for member in wave]):
+            return done
+
+
 def waves_of(members: Sequence[Member], at_once: int) -> list[list[Member]]:
     """Members whose update is one program, in parts as of `capacity.wave_sizes`."""
     alike: dict[Any, list[Member]] = {}
@@ -172,7 +191,7 @@ def train_wave(wave: Sequence[Member], loaded_params: Any, display: metrics.Disp
     Args:
       loaded_params: of the reference policy, as read, from which a policy without an adapter starts.
     """
-    done = max(set.intersection(*({0, *saved_steps(member.workdir)} for member in wave)))
+    done = common_step(wave, display)
     ended = [member for member in wave if max(saved_steps(member.workdir), default=0) == member.setup.cfg.steps]
     if not done and 0 < len(ended) < len(wave):  # they were in other waves before, as with another `at_once`
         for part in (ended, [member for member in wave if member not in ended]):
