@@ -137,7 +137,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
     """Arranges the devices and hands the run to the loop."""
     from mara_jax import tasks
     from mara_jax.parallel import hosts, sharding
-    from mara_jax.train import disk, lock, loop, preflight, watchdog
+    from mara_jax.train import disk, finished, lock, loop, preflight, watchdog
     from mara_jax.train import workdir as run_directory
     from mara_jax.train.population import training as population
 
@@ -145,6 +145,7 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         hosts.on_process_zero(lambda: run_directory.check_place(workdir))
         hosts.on_process_zero(lambda: held.enter_context(lock.held(workdir)))
         hosts.on_process_zero(lambda: run_directory.check(workdir, run))
+        hosts.on_process_zero(lambda: finished.check(workdir, run.steps))
         held.enter_context(watchdog.watching(run.watchdog, run.watchdog_ends, workdir))
         task = hosts.raise_on_all_processes(lambda: tasks.make(run))
         preflight.check_members(run, task)
@@ -152,6 +153,9 @@ def _train_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> Non
         with sharding.use(layout), preflight.too_large(config.is_population(run)):
             hosts.raise_on_all_processes(lambda: preflight.check_room(run))
             (population.run if config.is_population(run) else loop.run)(run, task, workdir)
+    # The last of all: a signal or a kill before it leaves a run that may be begun again.
+    with disk.one_line(workdir):
+        hosts.on_process_zero(lambda: finished.record(workdir, run.steps))
 
 
 def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:

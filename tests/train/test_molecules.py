@@ -75,7 +75,8 @@ def test_a_run_ends_with_its_budget_and_has_nothing_left_to_do(main, flags, tmp_
     assert len(made) < 30 and made[-1]["task/oracle_calls"] == 9 == len(kept["task"]["calls"]["series"])
     assert kept["step"] == len(made)
     again = main(*flags)
-    assert again.returncode == 0 and "the budget of 9 oracle calls is used up" in again.stdout
+    refused(again, f"no step is left: {tmp_path / 'run'} has ended after step {len(made)}")
+    refused(main(*flags, "--config.steps=31"), "ask for more by --config.steps, which its task does not allow")
     assert rows(tmp_path / "run") == made and last_state(tmp_path / "run") == kept
 
 

@@ -104,6 +104,12 @@ def test_a_run_that_is_asked_to_end_in_a_step_saves_the_one_before_and_is_resume
     assert checkpoint.saved_steps(workdir) == [2] and len(rows(workdir)) == 2 and not (workdir / "lock").exists()
     assert main.main([*flags, f"--workdir={workdir}"]) == 0
     assert "resuming after step 2" in capsys.readouterr().out and same_run(workdir, whole)
+    # Both have ended: asked for the same once more, there is nothing to do, which is no success.
+    for folder in (workdir, whole):
+        assert main.main([*flags, f"--workdir={folder}"]) == cli.REFUSED
+        said = capsys.readouterr().err
+        assert f"no step is left: {folder} has ended after step 4" in said and said.count("\n") == 1
+    assert same_run(workdir, whole)
 
 
 @pytest.fixture(scope="module")
