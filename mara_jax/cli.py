@@ -32,6 +32,7 @@ COMMANDS = {
     "audit": "says what a setting really optimises",
     "plan": "counts a run's memory and work on any devices",
     "bench": "measures a training step",
+    "replay": "makes a step of a run again and compares",
     "export": "writes a checkpoint's policy as a directory",
     "generate": "samples completions, and counts answers",
     "evaluate": "shows and compares finished runs",

@@ -51,7 +51,7 @@ def policy_of(cfg: LanguageRun, workdir: pathlib.Path) -> Policy:
     Raises:
       FileNotFoundError: its warm-up has not ended.
     """
-    return adapter.trained(cfg, _reference_of(cfg, workdir)[0])
+    return adapter.trained(cfg, reference_of(cfg, workdir)[0])
 
 
 def at_checkpoint(cfg: LanguageRun, workdir: pathlib.Path, step: int) -> tuple[Policy, Any]:
@@ -61,13 +61,13 @@ def at_checkpoint(cfg: LanguageRun, workdir: pathlib.Path, step: int) -> tuple[P
       FileNotFoundError, ValueError: as of `policy_of`; a checkpoint that cannot be read.
     """
     cfg = dataclasses.replace(cfg, policy=dataclasses.replace(cfg.policy, compute_dtype="float32"))
-    policy, ref_params = _reference_of(cfg, workdir)
+    policy, ref_params = reference_of(cfg, workdir)
     policy = adapter.trained(cfg, policy)
     params = checkpoint.read_params(workdir, step, abstract_params(policy))
     return policy, lora.attached(policy.architecture, ref_params, params)
 
 
-def _reference_of(cfg: LanguageRun, workdir: pathlib.Path) -> tuple[Policy, Any]:
+def reference_of(cfg: LanguageRun, workdir: pathlib.Path) -> tuple[Policy, Any]:
     """The reference policy of a run that has begun; errors as of `policy_of`."""
     saved = workdir / "reference"
     if cfg.warmup.steps and not saved.is_dir():
