@@ -22,6 +22,7 @@ LARGEST_REWARD = 1e6  # beyond it squares and gradients leave float32
 TRUNCATED = ("score", "zero", "mask")
 FAILURE = ("stop", "value")
 NARROW_OR_NOT = ("float32", "bfloat16")
+FORMS = ("score", "probability")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,13 @@ class Config(config.Task):
     reward: str = setting("", "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION; several, separated by commas, are added")
     reward_model: str = setting("", "directory of a reward model, whose score is added; alone where reward is empty")
     reward_weights: str = setting("", "of several reward functions, separated by commas; empty: 1 each")
-    reward_model_weight: float = setting(1.0, "what its score is multiplied with", limits.REWARD)
+    reward_model_form: str = setting(
+        "score",
+        "its score as it is, or 1 / (1 + exp(-score)), the probability that it is preferred to a completion of score "
+        "0, for methods that multiply or divide rewards",
+        FORMS,
+    )
+    reward_model_weight: float = setting(1.0, "what its score is multiplied with, in that form", limits.REWARD)
     reward_model_dtype: str = setting("float32", "of its matmuls: bfloat16 on accelerators", NARROW_OR_NOT)
     answer: str = setting("", "FILE.py:FUNCTION that names a completion's answer; empty: its text is the answer")
     demonstrations: str = setting("", "a file of prompts with completions, for the warm-up; empty: those of `prompts`")
@@ -195,6 +202,8 @@ class Prompts(Task):
                 raise TaskError(f"{name} returned {value!r:.60}: return finite numbers, or None")
             if abs(value) > LARGEST_REWARD:
                 raise TaskError(f"{name} returned {value:g}: return numbers of at most {LARGEST_REWARD:g} in size")
+            if name == LEARNED and self.cfg.reward_model_form == "probability":
+                value = preferred(value)
             weight = self.cfg.reward_model_weight if name == LEARNED else self.rewards[name]
             total, judged = total + weight * value, True
         if not judged:
@@ -221,6 +230,11 @@ class Prompts(Task):
 def _completion(prompt: Any, text: str) -> Any:
     """A completion as TRL hands it to reward functions: a message where the prompt is a list of messages."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def preferred(score: float) -> float:
+    """By Bradley and Terry, the probability that a completion is preferred to one of score 0: 1 / (1 + exp(-score))."""
+    return 1 / (1 + math.exp(-score)) if score > 0 else math.exp(score) / (1 + math.exp(score))
 
 
 def _learned(where: str, score: float | str) -> Outcome:

@@ -111,6 +111,19 @@ def test_a_run_takes_its_rewards_from_a_reward_model(folder, scored_by):
     assert both.columns["length"].tolist() == lengths.tolist()
 
 
+def test_a_score_as_a_probability(folder, scored_by):
+    """1 / (1 + exp(-score)), weighted, while the score itself is what is logged; from 0 to 1, without overflow."""
+    where, model = scored_by
+    score = np.float64(model.scores(model.encode(["a?", "a?", "b?", "b?"], [*TEXTS[0], *TEXTS[1]])).reshape(2, 2))
+    own = {"reward_model": str(where), "reward_model_form": "probability", "reward_model_weight": 2.0}
+    alone = scores(folder, TEXTS, **own)
+    np.testing.assert_allclose(alone.reward, 2 / (1 + np.exp(-score)), rtol=1e-6)
+    both = scores(folder, TEXTS, reward=f"{folder}/own.py:length", **own)
+    np.testing.assert_allclose(both.reward - alone.reward, [[1, 3], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(both.columns["reward_model"], score, rtol=1e-5, atol=1e-6)
+    assert [prompts.preferred(x) for x in (-1e4, 0.0, 1e4)] == [0.0, 0.5, 1.0]
+
+
 def test_a_completion_too_long_for_the_reward_model_fails_alone(folder, scored_by):
     texts = [["a", "b" * 70], ["b", ""]]
     with pytest.raises(ValueError, match=r"task.reward_model=.*tokens with its prompt, but .* reads 64.*'bbbb"):
