@@ -11,7 +11,7 @@ from absl import flags
 from rich.console import Console
 
 from mara_jax import cli, config, hf, tasks
-from mara_jax.bench import phases, speed
+from mara_jax.bench import phases, scores, speed
 from mara_jax.cli import Flag
 from mara_jax.hf import shapes
 from mara_jax.policies import transformer
@@ -34,9 +34,9 @@ OF_MODEL = (
 COMMAND = cli.Command(
     name="bench",
     purpose="""Times the rollout, the reference log-probs and the update of a training step, and sets them against the
-    FLOPs that they need at least and against a plain matmul on the same machine. Nothing is learnt. With --model,
-    prompts are random and completions never end, so that every run does the same work; with --config they end where
-    they end.""",
+    FLOPs that they need at least and against a plain matmul on the same machine. Nothing is learnt: rewards are random,
+    and a reward model of the configuration is timed by itself. With --model, prompts are random and completions never
+    end, so that every run does the same work; with --config they end where they end.""",
     examples=(
         "python -m mara_jax.bench --model=tiny",
         "python -m mara_jax.bench --config=configs/digits.py",
@@ -69,8 +69,10 @@ def bench(argv: list[str]) -> int:
     values = parse(argv)
     use_threads(values.threads)
     out = writable(values.out)
-    name, setup = case_of(values)
+    name, setup, asked = case_of(values)
     record = {"threads": values.threads or available(), **speed.measure(name, setup, values.repeats)}
+    if asked is not None:
+        record["reward_model"] = scores.measure(asked, setup, values.repeats)
     record["load"] = round(os.getloadavg()[0], 2)
     text = json.dumps(record, allow_nan=False)
     if out is not None:
@@ -132,8 +134,8 @@ def writable(out: str | None) -> pathlib.Path | None:
     return None if out is None else pathlib.Path(out)
 
 
-def case_of(values: flags.FlagValues) -> tuple[str, Setup]:
-    """The case to measure: its name, and its policy, prompts and sizes.
+def case_of(values: flags.FlagValues) -> tuple[str, Setup, scores.Asked | None]:
+    """The case to measure: its name; its policy, prompts and sizes; the reward model of its task, if it names one.
 
     Raises:
       ValueError: a configuration that cannot run, or is the toy's.
@@ -151,10 +153,10 @@ def case_of(values: flags.FlagValues) -> tuple[str, Setup]:
     prompts = phases.random_prompts(policy.architecture.vocab_size, values.samples // values.group, values.prompt)
     optimiser = config.Optimiser(micro_batches=values.micro_batches)
     run = phases.run_of(len(prompts), values.group, values.new, optimiser=optimiser)
-    return values.model, phases.setup_of(run, policy, params, prompts)
+    return values.model, phases.setup_of(run, policy, params, prompts), None
 
 
-def _configured(fields: Any) -> tuple[str, Setup]:
+def _configured(fields: Any) -> tuple[str, Setup, scores.Asked | None]:
     run = config.resolve(fields)
     if not isinstance(run, config.LanguageRun):
         raise ValueError("the toy has no language model to measure: give a configuration such as configs/digits.py")
@@ -177,8 +179,9 @@ def _configured(fields: Any) -> tuple[str, Setup]:
         )
     policy, params = reference.load_base(run, task)
     encoded = EncodedPrompts(run, policy, task)
-    prompts = [encoded[number] for number in ids_of_step(run, len(encoded), 0)]
-    return run.policy.weights, phases.setup_of(run, policy, params, prompts)
+    ids = [int(number) for number in ids_of_step(run, len(encoded), 0)]
+    asked = task.learned_reward and scores.Asked(task.learned_reward, [task.prompt(number) for number in ids])
+    return run.policy.weights, phases.setup_of(run, policy, params, [encoded[number] for number in ids]), asked
 
 
 def show(record: dict[str, Any], console: Console) -> None:
@@ -208,6 +211,13 @@ def show(record: dict[str, Any], console: Console) -> None:
             f"decoding: {decode['steps']} steps of {1000 * decode['seconds_per_step']:.2f} ms reading "
             f"{decode['bytes_per_step'] / 1e6:.1f} MB: {decode['gbytes_per_s']:.1f} GB/{unit}; "
             f"a copy: {machine['copy_gbytes_per_s']:.1f}"
+        )
+    if "reward_model" in record:
+        row = record["reward_model"]
+        console.print(
+            f"reward model, not part of the step: {row['seconds']:.3f} {unit} for {row['completions']} different "
+            f"completions ({row['tokens']} tokens), {row['gflops_per_s']:.1f} GFLOP/{unit}, x "
+            f"{row['flops'] / row['flops_least']:.2f} of the least"
         )
     warm, after = record["compiled"]["warm_up"], record["compiled"]["afterwards"]
     console.print(f"compiled: {warm['programs']} programs in {warm['seconds']:.1f} s, then {after['programs']} more")

@@ -1,4 +1,4 @@
-"""The three programs of a training step, traced on shapes: nothing is loaded, allocated or run."""
+"""The programs of a training step, traced on shapes: nothing is loaded, allocated or run."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,26 +13,30 @@ from mara_jax.policies import lora
 from mara_jax.policies.packing import Packing
 from mara_jax.policies.parameters import Architecture
 from mara_jax.policies.policy import Policy
+from mara_jax.policies.scores import compiled_scores
 from mara_jax.sampling import draw, logprobs, rollout
-from mara_jax.train import optim, placement, programs, reference_samples
+from mara_jax.train import optim, placement, programs, reference_samples, reward_model
 from mara_jax.train.state import Batch, BySampler, remembered
 
 PHASES = ("rollout", "reference", "update")
+SCORES = "scores"  # the phase of a reward model, where there is one
 
 
 class PhaseProgram(NamedTuple):
     """The program of one phase on arguments that are shapes with shardings, and how often its while loops run.
 
-    batch: the arguments that belong to neither policy nor reference nor optimiser.
+    batch: the arguments that belong to neither policy nor reference nor optimiser nor reward model; calls: of the
+    program in a step.
     """
 
     program: programs.Program
     trips: tuple[int, ...]
     batch: Any
+    calls: int = 1
 
     def flops(self) -> int:
-        """FLOPs of the program's matmuls on all devices together, from its jaxpr."""
-        return work.flops(self.program.function, *self.program.args, trips=self.trips)
+        """FLOPs of the program's matmuls in a step on all devices together, from its jaxpr."""
+        return self.calls * work.flops(self.program.function, *self.program.args, trips=self.trips)
 
 
 class Sizes(NamedTuple):
@@ -89,6 +93,32 @@ def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) ->
         "reference": PhaseProgram(reference_program, (), completions),
         "update": PhaseProgram(update_program, (), batches),
     }
+
+
+def scores_program(reward_arch: Architecture, sizes: Sizes) -> PhaseProgram:
+    """The program by which a reward model scores a step's completions, each with its prompt at its full length.
+
+    Completions are taken to be as many tokens of the reward model as they are of the policy.
+
+    Raises:
+      ValueError: sequences that are longer than its context, or a model that the mesh does not divide.
+    """
+    longest, most = sizes.prompt_tokens + sizes.new_tokens, reward_arch.max_positions
+    if longest > most:
+        raise ValueError(
+            f"prompts of {sizes.prompt_tokens} tokens and completions of {sizes.new_tokens} are longer than the {most} "
+            "that the reward model reads: lower --prompt_tokens or rollout.max_new_tokens"
+        )
+    rows, width = sizes.prompts * sizes.group * max(1, sizes.members), reward_model.padded_width(longest)
+    at_once, shards = reward_model.rows_at_once(rows, lambda count: width), sharding.shard_count("rows")
+    layout, count = sharding.current(), -(-at_once // shards) * shards
+    where = None if layout is None else sharding.named_sharding(layout, ("rows",))
+    tokens_bt, lengths_b = (
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for shape in ((count, width), (count,))
+    )
+    params = placement.abstract_reference(reward_arch)
+    program = programs.Program(compiled_scores, (reward_arch, params, tokens_bt, lengths_b))
+    return PhaseProgram(program, (), (tokens_bt, lengths_b), -(-rows // at_once))
 
 
 def prompts_of(sizes: Sizes) -> rollout.Prompts:

@@ -23,7 +23,8 @@ COMMAND = cli.Command(
     flags=(
         Flag("topology", "KIND:SIZE", "v5e:4x4, v5p:4x4x4, v6e:4x4 (TPU chips), h100:8 (GPUs of one node) or cpu:8 "
              "(simulated devices)"),
-        Flag("shape", "NAME", "of the policy, as qwen2.5-0.5b, -3b, -7b or -32b, whatever policy.weights says"),
+        Flag("shape", "NAME", "of the policy, as qwen2.5-0.5b, -3b, -7b, -32b or qwen3-1.7b, whatever policy.weights "
+             "says"),
         Flag("prompt_tokens", "N", "of the longest prompt; counted by the tokenizer, or the prompt's bytes where there "
              "is none, unless given", kind=int, least=1),
         Flag("suggested", "", "plan for the mesh that plan suggests instead of the configuration's", False, bool),
@@ -94,6 +95,13 @@ def show(record: dict[str, Any], console: Console) -> None:
         f"{record['remat']}; {members}{shape['prompts']} groups of {shape['group']} completions "
         f"({shape['new_tokens']} tokens after {shape['prompt_tokens']})"
     )
+    scoring = record["reward_model"]
+    if scoring is not None:
+        console.print(
+            f"scored by {scoring['where']}: {scoring['parameters'] / 1e6:,.1f} M parameters in {scoring['dtype']}, in "
+            f"{record['phases']['scores']['calls']} calls a step",
+            markup=False,
+        )
     console.print(
         f"{record['topology']}: {record['devices']} x {chip['name']} with {_gib(chip['memory'])} each; mesh "
         f"data={mesh['data']} fsdp={mesh['fsdp']} tensor={mesh['tensor']}\n"
@@ -108,8 +116,8 @@ def _show_memory(record: dict[str, Any], console: Console) -> None:
     phases = record["phases"]
     most = max(row["memory"]["total"] for row in phases.values())
     unit, size = ("GiB", 2**30) if most >= 2**30 else ("MiB", 2**20)
-    names = list(next(iter(phases.values()))["memory"])
-    table = _table(console, f"Memory of one device, {unit}", *names)
+    names = [name for name in next(iter(phases.values()))["memory"] if name != "reward_model" or record["reward_model"]]
+    table = _table(console, f"Memory of one device, {unit}", *(name.replace("_", " ") for name in names))
     for phase, row in phases.items():
         table.add_row(phase, *(f"{row['memory'][name] / size:.2f}" for name in names))
     console.print(table)

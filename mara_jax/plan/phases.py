@@ -19,13 +19,15 @@ from mara_jax.train import capacity
 class Memory(NamedTuple):
     """Bytes on one device at the peak of a phase.
 
-    parameters: of the policy; reference: of the reference policy; optimiser: its moments; cache: the KV cache of the
-    completions; batch: other arguments and results of the phase; temporaries: all else that the compiler allocates.
+    parameters: of the policy; reference: of the reference policy; optimiser: its moments; reward_model: its parameters;
+    cache: the KV cache of the completions; batch: other arguments and results of the phase; temporaries: all else that
+    the compiler allocates.
     """
 
     parameters: int
     reference: int
     optimiser: int
+    reward_model: int
     cache: int
     batch: int
     temporaries: int
@@ -38,8 +40,9 @@ class Memory(NamedTuple):
 class Phase(NamedTuple):
     """What one phase of a step takes on one device.
 
-    source: how its memory is known, in words; flops: the device's share of the program's matmuls; bytes: the least that
-    it must move through its memory; floor: the least seconds by each bound, "compute", "memory" and "links".
+    source: how its memory is known, in words; flops: the device's share of the matmuls; bytes: the least that it must
+    move through its memory; floor: the least seconds by each bound, "compute", "memory" and "links"; calls: of its
+    program in a step, all of which are counted but in the collectives and the memory.
     """
 
     memory: Memory
@@ -48,6 +51,7 @@ class Phase(NamedTuple):
     bytes: float
     floor: dict[str, float]
     collectives: list[hlo.Collective]
+    calls: int = 1
 
 
 def phases(
@@ -56,26 +60,44 @@ def phases(
     sizes: abstract.Sizes,
     chip: Chip,
     on_compile: Callable[[str], None] = lambda _: None,
+    reward_arch: Architecture | None = None,
 ) -> dict[str, Phase]:
     """Every phase, compiled for the devices of the layout in use.
 
     Args:
-      on_compile: called with the name of each phase before it is compiled, since that takes minutes.
+      on_compile: called with the name of each phase before it is compiled, since that takes minutes; reward_arch: of
+        the reward model, None where there is none.
     """
-    compiled, programs_of = {}, population if sizes.members else abstract
-    for name, program in programs_of.phase_programs(run, arch, sizes).items():
+    programs = (population if sizes.members else abstract).phase_programs(run, arch, sizes)
+    if reward_arch is not None:
+        programs = {
+            "rollout": programs["rollout"],
+            abstract.SCORES: abstract.scores_program(reward_arch, sizes),
+        } | programs
+    held = (
+        population.held(run, arch, sizes.members, reward_arch)
+        if sizes.members
+        else capacity.held(run, arch, reward_arch)
+    )
+    compiled = {}
+    for name, program in programs.items():
         on_compile(name)
-        compiled[name] = _phase(name, program, run, arch, sizes, chip)
+        its_arch = arch if name != abstract.SCORES or reward_arch is None else reward_arch
+        compiled[name] = _phase(name, program, held, its_arch, sizes, chip)
     return compiled
 
 
 def _phase(
-    name: str, program: abstract.PhaseProgram, run, arch: Architecture, sizes: abstract.Sizes, chip: Chip
+    name: str,
+    program: abstract.PhaseProgram,
+    held: capacity.Held,
+    arch: Architecture,
+    sizes: abstract.Sizes,
+    chip: Chip,
 ) -> Phase:
-    held = population.held(run, arch, sizes.members) if sizes.members else capacity.held(run, arch)
     batch = capacity.bytes_of(program.batch)
     cache = held.cache if name == "rollout" else 0
-    memory = Memory(*held[:3], cache, batch, 0)
+    memory = Memory(*held[:3], held.reward_model, cache, batch, 0)
     collectives: list[hlo.Collective] = []
     if held.total > chip.memory:
         source = "not compiled: what must be held has no room"
@@ -91,9 +113,10 @@ def _phase(
             memory, source = _compiled(memory, compiled), "compiled"
             collectives = hlo.collectives(compiled.as_text(), program.trips)
     flops = program.flops() / devices()
-    moved = least_bytes(name, arch, sizes)
-    sent = sum(collective.sent for collective in collectives)
-    return Phase(memory, source, flops, moved, floor(chip, arch.compute_dtype, flops, moved, sent), collectives)
+    moved = program.calls * least_bytes(name, arch, sizes)
+    sent = program.calls * sum(collective.sent for collective in collectives)
+    seconds = floor(chip, arch.compute_dtype, flops, moved, sent)
+    return Phase(memory, source, flops, moved, seconds, collectives, program.calls)
 
 
 def devices() -> int:
@@ -149,9 +172,10 @@ def _refused(name: str, known: Memory, needed: tuple[int, bool], adapted: bool) 
     """
     size, temporaries = needed
     beside = {
-        "rollout": known.optimiser + (0 if adapted else known.reference),
-        "reference": known.parameters + known.optimiser,
-        "update": 0,
+        "rollout": known.optimiser + known.reward_model + (0 if adapted else known.reference),
+        abstract.SCORES: known.parameters + known.optimiser + known.reference,
+        "reference": known.parameters + known.optimiser + known.reward_model,
+        "update": known.reward_model,
     }[name]
     remaining = size - known.cache if temporaries else size + beside - known.total
     return known._replace(temporaries=max(0, remaining))
@@ -161,10 +185,11 @@ def least_bytes(name: str, arch: Architecture, sizes: abstract.Sizes) -> float:
     """The least that a device must read and write in its memory, with the mesh of the layout in use.
 
     A rollout reads every kernel in the compute dtype at each decoded token and the keys and values seen so far; the
-    reference's pass reads kernels once, an update twice; an update then reads and writes what is trained and moments.
+    reference's pass reads kernels once, as does each call of a reward model, an update twice; an update then reads and
+    writes what is trained and moments.
     The members of a population read the reference's kernels together, and with adapters no others.
     """
-    if not sizes.members:
+    if not sizes.members or name == abstract.SCORES:
         return _least_bytes(name, arch, sizes, 1)
     members = population.on_a_device(sizes.members)
     with sharding.without_layout():
@@ -176,7 +201,7 @@ def _least_bytes(name: str, arch: Architecture, sizes: abstract.Sizes, members: 
     count, trained, tensor = parameters.count(arch), lora.count(arch), sharding.shard_count("mlp")
     reference = count * width / tensor
     kernels = reference if arch.lora is not None else members * reference
-    if name == "reference":
+    if name in ("reference", abstract.SCORES):
         return reference
     if name == "update":
         return 2 * kernels + members * 6 * 4 * trained / (tensor * sharding.shard_count("embed"))

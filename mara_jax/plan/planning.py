@@ -76,28 +76,32 @@ def plan(
     Raises:
       ValueError: a policy of unknown shape, a mesh that cannot be, a topology that nothing here compiles for.
     """
-    arch = shape.run_architecture(run)
+    arch, reward_arch = shape.run_architecture(run), shape.reward_architecture(run)
     devices, chip = chips.devices(topology), chips.chip_of(topology)
     sizes = abstract.sizes_of(run, prompts.longest(run) if prompt_tokens is None else prompt_tokens)
     if config.is_population(run):
-        return plan_of_members(run, topology, arch, sizes)
+        return plan_of_members(run, topology, arch, sizes, reward_arch)
     with sharding.use(sharding.layout(mesh.make_mesh({"data": len(devices), "fsdp": 1, "tensor": 1}, devices))):
-        advice = suggest.best(run, arch, sizes, chip, len(devices))
+        advice = suggest.best(run, arch, sizes, chip, len(devices), reward_arch)
     if suggested and advice is not None:
         run = suggest.with_mesh(run, advice)
     layout = preflight.layout_of(run, devices)
     with sharding.use(layout):
-        phase_of = phases.phases(run, arch, sizes, chip, report_compilation)
-    record = _record(run, arch, sizes, topology, chip, layout, phase_of)
+        phase_of = phases.phases(run, arch, sizes, chip, report_compilation, reward_arch)
+    record = _record(run, arch, sizes, topology, chip, layout, phase_of, reward_arch)
     record["suggested_mesh"] = None if advice is None else advice._asdict() | {"flags": advice.flags}
     if search:
-        record["largest_batch"] = largest_batch(run, arch, sizes, chip, layout, record["peak_bytes"])
+        record["largest_batch"] = largest_batch(run, arch, sizes, chip, layout, record["peak_bytes"], reward_arch)
     record["verdict"] = verdict(record)
     return record
 
 
 def plan_of_members(
-    run: config.LanguageRun, topology: chips.Topology, arch: Architecture, sizes: abstract.Sizes
+    run: config.LanguageRun,
+    topology: chips.Topology,
+    arch: Architecture,
+    sizes: abstract.Sizes,
+    reward_arch: Architecture | None = None,
 ) -> dict[str, Any]:
     """As `plan`, of a population's first wave, with the floors of as many single runs one after another (`alone_s`).
 
@@ -106,19 +110,26 @@ def plan_of_members(
     devices, chip, members = chips.devices(topology), chips.chip_of(topology), config.members(run)
     layout, first = preflight.layout_of(run, devices), members[0].run
     with sharding.use(layout):
-        sizes = sizes._replace(members=population.at_once(run, arch, chip.memory))
-        phase_of = phases.phases(first, arch, sizes, chip, report_compilation)
-        record = _record(run, arch, sizes, topology, chip, layout, phase_of)
+        sizes = sizes._replace(members=population.at_once(run, arch, chip.memory, reward_arch))
+        phase_of = phases.phases(first, arch, sizes, chip, report_compilation, reward_arch)
+        record = _record(run, arch, sizes, topology, chip, layout, phase_of, reward_arch)
         record |= {"members": len(members), "members_on_a_device": population.on_a_device(sizes.members)}
         record |= {"hosts": len({device.process_index for device in devices})}
         record |= {"suggested_mesh": None, "alone_s": None}
         with contextlib.suppress(ValueError):
-            record["alone_s"] = sizes.members * seconds_alone(first, arch, sizes._replace(members=0), chip)
+            alone_s = seconds_alone(first, arch, sizes._replace(members=0), chip, reward_arch)
+            record["alone_s"] = sizes.members * alone_s
     record["verdict"] = verdict_of_members(record)
     return record
 
 
-def seconds_alone(run: config.LanguageRun, arch: Architecture, sizes: abstract.Sizes, chip: Chip) -> float:
+def seconds_alone(
+    run: config.LanguageRun,
+    arch: Architecture,
+    sizes: abstract.Sizes,
+    chip: Chip,
+    reward_arch: Architecture | None = None,
+) -> float:
     """The floor of a single run's step on the devices of the layout in use, without what they send; 0: not known.
 
     Raises:
@@ -128,9 +139,13 @@ def seconds_alone(run: config.LanguageRun, arch: Architecture, sizes: abstract.S
     if layout is not None:
         sharding.row_axes(layout, sizes.prompts, samples)
     seconds = 0.0
-    for name, program in abstract.phase_programs(run, arch, sizes).items():
-        flops, moved = program.flops() / phases.devices(), phases.least_bytes(name, arch, sizes)
-        seconds += max(phases.floor(chip, arch.compute_dtype, flops, moved, 0.0).values(), default=0.0)
+    programs = [(name, program, arch) for name, program in abstract.phase_programs(run, arch, sizes).items()]
+    if reward_arch is not None:
+        programs.append((abstract.SCORES, abstract.scores_program(reward_arch, sizes), reward_arch))
+    for name, program, own in programs:
+        flops = program.flops() / phases.devices()
+        moved = program.calls * phases.least_bytes(name, own, sizes)
+        seconds += max(phases.floor(chip, own.compute_dtype, flops, moved, 0.0).values(), default=0.0)
     return seconds
 
 
@@ -152,10 +167,13 @@ def report_compilation(name: str) -> None:
     print(f"compiling {name} ...", file=sys.stderr, flush=True)
 
 
-def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, phases.Phase]) -> dict[str, Any]:
+def _record(
+    run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, phases.Phase], reward_arch: Architecture | None
+) -> dict[str, Any]:
     peak = max(phase.memory.total for phase in phase_of.values())
     return {
         "policy": run.policy.weights,
+        "reward_model": None if reward_arch is None else _reward_model(run, reward_arch),
         "dtype": arch.compute_dtype,
         "remat": arch.remat,
         "topology": topology.name,
@@ -169,19 +187,30 @@ def _record(run, arch, sizes, topology, chip: Chip, layout, phase_of: dict[str, 
     }
 
 
+def _reward_model(run: config.LanguageRun, arch: Architecture) -> dict[str, Any]:
+    return {
+        "where": getattr(run.task, "reward_model", ""),
+        "parameters": parameters.count(arch),
+        "dtype": arch.compute_dtype,
+    }
+
+
 def _row(phase: phases.Phase) -> dict[str, Any]:
     return {
+        "calls": phase.calls,
         "memory": phase.memory._asdict() | {"total": phase.memory.total},
         "told": phase.source,
         "flops": phase.flops,
         "bytes_least": phase.bytes,
-        "sent": sum(collective.sent for collective in phase.collectives),
+        "sent": phase.calls * sum(collective.sent for collective in phase.collectives),
         "floor_s": phase.floor,
         "collectives": [collective._asdict() for collective in phase.collectives],
     }
 
 
-def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: int) -> dict[str, Any]:
+def largest_batch(
+    run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: int, reward_arch: Architecture | None = None
+) -> dict[str, Any]:
     """The most groups that fit, measured by compiling; only multiples of what the mesh divides are tried."""
     step = _least_groups(run, layout)
     first = max(1, sizes.prompts // step)
@@ -192,9 +221,8 @@ def largest_batch(run, arch, sizes: abstract.Sizes, chip: Chip, layout, peak: in
             more = with_batch(run, units * step)
             with sharding.use(layout):
                 wider = sizes._replace(prompts=units * step)
-                known[units] = max(
-                    phase.memory.total for phase in phases.phases(more, arch, wider, chip, report_compilation).values()
-                )
+                compiled = phases.phases(more, arch, wider, chip, report_compilation, reward_arch)
+                known[units] = max(phase.memory.total for phase in compiled.values())
         return known[units]
 
     second = 2 * first

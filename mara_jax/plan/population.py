@@ -17,14 +17,14 @@ from mara_jax.train.population import programs as of_members
 from mara_jax.train.state import BySampler, remembered
 
 
-def at_once(run: config.LanguageRun, arch: Architecture, limit: float) -> int:
+def at_once(run: config.LanguageRun, arch: Architecture, limit: float, reward_arch: Architecture | None = None) -> int:
     """How many members there are in the first wave, on the devices of the layout in use.
 
     Args:
-      limit: bytes of each device.
+      limit: bytes of each device; reward_arch: as of `capacity.held`.
     """
     first, *others = (programs.static_algorithm(one.run) for one in config.members(run))
-    most = run.population.at_once or capacity.members_at_once(run, arch, limit)
+    most = run.population.at_once or capacity.members_at_once(run, arch, limit, reward_arch)
     return capacity.wave_sizes(1 + others.count(first), most)[0]
 
 
@@ -34,12 +34,12 @@ def on_a_device(members: int) -> int:
     return members // devices if members % devices == 0 else members
 
 
-def held(run: config.LanguageRun, arch: Architecture, members: int) -> Held:
-    """What a device holds: the reference policy once, all else of each of its members."""
+def held(run: config.LanguageRun, arch: Architecture, members: int, reward_arch: Architecture | None = None) -> Held:
+    """What a device holds: the reference policy and a reward model once, all else of each of its members."""
     with sharding.without_layout():
-        one = capacity.held(run, arch)
+        one = capacity.held(run, arch, reward_arch)
     own = on_a_device(members)
-    return Held(own * one.parameters, one.reference, own * one.optimiser, own * one.cache)
+    return Held(own * one.parameters, one.reference, own * one.optimiser, own * one.cache, one.reward_model)
 
 
 def phase_programs(run: config.LanguageRun, arch: Architecture, sizes: Sizes) -> dict[str, PhaseProgram]:

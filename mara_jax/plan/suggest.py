@@ -58,9 +58,23 @@ class Candidate(NamedTuple):
         return f"--config.mesh.data={self.data} --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor}"
 
 
-def best(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, devices: int) -> Candidate | None:
-    """The mesh to use; where none has room, the one that needs least; None where no mesh divides the run's rows."""
-    candidates = [estimate(run, arch, sizes, chip, mesh) for mesh in meshes(run, arch, sizes, devices)]
+def best(
+    run: config.LanguageRun,
+    arch: Architecture,
+    sizes: Sizes,
+    chip: Chip,
+    devices: int,
+    reward_arch: Architecture | None = None,
+) -> Candidate | None:
+    """The mesh to use; where none has room, the one that needs least; None where no mesh divides the run's rows.
+
+    reward_arch: of the reward model that scores completions, whose parameters a mesh must divide, too.
+    """
+    candidates = [
+        estimate(run, arch, sizes, chip, mesh, reward_arch)
+        for mesh in meshes(run, arch, sizes, devices)
+        if reward_arch is None or _divides(reward_arch, mesh)
+    ]
     if not candidates:
         return None
     fitting = [candidate for candidate in candidates if candidate.bytes <= chip.memory]
@@ -86,13 +100,26 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
+def _divides(arch: Architecture, mesh: MeshShape) -> bool:
+    """Whether a mesh divides the parameters of a model."""
+    whole = math.gcd(math.gcd(arch.heads, arch.kv_heads), math.gcd(arch.mlp, arch.vocab_size))
+    return whole % mesh.tensor == 0 and arch.embed % mesh.fsdp == 0
+
+
 def _rows_divide(prompts: int, samples: int, data: int, fsdp: int) -> bool:
     """As `parallel.sharding.row_axes`: whole mesh axes divide the prompts, the others the samples."""
     cuts = ((data * fsdp, 1), (data, fsdp), (1, data * fsdp))
     return any(prompts % outer == 0 and samples % inner == 0 for outer, inner in cuts)
 
 
-def estimate(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Chip, mesh: MeshShape) -> Candidate:
+def estimate(
+    run: config.LanguageRun,
+    arch: Architecture,
+    sizes: Sizes,
+    chip: Chip,
+    mesh: MeshShape,
+    reward_arch: Architecture | None = None,
+) -> Candidate:
     """A mesh with the bytes and seconds that it is estimated to take."""
     width = jnp.dtype(arch.compute_dtype).itemsize
     count, batch, (_, fsdp, tensor) = parameters.count(arch), _local_batch(sizes, mesh), mesh
@@ -100,11 +127,16 @@ def estimate(run: config.LanguageRun, arch: Architecture, sizes: Sizes, chip: Ch
     # in the compute dtype.
     trained = lora.count(arch)
     held = (3 * 4 * trained + min(width, 4) * count) / (fsdp * tensor)
+    if reward_arch is not None:
+        held += parameters.count(reward_arch) * min(jnp.dtype(reward_arch.compute_dtype).itemsize, 4) / (fsdp * tensor)
     slots = 2 * arch.layers * arch.kv_heads / tensor * arch.head_dim * width
     rollout = slots * sizes.rows / mesh.row_shards * sizes.new_tokens + (count * width / tensor if fsdp > 1 else 0)
     gradients = (4 * trained + width * count) / (fsdp * tensor)
     update = gradients + _head(arch, fsdp, tensor) + _activations(run, arch, sizes, batch, tensor)
     seconds = _seconds(arch, sizes, chip, mesh) if arch.compute_dtype in chip.flops else 0
+    if reward_arch is not None and reward_arch.compute_dtype in chip.flops:
+        read = sizes.prompts * sizes.group * (sizes.prompt_tokens + sizes.new_tokens)
+        seconds += 2 * work.layer_parameters(reward_arch) * read / mesh.devices / chip.flops[reward_arch.compute_dtype]
     return Candidate(*mesh, held + max(rollout, update), seconds)
 
 

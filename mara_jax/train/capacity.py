@@ -1,4 +1,4 @@
-"""What a run must hold in memory whatever the compiler does: its parameters, moments and cache, counted from shapes."""
+"""What a run must hold in memory whatever the compiler does: its models, moments and cache, counted from shapes."""
 
 import contextlib
 import math
@@ -18,24 +18,31 @@ MARGIN = 0.6
 
 
 class Held(NamedTuple):
-    """Bytes on one device: of the policy's parameters, its frozen reference's, the optimiser's state, the cache."""
+    """Bytes on one device: of the policy's parameters, its frozen reference's, the optimiser's state, the cache, and a
+    reward model's parameters."""
 
     parameters: int
     reference: int
     optimiser: int
     cache: int
+    reward_model: int = 0
 
     @property
     def total(self) -> int:
         return sum(self)
 
 
-def held(run: LanguageRun, arch: Architecture) -> Held:
-    """What each device of the layout in use holds during a rollout, at the least."""
+def held(run: LanguageRun, arch: Architecture, reward_arch: Architecture | None = None) -> Held:
+    """What each device of the layout in use holds during a rollout, at the least.
+
+    Args:
+      arch: of the policy; reward_arch: of the reward model that scores its completions, None where there is none.
+    """
     state = placement.abstract(arch, optim.make(run.optimiser))
     parameters = bytes_of(state.params)
     reference = bytes_of(placement.abstract_reference(arch))
-    return Held(parameters, reference, bytes_of(state.opt_state), cache_bytes(run, arch))
+    scoring = 0 if reward_arch is None else bytes_of(placement.abstract_reference(reward_arch))
+    return Held(parameters, reference, bytes_of(state.opt_state), cache_bytes(run, arch), scoring)
 
 
 def bytes_of(tree: Any) -> int:
@@ -60,24 +67,25 @@ def cache_bytes(run: LanguageRun, arch: Architecture) -> int:
     return 2 * arch.layers * slots * arch.head_dim * jnp.dtype(arch.compute_dtype).itemsize
 
 
-def members_at_once(run: LanguageRun, arch: Architecture, limit: float) -> int:
+def members_at_once(run: LanguageRun, arch: Architecture, limit: float, reward_arch: Architecture | None = None) -> int:
     """How many members of a population have room side by side, at least one a device; an estimate.
 
-    They share the reference policy. Each has its parameters, gradients and moments twice while they are updated, its
-    cache, and what the backward pass reads: of every token and layer about eight vectors of the model's width and three
-    of the feed-forward's. A MARGIN of the memory is left to what XLA adds.
+    They share the reference policy and a reward model. Each has its parameters, gradients and moments twice while they
+    are updated, its cache, and what the backward pass reads: of every token and layer about eight vectors of the
+    model's width and three of the feed-forward's. A MARGIN of the memory is left to what XLA adds.
 
     Args:
-      arch: of the policy, with its adapter if there is one; limit: bytes of each device of the layout in use.
+      arch: of the policy, with its adapter if there is one; limit: bytes of each device of the layout in use;
+        reward_arch: as of `held`.
     """
     sizes = run.rollout
     with sharding.without_layout():  # a member lies on one device
-        need = held(run, arch)
+        need = held(run, arch, reward_arch)
     tokens = sizes.prompts_per_step * sizes.group_size * sizes.max_new_tokens // run.optimiser.micro_batches
     saved = 1 if run.policy.remat == "layer" else arch.layers
     activations = tokens * saved * (8 * arch.embed + 3 * arch.mlp) * jnp.dtype(arch.compute_dtype).itemsize
     own = 3 * need.parameters + 2 * need.optimiser + need.cache + activations
-    return max(1, int((MARGIN * limit - need.reference) // own)) * sharding.shard_count("members")
+    return max(1, int((MARGIN * limit - need.reference - need.reward_model) // own)) * sharding.shard_count("members")
 
 
 def wave_sizes(members: int, at_once: int) -> list[int]:
@@ -96,22 +104,25 @@ def wave_sizes(members: int, at_once: int) -> list[int]:
     return [min(most, count - first) for count, most in parts for first in range(0, count, most)]
 
 
-def check(run: LanguageRun, arch: Architecture, limit: float, devices: int = 1) -> None:
+def check(
+    run: LanguageRun, arch: Architecture, limit: float, devices: int = 1, reward_arch: Architecture | None = None
+) -> None:
     """Refuses a run that cannot have room.
 
     Args:
-      arch: of its policy.
+      arch: of its policy; reward_arch: as of `held`.
       limit: bytes there are, for `devices` devices of the layout in use together.
 
     Raises:
       ValueError: one line.
     """
     with sharding.without_layout() if is_population(run) else contextlib.nullcontext():
-        need = held(run, arch)  # a population's member lies whole on a device
+        need = held(run, arch, reward_arch)  # a population's member lies whole on a device
     if need.total * devices <= limit:
         return
     where = "a device" if devices == 1 else f"the host of {devices} devices"
-    parts = ", ".join(f"{name} {_gib(size * devices)}" for name, size in need._asdict().items())
+    sizes = {name.replace("_", " "): size for name, size in need._asdict().items() if size or name != "reward_model"}
+    parts = ", ".join(f"{name} {_gib(size * devices)}" for name, size in sizes.items())
     raise ValueError(
         f"it does not fit: {where} must hold {_gib(need.total * devices)} ({parts}) and has {_gib(limit)}: "
         f"{cure(need)}; python -m mara_jax.plan tells what a run needs"
@@ -122,6 +133,8 @@ def cure(need: Held) -> str:
     """What helps against the largest part."""
     if need.cache > need.total - need.cache:
         return "lower rollout.prompts_per_step, rollout.group_size or rollout.max_new_tokens, or use more devices"
+    if need.reward_model > need.total - need.reward_model:
+        return "cut it over more devices with mesh.fsdp, set task.reward_model_dtype=bfloat16, or choose a smaller one"
     return "cut it over more devices with mesh.fsdp, or choose a smaller policy.weights"
 
 

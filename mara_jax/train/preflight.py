@@ -43,8 +43,8 @@ def _check_members_lie_whole(layout: sharding.Layout) -> None:
 
 
 def check_room(run: config.LanguageRun) -> None:
-    """Refuses a run that the devices of the layout in use cannot make: its parameters, moments and cache alone have no
-    room there.
+    """Refuses a run that the devices of the layout in use cannot make: its models, moments and cache alone have no room
+    there.
 
     Raises:
       ValueError: one line.
@@ -53,7 +53,10 @@ def check_room(run: config.LanguageRun) -> None:
         arch = shape.run_architecture(run)
     except (ValueError, OSError):
         return  # the shape is known only from the weights, or reading the weights will fail
-    capacity.check(run, arch, *capacity.limit_here())
+    reward_arch = None
+    with contextlib.suppress(ValueError, OSError):  # likewise
+        reward_arch = shape.reward_architecture(run)
+    capacity.check(run, arch, *capacity.limit_here(), reward_arch)
 
 
 @contextlib.contextmanager

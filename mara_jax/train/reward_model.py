@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from mara_jax.policies.encoding import Prompt
 from mara_jax.policies.policy import Policy
 from mara_jax.policies.scores import compiled_scores
 from mara_jax.tasks.base import LearnedReward
-from mara_jax.train import placement
+from mara_jax.train import placement, shape
 
 TOKENS_AT_ONCE = 1 << 14  # of a call, padding included
 MOST_ROWS = 64  # of a call
@@ -93,27 +93,39 @@ def batches(rows: Sequence[Sequence[int]], shards: int) -> Iterator[tuple[list[i
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
     first = 0
     while first < len(order):
-        count = min(MOST_ROWS, 1 << (len(order) - first - 1).bit_length())
-        while count > 1 and count * width_of(rows, order[first : first + count]) > TOKENS_AT_ONCE:
-            count //= 2
+        left = len(order) - first
+        count = rows_at_once(left, lambda count, first=first: width_of(rows, order[first : first + count]))
         numbers = order[first : first + count]
         count = -(-count // shards) * shards
         yield numbers, *padded([rows[number] for number in numbers], count, width_of(rows, numbers))
         first += len(numbers)
 
 
-def width_of(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> int:
-    """The padded length of some rows: a power of two times LEAST_WIDTH."""
-    longest = max(len(rows[number]) for number in numbers)
+def rows_at_once(left: int, width: Callable[[int], int]) -> int:
+    """How many rows a call scores, a power of two.
+
+    Args:
+      left: rows to be scored; width: the padded length of so many of them.
+    """
+    count = min(MOST_ROWS, 1 << (left - 1).bit_length())
+    while count > 1 and count * width(count) > TOKENS_AT_ONCE:
+        count //= 2
+    return count
+
+
+def padded_width(longest: int) -> int:
+    """The padded length of rows of which the longest has so many tokens: a power of two times LEAST_WIDTH."""
     return LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
+
+
+def width_of(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> int:
+    """The padded length of some rows."""
+    return padded_width(max(len(rows[number]) for number in numbers))
 
 
 @functools.lru_cache(maxsize=2)
 def _loaded(learned: LearnedReward, layout: sharding.Layout | None) -> RewardModel:
-    # Scanned layers compile fast, and only XLA:CPU is slow with them; bfloat16 is for accelerators.
-    narrow = learned.compute_dtype == "bfloat16"
-    choices: dict[str, Any] = {"compute_dtype": learned.compute_dtype, "scan_layers": narrow, "score_head": True}
-    policy, params = hf.load(learned.where, layout=layout, **choices)
+    policy, params = hf.load(learned.where, layout=layout, **shape.reward_choices(learned.compute_dtype))
     if policy.tokenizer is None:
         raise ValueError(f"{learned.where} has no tokenizer: put its tokenizer.json beside the weights")
     return RewardModel(policy, placement.reference(policy.architecture, params))

@@ -54,3 +54,21 @@ def run_architecture(run: LanguageRun) -> Architecture:
     if not run.lora.rank:
         return arch
     return dataclasses.replace(arch, lora=Lora(run.lora.rank, run.lora.alpha, lora_targets(run.lora)))
+
+
+def reward_architecture(run: LanguageRun) -> Architecture | None:
+    """The architecture of the reward model that the run's task names, as it is computed; None where it names none.
+
+    Raises:
+      ValueError, FileNotFoundError: as of `policy_architecture`, or no reward model.
+    """
+    where = getattr(run.task, "reward_model", "")
+    if not where:
+        return None
+    return shapes.architecture_of(where, **reward_choices(getattr(run.task, "reward_model_dtype", "float32")))
+
+
+def reward_choices(compute_dtype: str) -> dict[str, Any]:
+    """How a reward model is computed, with matmuls in this dtype."""
+    # Scanned layers compile fast, and only XLA:CPU is slow with them; bfloat16 is for accelerators.
+    return {"compute_dtype": compute_dtype, "scan_layers": compute_dtype == "bfloat16", "score_head": True}

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from mara_jax import config
-from mara_jax.bench import command, phases, speed
+from mara_jax import config, hf
+from mara_jax.bench import command, phases, scores, speed
 from mara_jax.plan import abstract, work
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
-from mara_jax.train import startup
+from mara_jax.tasks.base import LearnedReward
+from mara_jax.train import reward_model, startup
 
 
 def setup_of(policy: Policy, params, prompt: int, new: int, group: int, samples: int, **sections) -> startup.Setup:
@@ -112,6 +113,25 @@ def test_the_table_fits_a_terminal(record):
     text = console.export_text()
     assert all(name in text for name in phases.NAMES)
     assert "…" not in text
+
+
+def test_a_reward_model_is_timed_by_itself(random_model, tmp_path):
+    """Four completions of two prompts, sequences as its own tokenizer has them; padding is what it does too much."""
+    policy, params = hf.load(random_model)
+    begun, scoring = reward_model.begun(policy, params, jax.random.key(3))
+    where = str(hf.export(begun, scoring, tmp_path / "scoring"))
+    run = phases.run_of(2, 2, 6)
+    setup = phases.setup_of(run, policy, params, [[3, 4], [5, 6, 7]])
+    row = scores.measure(scores.Asked(LearnedReward(where), ["ab", "cde"]), setup, repeats=2)
+    texts = phases.sample_completions(setup, params, 0).text
+    rows = reward_model.RewardModel(begun, scoring).encode(["ab", "ab", "cde", "cde"], [*texts[0], *texts[1]])
+    different = set(map(tuple, rows))
+    assert (row["completions"], row["tokens"]) == (len(different), sum(map(len, different)))
+    assert len(row["all_seconds"]) == 2 and row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"])
+    kernels = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 16
+    pairs = sum(len(one) * (len(one) + 1) // 2 for one in different)
+    assert row["flops_least"] == 2 * kernels * row["tokens"] + 4 * 2 * 8 * pairs
+    assert row["flops"] >= 2 * kernels * 32 * len(different)  # padded to 32
 
 
 def test_compilations_are_counted():

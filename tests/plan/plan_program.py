@@ -10,7 +10,6 @@ import gc
 import json
 import os
 import pathlib
-import re
 import sys
 
 # More devices than cores: one may wait for another longer than XLA's 40 seconds.
@@ -21,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import single_step
+from measured_memory import status
 
 from mara_jax import config, hf
 from mara_jax.hf import tokenizer as tokenizers
@@ -90,13 +90,6 @@ def train(run: config.LanguageRun) -> tuple[dict, int]:
     grown = status("VmHWM") - before
     measured = {"arrays_before": held, "state_and_reference": own, "growth": grown, "total": held + grown}
     return measured | {"parameters": parameters.count(policy.architecture)}, max(map(len, prompts))
-
-
-def status(name: str) -> int:
-    """Bytes that /proc tells of this process."""
-    found = re.search(rf"{name}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 main()

@@ -13,7 +13,7 @@ from mara_jax.hf import shapes
 from mara_jax.parallel import mesh, sharding
 from mara_jax.plan import abstract, chips, command, hlo, phases, planning, suggest
 from mara_jax.policies import parameters
-from mara_jax.train import capacity, shape
+from mara_jax.train import capacity, reward_model, shape
 
 ROOT = pathlib.Path(__file__).parents[2]
 NANO = f"--config={ROOT}/configs/onetwo.py:nano"
@@ -32,6 +32,8 @@ def layout(data: int, fsdp: int, tensor: int) -> sharding.Layout:
         ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-32b", 32_763_876_352),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
         ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
         ("allenai/OLMo-2-0425-1B-Instruct", 1_484_916_736),
         ("allenai/OLMo-2-1124-7B", 7_298_617_344),
@@ -62,7 +64,7 @@ def test_what_a_device_holds_by_hand(cut, ways):
     with sharding.use(layout(*cut)):
         held = capacity.held(RUN, shape.nano(RUN.policy))
     # Two moments, and Adam's count of steps.
-    assert held == (own, own, 2 * own + 4, 2 * 2 * rows * heads * 10 * 32 * 4)
+    assert held == (own, own, 2 * own + 4, 2 * 2 * rows * heads * 10 * 32 * 4, 0)
 
 
 ADAPTED = dataclasses.replace(RUN, lora=config.Lora(rank=4, targets="q,up"))
@@ -74,7 +76,7 @@ def test_with_an_adapter_a_device_holds_one_policy_and_the_adapters_moments():
     with sharding.use(layout(2, 2, 2)):
         held, whole = (capacity.held(run, shape.run_architecture(run)) for run in (ADAPTED, RUN))
     own = 4 * 2 * (4 * (128 // 2 + 128 // 2) + 4 * (128 // 2 + 512 // 2))
-    assert held == (own, whole.reference, 2 * own + 4, whole.cache)
+    assert held == (own, whole.reference, 2 * own + 4, whole.cache, 0)
 
 
 def test_the_work_of_an_adapted_policy_by_hand():
@@ -105,6 +107,60 @@ def test_the_reference_of_a_bfloat16_policy_is_held_in_it_but_for_norms():
     assert held.parameters == 4 * (KERNELS // 8 + NORMS // 8 + BIASES)
 
 
+SCORING = dataclasses.replace(shape.nano(RUN.policy), score_head=True)
+
+
+@pytest.mark.parametrize(("cut", "ways"), [((8, 1, 1), (1, 1, 1)), ((2, 2, 2), (4, 2, 2))])
+def test_a_device_also_holds_its_share_of_a_reward_model(cut, ways):
+    """Kernels, norms and biases as the policy's; a score of 128 numbers, cut over fsdp, in float32 beside bfloat16."""
+    with sharding.use(layout(*cut)):
+        alone, scored = (capacity.held(RUN, shape.nano(RUN.policy), arch) for arch in (None, SCORING))
+        narrow = dataclasses.replace(SCORING, compute_dtype="bfloat16")
+        of_narrow = capacity.held(RUN, shape.nano(RUN.policy), narrow).reward_model
+    kernels, norms, biases = KERNELS // ways[0], NORMS // ways[1], BIASES // ways[2]
+    assert scored == alone._replace(reward_model=4 * (kernels + norms + biases + 128 // ways[1]))
+    assert of_narrow == 2 * (kernels + biases) + 4 * (norms + 128 // ways[1])
+
+
+def test_scores_are_planned_as_they_are_made():
+    """The shapes of the calls are those of rows of the full length; work and bytes by hand."""
+    sizes = abstract.Sizes(2, 32, 100, 10)
+    program = abstract.scores_program(SCORING, sizes)
+    made = [tokens.shape for _, tokens, _ in reward_model.batches([[number] * 42 for number in range(200)], shards=1)]
+    assert made == [(64, 64)] * 3 + [(8, 64)] and program.calls == 4 and program.batch[0].shape == (64, 64)
+    tokens = 4 * 64 * 64
+    layers, pairs, rotary = 2 * (KERNELS - 512 * 128) * tokens, 4 * 2 * 4 * 32 * 64 * tokens, tokens * 32**2
+    assert program.flops() == layers + pairs + rotary
+    with sharding.use(layout(1, 2, 2)):
+        assert abstract.scores_program(SCORING, sizes._replace(group=3)).batch[0].shape == (8, 64)  # six, rounded up
+        assert phases.least_bytes("scores", SCORING, sizes) == 4 * (KERNELS + NORMS + BIASES + 128) / 2
+    with pytest.raises(ValueError, match=r"prompts of 512 tokens .* longer than the 512 that the reward model reads"):
+        abstract.scores_program(SCORING, sizes._replace(prompt_tokens=512))
+
+
+def test_a_compiler_counts_no_reward_model_but_in_its_own_phase():
+    """What a program does not take stays beside it: 100 bytes used, of which those that it takes are known."""
+    known = phases.Memory(parameters=10, reference=20, optimiser=30, reward_model=15, cache=0, batch=5, temporaries=0)
+    taken = {"rollout": 10 + 5, "scores": 15 + 5, "reference": 20 + 5, "update": 10 + 20 + 30 + 5}
+    for name, size in taken.items():
+        assert phases._refused(name, known, (100, False), adapted=False).temporaries == 100 - size, name
+
+
+def test_a_reward_model_is_part_of_a_suggestion():
+    """A mesh must divide its width, too, and its bytes and seconds are counted."""
+    arch, sizes = shape.nano(RUN.policy), abstract.Sizes(8, 32, 8, 10)
+    odd = dataclasses.replace(SCORING, embed=126)
+    assert all(mesh.fsdp <= 2 for mesh in suggest.meshes(RUN, arch, sizes, 8) if suggest._divides(odd, mesh))
+    chip = chips.Chip("c", 1e12, {"float32": 1e12}, 1e12, 1e12)
+    alone, scored = (
+        suggest.estimate(RUN, arch, sizes, chip, suggest.MeshShape(2, 2, 2), one) for one in (None, SCORING)
+    )
+    assert scored.bytes - alone.bytes == pytest.approx(4 * (KERNELS + NORMS + BIASES + 128) / 4)
+    read = 64 * (32 + 10)
+    layers = KERNELS - 512 * 128
+    assert scored.seconds - alone.seconds == pytest.approx(2 * layers * read / 8 / 1e12)
+
+
 def test_a_run_without_room_is_refused_with_its_parts():
     arch = shape.nano(RUN.policy)
     with sharding.use(layout(1, 8, 1)):
@@ -117,6 +173,13 @@ def test_a_run_without_room_is_refused_with_its_parts():
         capacity.check(RUN, arch, 8 * need, devices=8)
         with pytest.raises(ValueError, match="the host of 8 devices must hold"):
             capacity.check(RUN, arch, 8 * need - 1, devices=8)
+        scored = capacity.held(RUN, arch, SCORING)
+        capacity.check(RUN, arch, scored.total, reward_arch=SCORING)
+        with pytest.raises(ValueError, match=r"cache .*, reward model .*\)"):
+            capacity.check(RUN, arch, scored.total - 1, reward_arch=SCORING)
+        large = dataclasses.replace(SCORING, mlp=1 << 20)
+        with pytest.raises(ValueError, match=r"task.reward_model_dtype=bfloat16"):
+            capacity.check(RUN, arch, need, reward_arch=large)
         long = dataclasses.replace(RUN, rollout=dataclasses.replace(RUN.rollout, max_new_tokens=100_000))
         with pytest.raises(ValueError, match=r"lower rollout\.prompts_per_step"):
             capacity.check(long, arch, need)

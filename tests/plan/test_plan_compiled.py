@@ -119,6 +119,19 @@ def test_memory_is_within_15_percent_of_a_real_step(shape_of, fields, tmp_path):
 
 
 @slow
+def test_memory_of_scores_is_within_15_percent_of_real_ones(tmp_path):
+    """On 8 simulated devices in one process; see scores_program.py for what is measured."""
+    run(str(HERE / "scores_program.py"), str(tmp_path / "out"), MALLOC_MMAP_THRESHOLD_="65536")
+    both = json.loads((tmp_path / "out").read_text())
+    planned = 8 * both["planned"]["total"]
+    print(
+        "planned", planned, both["planned"], "measured", both["measured"], "ratio", planned / both["measured"]["total"]
+    )
+    assert planned == pytest.approx(both["measured"]["total"], rel=0.15)
+    assert both["measured"]["model"] == 8 * both["planned"]["reward_model"]
+
+
+@slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "h100:4"])
 def test_a_plan_for_accelerators_that_are_not_there(topology):
     missing = chips.missing_compiler(chips.parse(topology))

@@ -45,8 +45,12 @@ def test_what_a_device_holds_and_reads_by_hand():
     with sharding.use(layout(2, 1, 1)):
         held = population.held(FIRST, arch, 6)
         adapter = 4 * lora.count(arch)
-        assert held == (3 * adapter, reference, 3 * 2 * adapter + 3 * 4, 3 * capacity.cache_bytes(FIRST, arch) * 2)
+        cache = 3 * capacity.cache_bytes(FIRST, arch) * 2
+        assert held == (3 * adapter, reference, 3 * 2 * adapter + 3 * 4, cache, 0)
         assert population.on_a_device(6) == 3 and population.on_a_device(5) == 5
+        scoring = dataclasses.replace(shape.nano(RUN.policy), score_head=True)
+        score = 4 * 128
+        assert population.held(FIRST, arch, 6, scoring) == held._replace(reward_model=reference + score)
         assert phases.least_bytes("reference", arch, SIZES) == reference
         assert phases.least_bytes("update", arch, SIZES) == 2 * reference + 3 * 6 * adapter
         slot = 2 * 2 * 2 * 32 * 4  # keys and values, layers, heads, their width

@@ -1,5 +1,6 @@
 """The command refuses, before it reads or writes anything, what no memory here can hold."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 from mara_jax import config
 from mara_jax.hf import shapes
+from mara_jax.tasks import prompts
 from mara_jax.train import capacity, preflight
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,6 +41,24 @@ def test_the_limit_decides(monkeypatch):
     monkeypatch.setattr(capacity, "limit_here", lambda: (need - 1.0, 1))
     with pytest.raises(ValueError, match="it does not fit: a device must hold"):
         preflight.check_room(run)
+
+
+def test_a_reward_model_has_its_part(monkeypatch, tmp_path):
+    """The parameters of the same shape once more, and a score of 128 numbers; one whose shape is unknown has none."""
+    task = prompts.Config(reward_model=str(tmp_path))
+    run = config.LanguageRun(warmup=config.Warmup(steps=1), task=task)
+    shape = dict(zip(shapes._KEYS, (512, 128, 512, 2, 4, 2, True, 1e-6, 512), strict=True)) | {"head_dim": 32}
+    named = {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1}
+    (tmp_path / "config.json").write_text(json.dumps(shape | named))
+    parameters = 512 * 128 + 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 512 + 2 * 128 + 256) + 128
+    need = 4 * 4 * parameters + 4 + 2 * 2 * 32 * 2 * 40 * 32 * 4 + 4 * (parameters + 128)
+    monkeypatch.setattr(capacity, "limit_here", lambda: (float(need), 1))
+    preflight.check_room(run)
+    monkeypatch.setattr(capacity, "limit_here", lambda: (need - 1.0, 1))
+    with pytest.raises(ValueError, match=r"reward model .* GiB"):
+        preflight.check_room(run)
+    unknown = dataclasses.replace(run, task=dataclasses.replace(task, reward_model="somebody/unknown"))
+    preflight.check_room(unknown)
 
 
 def test_what_there_is_here():

@@ -28,6 +28,7 @@ from mara_jax.train import (
     programs,
     reference,
     reference_samples,
+    reward_model,
     startup,
     trained,
     warnings,
@@ -78,7 +79,8 @@ def run(cfg: LanguageRun, task: Task, workdir: pathlib.Path) -> None:
         report.write_members(workdir, [(one.name, one.setup.cfg) for one in members])
         display.note(adapter.describe(placed.policy))
         limit, devices = capacity.limit_here()
-        room = capacity.members_at_once(cfg, placed.policy.architecture, limit / devices)
+        scoring = None if task.learned_reward is None else reward_model.loaded(task.learned_reward).policy.architecture
+        room = capacity.members_at_once(cfg, placed.policy.architecture, limit / devices, scoring)
         waves = waves_of(members, cfg.population.at_once or room)
         display.note(describe(waves, room))
         for number, wave in enumerate(waves, 1):
