@@ -10,6 +10,7 @@ from mara_jax import cli
 from mara_jax.cli import Flag
 
 CHAT = ("auto", "yes", "no")
+RULES = ("exact", "rouge1", "embedding")  # as of `prompt_measures.likeness_of`
 ACTIONS = ("show", "compare", "population", "run")
 NEEDED = ("weights", "prompts", "out")  # of run, and one or both of reward and reward_model
 COMMAND = cli.Command(
@@ -45,6 +46,29 @@ COMMAND = cli.Command(
         Flag("max_new_tokens", "N", "length limit of a completion, in tokens", 64, int, least=1, most=1 << 20),
         Flag("chat", "", "whether prompts stand in the chat template; auto: where there is one", "auto", choices=CHAT),
         Flag("seed", "N", "of the random draws", 0, int, least=0, most=(1 << 31) - 1),
+        Flag(
+            "equivalence",
+            "RULE",
+            "when two completions are the same, for novelty/distinct_k: but for white space, "
+            "alike in words, or alike in meaning",
+            "rouge1",
+            choices=RULES,
+        ),
+        Flag(
+            "similarity",
+            "S",
+            "they are above this ROUGE-1 (0: .458) or cosine of embeddings",
+            0.0,
+            float,
+            least=0,
+            most=1,
+        ),
+        Flag(
+            "embedder",
+            "DIR",
+            "also measures distances of embeddings: a directory with model.onnx and "
+            "tokenizer.json, or `installed`, all-MiniLM-L6-v2",
+        ),
         Flag("out", "DIR", "where run writes, or the comparison of evaluations"),
     ),
     arguments="show|compare|population RUN ... | run",
@@ -68,7 +92,7 @@ def evaluate(argv: list[str]) -> int:
         from mara_jax.evaluate import measuring
 
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
-        given |= {name: given[name] or "" for name in ("reward", "reward_model", "answer")}
+        given |= {name: given[name] or "" for name in ("reward", "reward_model", "answer", "embedder")}
         settings = measuring.Settings(**given)
         measuring.run(settings, pathlib.Path(values.out), console)
         say_where(values.out, console)

@@ -13,6 +13,7 @@ from mara_jax import tasks
 from mara_jax.config import LanguageRun
 from mara_jax.evaluate import drawing, models, models_page, page, prompt_measures
 from mara_jax.evaluate.models import FILE, Model
+from mara_jax.evaluate.prompt_measures import Likeness
 from mara_jax.tasks import prompts
 from mara_jax.tasks.base import Task
 from mara_jax.train import evaluation, sampled
@@ -35,6 +36,9 @@ class Settings(NamedTuple):
     failure: str
     chat: str
     seed: int
+    equivalence: str = "rouge1"
+    similarity: float = 0.0
+    embedder: str = ""
 
 
 def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
@@ -47,6 +51,7 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
     """
     several = _several(settings.weights)
     names = models.names_of(several)
+    likeness = prompt_measures.likeness_of(settings.equivalence, settings.similarity, settings.embedder)
     config = prompts.Config(
         prompts=settings.prompts,
         reward=settings.reward,
@@ -56,10 +61,10 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
     )
     task = tasks.make(LanguageRun(task=config))
     if len(several) == 1:
-        _measured("", settings, task, out, console)
+        _measured("", settings, task, likeness, out, console)
         return
     evaluated = [
-        _measured(name, settings._replace(weights=weights), task, out / name, console)
+        _measured(name, settings._replace(weights=weights), task, likeness, out / name, console)
         for name, weights in zip(names, several, strict=True)
     ]
     show(evaluated, console)
@@ -76,7 +81,9 @@ def _several(weights: str) -> list[str]:
     return several
 
 
-def _measured(name: str, settings: Settings, task: Task, out: pathlib.Path, console: Console) -> Model:
+def _measured(
+    name: str, settings: Settings, task: Task, likeness: Likeness, out: pathlib.Path, console: Console
+) -> Model:
     """Measures one model, and writes its own files."""
     policy = sampled.load(settings.weights, settings.chat)
     if policy.warning():
@@ -89,7 +96,7 @@ def _measured(name: str, settings: Settings, task: Task, out: pathlib.Path, cons
     key = jax.random.key(settings.seed)
     groups = evaluation.draw(task, policy.policy, policy.params, encoded, key, sizes)
     measured = evaluation.summary(groups, settings.threshold)
-    measured = prompt_measures.extended(measured, groups, settings.threshold, settings.seed)
+    measured = prompt_measures.extended(measured, groups, settings.threshold, settings.seed, likeness)
     result = {"settings": settings._asdict()} | measured
     (out / FILE).write_text(evaluation.as_json(result))
     page.write(out / page.FILE, result, groups, drawing.draw(out / drawing.FILE, result))
@@ -124,4 +131,5 @@ def _table(measured: dict[str, Any], count: int, settings: Settings) -> NumberTa
     shown = NumberTable.with_headers(*headers, title=title)
     for name, value in measured["metrics"].items():
         shown.add_row(name, f"{value:.3f}", *(["{:.3f} to {:.3f}".format(*intervals[name])] if intervals else []))
+    shown.caption = escape(page.rules(measured["texts"]))
     return shown

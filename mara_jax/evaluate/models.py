@@ -14,7 +14,7 @@ FILE = "evaluation.json"
 QUALITY, DIVERSITY, WITHOUT_ANSWERS = "reward", "answers/effective", "ngrams/ead"
 _PART = re.compile(r"model|adapter|(checkpoints-)?\d+")  # the end of a path, which says nothing of what it is
 # Settings that must be equal, with the flag that makes them so.
-SAME = ("samples", "reward", "answer", "threshold", "max_new_tokens")
+SAME = tuple("samples reward reward_model answer threshold max_new_tokens equivalence similarity embedder".split())
 
 
 class Model(NamedTuple):
@@ -108,7 +108,7 @@ def check_comparable(models: Sequence[Model]) -> None:
         raise ValueError(f"1 evaluation, {first.name}: name at least two to compare")
     for other in models[1:]:
         for name in SAME:
-            own, its = (one.result["settings"][name] or "none" for one in (first, other))
+            own, its = (one.result["settings"].get(name) or "none" for one in (first, other))
             if own != its:
                 raise ValueError(f"{first.name} has --{name}={own}, {other.name} {its}: measure both with the same one")
         texts = [[row["prompt"] for row in one.result["prompts"]] for one in (first, other)]
@@ -181,7 +181,7 @@ def front(models: Sequence[Model]) -> list[str]:
 def as_result(models: Sequence[Model], rows: Sequence[Difference]) -> dict[str, Any]:
     """What the evaluation.json of several models holds."""
     return {
-        "settings": {name: models[0].result["settings"][name] for name in ("prompts", *SAME)},
+        "settings": {name: models[0].result["settings"].get(name) for name in ("prompts", *SAME)},
         "models": [
             {"name": one.name, "folder": one.folder, "weights": one.result["settings"]["weights"]}
             | {name: one.result[name] for name in ("metrics", "intervals")}

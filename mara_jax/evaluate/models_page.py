@@ -20,6 +20,8 @@ model. A completion is good from a reward of {{ settings.threshold }} on.</p>
 <span class="quiet">{{ cell.interval }}</span>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
+{% if rules %}<p class="quiet">{{ rules }}.</p>
+{% endif %}
 {% if verdicts %}
 <h2>Differences from {{ names[0] }}</h2>
 {% for line in verdicts %}<p>{{ line }}</p>
@@ -83,6 +85,7 @@ def write(path: pathlib.Path, evaluated: Sequence[Model], rows: Sequence[Differe
         title="Evaluation of " + ", ".join(one.name for one in evaluated),
         settings=evaluated[0].result["settings"],
         names=[one.name for one in evaluated],
+        rules=page.rules(evaluated[0].result.get("texts")),
         diversity=models.diversity_of(evaluated),
         front=models.front(evaluated),
         means=[(measure, _cells(evaluated, measure)) for measure in evaluated[0].result["metrics"]],

@@ -3,7 +3,7 @@
 import base64
 import collections
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -76,6 +76,7 @@ _BODY = """<p>{{ prompts|length }} prompts of {{ settings.prompts }}, {{ setting
 {% endfor %}
 </table></div>
 {% if intervals %}<p class="quiet">Bootstrap percentile intervals over prompts.</p>{% endif %}
+{% if rules %}<p class="quiet">{{ rules }}.</p>{% endif %}
 <h2>Prompts</h2>
 <div class="wide"><table>
 <tr><th class="text">prompt</th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
@@ -141,11 +142,23 @@ def write(path: pathlib.Path, result: dict[str, Any], groups: Sequence[Group], p
         settings=result["settings"],
         metrics=result["metrics"],
         intervals=result["intervals"],
+        rules=rules(result.get("texts")),
         prompts=prompts,
         columns=["reward", *ends, *COLUMNS],
         picture=as_base64(picture),
     )
     path.write_text(text, encoding="utf-8", errors="replace")
+
+
+def rules(texts: Mapping[str, str | None] | None) -> str:
+    """In words, what novelty and embeddings rest on; empty where neither was measured.
+
+    Args:
+      texts: as of `prompt_measures.extended`; None in evaluations that were made without.
+    """
+    known = texts or {}
+    words = {"rule": "novelty/: two completions are the same by {}", "embedder": "embeddings/: of {}"}
+    return "; ".join(text.format(known[name]) for name, text in words.items() if known.get(name))
 
 
 def rendered(body: str, **values: Any) -> str:

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,8 @@ class Group(NamedTuple):
     """The completions of one prompt, with their scores.
 
     prompt_id: its number in the task; prompt: as one text; completions: [g] texts, empty where another process holds
-    them; reward, answer, finished: [g] of each, on every process; finished: whether an end token came.
+    them; reward, answer, finished: [g] of each, on every process; finished: whether an end token came; columns: other
+    numbers of each that the task returns, by name.
     """
 
     prompt_id: int
@@ -45,6 +46,7 @@ class Group(NamedTuple):
     reward: np.ndarray
     answer: list[str | None]
     finished: np.ndarray
+    columns: Mapping[str, np.ndarray] = {}
 
 
 def measure(
@@ -125,10 +127,15 @@ def _drawn(
     reward_pg = np.concatenate([part.reward for part in scores], axis=1)[:, : sizes.samples]
     finished_pg = np.concatenate(finished, axis=1)[:, : sizes.samples]
     text_pg, answer_pg = _joined(texts, sizes.samples), _joined([part.answer for part in scores], sizes.samples)
+    columns = {
+        name: np.concatenate([part.columns[name] for part in scores], axis=1)[:, : sizes.samples]
+        for name in scores[0].columns
+    }
     return [
-        Group(number, text_of(task.prompt(number)), text_pg[row], reward_pg[row], answer_pg[row], finished_pg[row])
+        Group(number, text_of(task.prompt(number)), text_pg[row], reward_pg[row], answer_pg[row], finished_pg[row],
+              {name: values_pg[row] for name, values_pg in columns.items()})
         for row, number in enumerate(ids.tolist())
-    ]
+    ]  # fmt: skip
 
 
 def _joined(parts: Sequence[Sequence[Sequence[Any]]], samples: int) -> list[list[Any]]:

@@ -10,6 +10,7 @@ import pytest
 
 from mara_jax.core import diversity
 from mara_jax.evaluate import drawing, page, prompt_measures
+from mara_jax.measures import equivalence
 from mara_jax.train import evaluation
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -49,6 +50,60 @@ def test_more_measures_of_a_prompt_by_hand():
         "answers/entropy_bits": pytest.approx(np.log2(3) - 2 / 3), "answers/unseen": 0.25, "ngrams/distinct-1": 0.4,
         "ngrams/distinct-2": 0.5, "ngrams/distinct-3": 0.0, "ngrams/ead": pytest.approx(sum(expected) / 5),
     }  # fmt: skip
+
+
+class Corners:
+    """An embedder of four texts onto two axes, and its name."""
+
+    name = "corners"
+
+    def embed(self, texts):
+        return np.array([{"red sea": (1.0, 0.0), "sea red": (1.0, 0.0)}.get(text, (0.0, 1.0)) for text in texts])
+
+
+def test_measures_of_texts_by_hand():
+    """Two orders of the same words are one class by ROUGE-1, and one direction; the third text is another."""
+    reward, columns = np.array([2.0, 1.0, 4.0], np.float32), {"kept": np.array([0.5, 0.25, 0.75])}
+    group = evaluation.Group(0, "p", ["red sea", "sea red", "sky"], reward, [None] * 3, np.ones(3, bool), columns)
+    likeness = prompt_measures.Likeness(equivalence.by_rouge(), Corners())
+    measured = prompt_measures.of_texts(group, likeness)
+    # Of three pairs of texts one has cosine 1, two have 0. Eigenvalues of the cosines over three: 2/3 and 1/3.
+    entropy = -(2 / 3) * np.log(2 / 3) - (1 / 3) * np.log(1 / 3)
+    assert measured == {
+        "novelty/distinct_3": 2.0,
+        "novelty/utility_3": pytest.approx((2 + 0.8**2 * 4) / (1 + 0.8 + 0.8**2)),
+        "embeddings/distance": pytest.approx(2 / 3),
+        "embeddings/vendi": pytest.approx(np.exp(entropy)),
+        "task/kept": 0.5,
+    }
+    longer = group._replace(completions=["red sea"] * 9 + ["sky", "bird"], reward=np.ones(11, np.float32), columns={})
+    of_ten = prompt_measures.of_texts(longer, prompt_measures.Likeness(equivalence.exact()))
+    assert of_ten["novelty/distinct_10"] == 2.0  # the eleventh, a class of its own, is not read
+    assert prompt_measures.of_texts(longer, prompt_measures.NOTHING) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("embedding", 0.8, ""), "needs --embedder"),
+        (("embedding", 0.0, "DIR"), "needs --similarity"),
+        (("rouge1", 0.0, "nowhere"), "nowhere has no model.onnx"),
+    ],
+)
+def test_rules_that_lack_something_are_refused(flags, words, monkeypatch):
+    if flags[2] == "DIR":
+        monkeypatch.setattr(prompt_measures.embeddings, "load", lambda where: Corners())
+    with pytest.raises((ValueError, OSError), match=words):
+        prompt_measures.likeness_of(*flags)
+
+
+def test_the_rule_stands_beside_its_numbers(measured):
+    printed, out = measured
+    written = json.loads((out / "evaluation.json").read_text())
+    assert written["texts"] == {"rule": "ROUGE-1 > 0.458", "embedder": None}
+    assert "novelty/distinct_10" in printed and "the same by ROUGE-1 > 0.458" in " ".join(printed.split())
+    assert "the same by ROUGE-1 &gt; 0.458" in (out / "evaluation.html").read_text()
+    assert written["metrics"]["task/failed"] == 0
 
 
 @pytest.fixture(scope="module")
