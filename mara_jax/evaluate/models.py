@@ -108,7 +108,9 @@ def check_comparable(models: Sequence[Model]) -> None:
         raise ValueError(f"1 evaluation, {first.name}: name at least two to compare")
     for other in models[1:]:
         for name in SAME:
-            own, its = (one.result["settings"].get(name) or "none" for one in (first, other))
+            if not all(name in one.result["settings"] for one in (first, other)):
+                continue  # of an evaluation that was made before there was such a setting
+            own, its = (one.result["settings"][name] or "none" for one in (first, other))
             if own != its:
                 raise ValueError(f"{first.name} has --{name}={own}, {other.name} {its}: measure both with the same one")
         texts = [[row["prompt"] for row in one.result["prompts"]] for one in (first, other)]

@@ -14,6 +14,7 @@ from mara_jax.measures import bootstrap, fronts
 from mara_jax.train.evaluation import Group
 
 SETTINGS = {"prompts": "p.jsonl", "reward": "r.py:f", "answer": "r.py:a", "samples": 4, "max_new_tokens": 8}
+SETTINGS |= {"reward_model": "", "equivalence": "rouge1"}
 HARD = [0.1, 0.3, 0.5, 0.7, 0.9, 0.2, 0.4, 0.6]  # prompts differ by more than models do
 
 
@@ -87,11 +88,18 @@ def test_the_comparison_marks_what_exceeds():
         ({"reward": "s.py:f"}, r"base has --reward=r.py:f, other s.py:f: measure both"),
         ({"answer": ""}, r"base has --answer=r.py:a, other none: measure both"),
         ({"threshold": 0.5}, r"base has --threshold=0.8, other 0.5"),
+        ({"reward_model": "r/model"}, r"base has --reward_model=none, other r/model"),
+        ({"equivalence": "exact"}, r"base has --equivalence=rouge1, other exact"),
     ],
 )
 def test_other_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         models.check_comparable([BASE, changed(**changes)])
+    old = model("old", HARD, [2.0] * 8)  # an evaluation from before there was a rule or a reward model
+    del old.result["settings"]["reward_model"], old.result["settings"]["equivalence"]
+    models.check_comparable([BASE, old])
+    if set(changes) <= {"reward_model", "equivalence"}:
+        models.check_comparable([old, changed(**changes)])
 
 
 def test_other_prompts_are_refused():

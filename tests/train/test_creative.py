@@ -1,8 +1,10 @@
 """configs/creative.py: every method and variant is a run, its prompts are apart, and the small path from end to end."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -138,3 +140,66 @@ def test_its_policy_is_measured_by_the_columns_of_the_table(small, command, tmp_
         assert row["task/reward_model"] == pytest.approx(row["reward"])
         assert 1 <= row["novelty/distinct_10"] <= 10 and row["ngrams/ead"] > 0
     assert dataclasses.asdict(run_of("nano"))["evaluation"]["samples"] == 10  # as many as the protocol draws
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/creative.py."""
+    spec = importlib.util.spec_from_file_location("creative_table", ROOT / "benchmarks" / "creative.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_has_the_methods_of_the_page(script):
+    page = (ROOT / "docs" / "creative.md").read_text()
+    for name, flags in script.METHODS.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        assert line.split("|")[2].strip().strip("`") == (" ".join(flags) or "none")
+    fields = [[flag.removeprefix("--config.") for flag in flags] for flags in script.METHODS.values()]
+    assert sorted(fields) == sorted(given for given, _ in METHODS.values())
+    assert len(script.runs(3)) == len(set(script.runs(3))) == 11
+
+
+def test_the_table_by_hand(script, tmp_path):
+    """Two seeds of RLOO on two prompts: seeds first, then prompts; what is not measured yet has no row."""
+    for seed, values in ((0, (1.0, 3.0)), (1, (3.0, 5.0))):
+        folder = tmp_path / "evaluations" / f"RLOO-{seed}"
+        folder.mkdir(parents=True)
+        rows = [{measure: value for measure in script.COLUMNS} for value in values]
+        (folder / "evaluation.json").write_text(json.dumps({"prompts": rows}))
+    (row,) = script.rows_of(tmp_path, seeds=2)
+    assert (row["method"], row["seeds"], row["prompts"], row["reward"]) == ("RLOO", 2, 2, 3.0)
+    assert row["reward/sem"] == pytest.approx(np.std([2, 4]) / np.sqrt(2), rel=0.03)
+    header, _, line = script.table([row]).splitlines()
+    assert header.startswith("| method | seeds | reward, in distribution |")
+    assert line.startswith(f"| RLOO | 2 | 3.000 ± {row['reward/sem']:.3f} |")
+
+
+def test_what_is_there_is_not_made_again(script, tmp_path, monkeypatch):
+    """The first pass makes a reward model, a base, seven runs and eight evaluations; a second pass, after one run and
+    one evaluation have gone, makes those two."""
+    asked = []
+
+    def made(command, *flags):
+        (where,) = [flag.split("=")[1] for flag in flags if flag.startswith(("--workdir=", "--out="))]
+        asked.append(pathlib.Path(where).relative_to(tmp_path).as_posix())
+        folder = pathlib.Path(where) if command == "evaluate" else pathlib.Path(where) / "model"
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").touch()
+
+    monkeypatch.setattr(script, "run", made)
+
+    def whole():
+        model = script.reward_model(tmp_path, "nano", [])
+        script.trained(tmp_path, "nano", model, 1, [])
+        script.measured(tmp_path, model, 1, [])
+
+    whole()
+    assert asked[:3] == ["reward", "base", "RLOO-0"] and len(asked) == 1 + 1 + 7 + 8
+    shutil.rmtree(tmp_path / "GRPO-0")
+    shutil.rmtree(tmp_path / "evaluations" / "base")
+    asked.clear()
+    whole()
+    assert asked == ["GRPO-0", "evaluations/base"]
