@@ -34,6 +34,7 @@ NO_PARSER = {"mara_jax"}  # it takes no arguments
 # What cannot run here, by a part of the command: why, and what stands for it.
 NOT_RUN = {
     "main --config=configs/onetwo.py --": "needs the weights of Qwen2.5-3B",
+    "main --config=configs/creative.py --": "needs the weights of Qwen3-1.7B and of its reward model",
     "--topology=v5e": "needs XLA's TPU compiler, which the extra `plan` installs",
     "--topology=h100": "needs XLA's GPU compiler, which the extra `plan` installs",
     "configs/prompts.py:sums": "needs reasoning-gym, whose task is run in tests/tasks/test_reasoning_gym.py",
@@ -70,6 +71,13 @@ SMALLER = {
     "main --config=configs/prompts.py": [
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.policy.weights=nano",
     ],
+    "main --config=configs/creative.py:smol": [
+        "--config.steps=2", "--config.policy.weights=nano", "--config.policy.layers=1", "--config.policy.embed=64",
+        "--config.warmup.steps=2", "--config.rollout.prompts_per_step=1", "--config.rollout.length_buckets=1",
+        "--config.reference.samples=20", "--config.evaluation.every=0",
+    ],
+    "--workdir=runs/creative-reward": ["--weights=nano", "--batch=4"],
+    "evaluate run --weights=runs/creative/": ["--samples=2", "--max_new_tokens=4"],
     "threshold_percentile=75": ["--config.rollout.group_size=8"],  # two good completions of a group are needed
     "generate --weights=smollm2": ["--samples=2", "--max_new_tokens=2"],
     "--config.profile.first=3": ["--config.steps=4"],
