@@ -23,7 +23,7 @@ RUN = """main --config=configs/prompts.py:nano --config.task.answer= --config.ev
     --config.evaluation.prompts= --config.policy.layers=1 --config.policy.embed=32 --config.warmup.steps=2
     --config.warmup.batch=2 --config.rollout.group_size=4 --config.rollout.prompts_per_step=2
     --config.rollout.length_buckets=0 --config.reference.samples=4 --config.rollout.max_new_tokens=8
-    --config.algorithm.method=vanilla --config.algorithm.threshold=0.5 --config.checkpoint.every=2
+    --config.algorithm.method=vanilla --config.task.truncated=score --config.checkpoint.every=2
     --config.steps=3""".split()
 
 

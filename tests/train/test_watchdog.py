@@ -137,7 +137,7 @@ def flags(folder: pathlib.Path) -> list[str]:
         "--config.policy.layers=1", "--config.policy.embed=32", "--config.warmup.steps=2", "--config.warmup.batch=2",
         "--config.rollout.group_size=4", "--config.rollout.prompts_per_step=2", "--config.reference.samples=4",
         "--config.rollout.length_buckets=0", "--config.rollout.max_new_tokens=8", "--config.checkpoint.every=1",
-        "--config.steps=3", "--config.algorithm.method=vanilla", "--config.watchdog=20",
+        "--config.steps=3", "--config.algorithm.method=vanilla", "--config.watchdog=60",
     ]  # fmt: skip
 
 
@@ -172,12 +172,12 @@ def test_a_reward_function_that_hangs_is_named_and_the_run_goes_on_after_it_was_
 
 @pytest.mark.slow
 def test_the_process_whose_reward_function_hangs_is_named_by_another(tmp_path):
-    """Process 1, for 60 seconds; then both go on to the end."""
+    """Process 1, for 240 seconds; then both go on to the end."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"--coordinator_address=localhost:{probe.getsockname()[1]}"
     words = [*flags(tmp_path), address, "--num_processes=2"]
-    both = ended([started("60" * number, *words, f"--process_id={number}") for number in (0, 1)])
+    both = ended([started("240" * number, *words, f"--process_id={number}") for number in (0, 1)])
     assert [status for status, _ in both] == [0, 0], both
     lines = [line for line in both[0][1].splitlines() if line.startswith(LINE)]
     assert lines and "process 1 of 2 has been longest where it is, in the scoring of step 2" in lines[-1], both
