@@ -8,9 +8,10 @@ set -euo pipefail
 name=${1:?"usage: launch/xpk.sh NAME CONFIG WORKDIR [flags]"} config=${2:?"CONFIG is missing"} workdir=${3:?"WORKDIR is missing"}
 shift 3
 flags=$(printf ' %q' "--config=$config" "--workdir=$workdir" "$@")
-# `exec`, so that the SIGTERM that XPK hands on reaches the run. Status 75 (saved), 70 (ended by its watchdog) and 1 (an
-# error that nobody foresaw) are begun again, as those from 127 on are by themselves; 2 (refused) is not.
+# `exec`, so that the SIGTERM that XPK hands on reaches the run. Status 75 (saved), 69 (another process is lost), 70 (ended
+# by its watchdog) and 1 (an error that nobody foresaw) are begun again, as those from 127 on are by themselves; 2
+# (refused) is not.
 exec xpk workload create --cluster="$CLUSTER" --zone="$ZONE" --workload="$name" --docker-image="$IMAGE" \
   --tpu-type="${TYPE:-v6e-16}" --num-slices="${SLICES:-1}" --max-restarts="${RESTARTS:-10}" \
-  --restart-on-exit-codes=1,70,75 --termination-grace-period-seconds=300 \
+  --restart-on-exit-codes=1,69,70,75 --termination-grace-period-seconds=300 \
   --command="exec python -m mara_jax.main$flags"

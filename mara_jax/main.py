@@ -12,14 +12,14 @@ from ml_collections import config_flags
 
 from mara_jax import cli, config
 from mara_jax.cli import Flag
-from mara_jax.parallel import stop
+from mara_jax.parallel import roll, stop
 
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 COMMAND = cli.Command(
     name="main",
     purpose="""Trains the policy of a configuration by reinforcement learning on all devices, and writes its metrics,
     checkpoints and figures to the workdir. A run that is there already is resumed from its last checkpoint. Several
-    processes of TPU pods, SLURM and Open MPI find each other; elsewhere the last three flags say it.""",
+    processes of TPU pods, SLURM and Open MPI find each other; elsewhere three flags say it.""",
     examples=(
         "python -m mara_jax.main --config=configs/digits.py --workdir=runs/digits",
         "python -m mara_jax.main --config=configs/toy.py --workdir=runs/toy",
@@ -31,6 +31,16 @@ COMMAND = cli.Command(
         Flag("coordinator_address", "HOST:PORT", "of process 0, the same for every process"),
         Flag("num_processes", "N", "how many processes run together", kind=int),
         Flag("process_id", "I", "which of them this is, from 0", kind=int),
+        Flag(
+            "process_timeout",
+            "SECONDS",
+            "all processes end where one of them is silent for so long, or where the others wait for it 30 times as "
+            "long; at once where one dies; 0: nobody watches",
+            roll.TIMEOUT,
+            float,
+            least=0,
+            most=86400,
+        ),
     ),
     configs=(config.LanguageRun, config.ToyRun),
     required=("config", "workdir"),
@@ -80,43 +90,59 @@ def train(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     """Imports wait until the config is known to be good."""
     values = parse(argv)
+    # Read as jaxlib is imported. Errors in C++ are raised, too; what ends the process in C++ is logged all the same.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     run, workdir = run_of(values), pathlib.Path(values.workdir)
     logging.set_verbosity(logging.FATAL)  # Orbax logs every write, and with its traceback each error that it raises
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if isinstance(run, config.ToyRun):
-        if any(values[name].present for name in PROCESS_FLAGS):
-            raise ValueError(f"the toy runs in one process: leave out --{', --'.join(PROCESS_FLAGS)}")
+        names = (*PROCESS_FLAGS, "process_timeout")
+        if any(values[name].present for name in names):
+            raise ValueError(f"the toy runs in one process: leave out --{', --'.join(names)}")
         if values.dry_run:
             raise ValueError("the toy takes seconds: leave out --dry_run")
         _train_toy(run, workdir)
         return 0
-    from mara_jax.parallel import hosts, mesh
+    from mara_jax.parallel import hosts, joining, watch
 
-    mesh.join_processes(*(values[name].value for name in PROCESS_FLAGS))
+    place = joining.place_of(*(values[name].value for name in PROCESS_FLAGS))
+    if place is not None:
+        settings = {"workdir": str(workdir)} | dataclasses.asdict(run)
+        watch.begin(place, values.process_timeout, settings, COMMAND.interrupted)
+        joining.join(place, values.process_timeout)
     try:
         (_try_language_model if values.dry_run else _train_language_model)(run, workdir)
+        watch.leave()
     except hosts.RemoteError:
+        watch.leave()
         return cli.REFUSED  # the process that raised it reports it
     except BaseException as error:
-        if isinstance(error, stop.Stopped) and error.in_order:
-            return _status(error)
-        if not hosts.several_processes() or isinstance(error, hosts.SharedError):
+        if not hosts.several_processes():
             raise
-        hosts.exit_at_once(_status(error))  # the others wait for this one in the middle of a computation
+        if isinstance(error, hosts.SharedError) or (isinstance(error, stop.Stopped) and error.in_order):
+            status, _ = _reported(error)
+            watch.leave()
+            return status
+        if not isinstance(error, stop.Stopped | KeyboardInterrupt):
+            watch.settle()
+        watch.fail(*_reported(error))
     return 0
 
 
-def _status(error: BaseException) -> int:
-    """Reports an error of one of several processes; of an interruption, which reaches all, process 0."""
+def _reported(error: BaseException) -> tuple[int, str]:
+    """Reports an error of one of several processes: its status, and the error in one line.
+
+    Of an interruption, which reaches all, process 0 reports.
+    """
     from mara_jax.parallel import hosts
 
+    words = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyboardInterrupt | stop.Stopped) and not hosts.is_process_zero():
-        return cli.STOPPED if isinstance(error, stop.Stopped) else cli.INTERRUPTED
+        return (cli.STOPPED if isinstance(error, stop.Stopped) else cli.INTERRUPTED), words
     try:
-        return cli.report(COMMAND, error)
+        return cli.report(COMMAND, error), words
     except BaseException:
         traceback.print_exc()
-        return 1
+        return 1, f"{type(error).__name__}: {words}"
 
 
 def _train_toy(run: config.ToyRun, workdir: pathlib.Path) -> None:

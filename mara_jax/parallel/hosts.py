@@ -4,8 +4,6 @@ Every process runs the same program, so all of them call each of these functions
 """
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -14,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mara_jax.parallel import sharding
+from mara_jax.parallel import sharding, watch
 
 USER_ERRORS = (ValueError, OSError)  # reported in one line, without a traceback
 
@@ -41,7 +39,7 @@ def is_process_zero() -> bool:
 def gather(array: Any) -> np.ndarray:
     """The whole of an array on every host."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return _all_gathered(array, tiled=True)
     return np.asarray(array)
 
 
@@ -133,7 +131,7 @@ def on_any_process(value: bool) -> bool:
     """Whether it is so on any process; the same answer on all of them."""
     if not several_processes():
         return value
-    return bool(np.any(multihost_utils.process_allgather(np.int32(value))))
+    return bool(np.any(_all_gathered(np.int32(value))))
 
 
 def raise_on_all_processes(function: Callable[[], Any]) -> Any:
@@ -145,7 +143,7 @@ def raise_on_all_processes(function: Callable[[], Any]) -> Any:
     if not several_processes():
         return function()
     value, error = _caught(function)
-    failed = np.asarray(multihost_utils.process_allgather(np.int32(error is not None)))
+    failed = _all_gathered(np.int32(error is not None))
     if not failed.any():
         return value
     # One of those that failed reports it: many processes often meet one and the same obstacle.
@@ -172,8 +170,15 @@ def _caught(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
+def _all_gathered(array: Any, tiled: bool = False) -> np.ndarray:
+    """As `multihost_utils.process_allgather`."""
+    watch.arrive()
+    return np.asarray(multihost_utils.process_allgather(array, tiled=tiled))
+
+
 def _broadcast(text: str) -> str:
     """Process 0's text on every process."""
+    watch.arrive()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text.encode()))))
     array = np.zeros(size, np.uint8)
     if is_process_zero():
@@ -186,24 +191,15 @@ def gather_json(value: Any) -> list[Any]:
     if not several_processes():
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(text))))
+    sizes = _all_gathered(np.int32(len(text)))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(text)] = text
-    texts = np.asarray(multihost_utils.process_allgather(padded))
+    texts = _all_gathered(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def barrier(name: str) -> None:
     """Waits until every process is here, so that one may read what another wrote before."""
     if several_processes():
+        watch.arrive()
         multihost_utils.sync_global_devices(name)
-
-
-def exit_at_once(status: int) -> NoReturn:
-    """Ends this process at once, after an error that the others have not raised: they then end as well.
-
-    A normal exit would wait for the others, which wait for this one in the middle of a computation.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

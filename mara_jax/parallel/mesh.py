@@ -1,7 +1,6 @@
-"""The mesh of devices, and how several processes become one program."""
+"""The mesh of devices."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,75 +67,3 @@ def _device_array(shape: tuple[int, ...], devices: Sequence[Any]) -> Any:
         raise ValueError(f"{product} on {slices} slices: let mesh.data times mesh.fsdp be a multiple of {slices}")
     within = [size // factor for size, factor in zip(shape, across, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
-
-
-def join_processes(address: str | None, processes: int | None, process: int | None) -> None:
-    """Joins the processes of one run; does nothing where there is only one. Before any computation.
-
-    jax finds the processes of TPU pods, SLURM steps of several tasks and Open MPI; elsewhere give all three arguments.
-
-    Args:
-      address: HOST:PORT of process 0, reachable by all.
-      processes: how many.
-      process: which of them this is, from 0.
-
-    Raises:
-      ValueError: some but not all are given, they contradict each other, or the processes do not find each other.
-    """
-    arguments = distributed_arguments(os.environ, address, processes, process)
-    if arguments is None:
-        return
-    # Its handler of SIGTERM would take the place of ours, which runs of one process have, too.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(**arguments)
-    except (RuntimeError, ValueError) as error:
-        if not arguments and "coordinator_address should be defined" in str(error):
-            return  # one TPU host, apart from any pod
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the processes did not find each other ({reason}): start all of them with the same "
-            "--coordinator_address and --num_processes, and each with its own --process_id"
-        ) from error
-
-
-def distributed_arguments(
-    environment: Mapping[str, str], address: str | None, processes: int | None, process: int | None
-) -> dict[str, Any] | None:
-    """Arguments for jax.distributed.initialize: those given, {} where jax finds them itself, None for one process.
-
-    Raises:
-      ValueError: as `join_processes`.
-    """
-    arguments = {"coordinator_address": address, "num_processes": processes, "process_id": process}
-    if processes is None and process is None and int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        if "OMPI_MCA_orte_hnp_uri" in environment:
-            return {}
-        # From version 5 on, Open MPI tells a process its number, but not where process 0 is.
-        arguments["num_processes"] = int(environment["OMPI_COMM_WORLD_SIZE"])
-        arguments["process_id"] = int(environment["OMPI_COMM_WORLD_RANK"])
-    elif all(value is None for value in arguments.values()):
-        # The number of tasks in the step, not in the job: a batch script itself is a step of one.
-        slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        # jax sets it where it sees TPU chips and libtpu.
-        tpu = "tpu" in (jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
-        return {} if slurm or tpu else None
-    missing = [name for name, value in arguments.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"--{missing[0]} is missing: several processes need --coordinator_address=HOST:PORT (of process 0), "
-            "--num_processes=N and --process_id=I"
-        )
-    _check(arguments["coordinator_address"], arguments["num_processes"], arguments["process_id"])
-    # Otherwise jax would ask any cluster it thinks it sees for what was not given.
-    return arguments | {"cluster_detection_method": "deactivate"}
-
-
-def _check(address: Any, processes: Any, process: Any) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"--coordinator_address={address!r} is no HOST:PORT: give process 0's, as in node0:9876")
-    if processes < 1:
-        raise ValueError(f"--num_processes={processes} must be at least 1")
-    if not 0 <= process < processes:
-        raise ValueError(f"--process_id={process} must lie between 0 and {processes - 1} (--num_processes={processes})")

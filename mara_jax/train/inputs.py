@@ -19,6 +19,7 @@ import numpy as np
 import mara_jax
 from mara_jax import hf
 from mara_jax.config import LanguageRun
+from mara_jax.parallel import hosts
 from mara_jax.policies.policy import Policy
 from mara_jax.tasks.base import Task
 from mara_jax.tasks.checked import CheckedTask
@@ -83,13 +84,36 @@ def of_run(cfg: LanguageRun, task: Task, policy: Policy, evaluated: Task | None 
         "chat template": _of(prompts.encode([_PROBE])),
         "prompts": _of([len(task), texts]),
         "prompt ids": _of(prompts.encode(texts)),
-        **{f"task file/{path}": digest(pathlib.Path(path)) for path in task.files()},
-        **{f"evaluation file/{path}": digest(pathlib.Path(path)) for path in (evaluated.files() if evaluated else ())},
+        **of_task(cfg, task, evaluated),
         **{f"reward model/{path.name}": digest(path) for path in scoring},
-        **{f"reward code/{name}": digest(path) for name, path in _modules(cfg, task).items()},
-        **{f"reward code/{path}": digest(pathlib.Path(path)) for path in task.code_files()},
         **versions(),
     }
+
+
+def of_task(cfg: LanguageRun, task: Task, evaluated: Task | None = None) -> Inputs:
+    """Digests of the task's files and code; evaluated: as of `of_run`."""
+    return {
+        **{f"task file/{path}": digest(pathlib.Path(path)) for path in task.files()},
+        **{f"evaluation file/{path}": digest(pathlib.Path(path)) for path in (evaluated.files() if evaluated else ())},
+        **{f"reward code/{name}": digest(path) for name, path in _modules(cfg, task).items()},
+        **{f"reward code/{path}": digest(pathlib.Path(path)) for path in task.code_files()},
+    }
+
+
+def refuse_other_files(cfg: LanguageRun, task: Task, evaluated: Task | None = None) -> None:
+    """Compares the task's files and code between the processes of a run.
+
+    Raises:
+      ValueError: one line that names the first process that differs from process 0, on all of them.
+    """
+    if not hosts.several_processes():
+        return
+    first, *others = hosts.gather_json(of_task(cfg, task, evaluated))
+    for process, other in enumerate(others, 1):
+        differing = sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name))
+        if differing:
+            error = f"process {process} reads another {differing[0]} than process 0: give all processes the same files"
+            hosts.raise_as_one(ValueError(error))
 
 
 def versions() -> Inputs:

@@ -73,6 +73,7 @@ def loaded(cfg: LanguageRun, task: Task, workdir: pathlib.Path, display: Display
     Writes config.json, inputs.json and reference/ (where there is a warm-up); errors as of `prepare`.
     """
     evaluated = hosts.raise_on_all_processes(lambda: held_out.make_task(cfg, task))
+    inputs.refuse_other_files(cfg, task, evaluated)
     learned = task.learned_reward
     if learned is not None:
         hosts.raise_on_all_processes(lambda: reward_model.loaded(learned))

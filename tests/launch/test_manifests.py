@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mara_jax import cli, config, main
-from mara_jax.parallel import mesh
+from mara_jax.parallel import joining, mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_processes_on_gpu_nodes_find_each_other():
     assert values.coordinator_address.split(":")[0] == f"{name}-{replicated['name']}-0-0.{name}"
     assert int(values.coordinator_address.split(":")[1]) == container_of(jobset)["ports"][0]["containerPort"]
     assert values.num_processes == job_of(jobset)["completions"]
-    assert mesh.distributed_arguments({}, values.coordinator_address, values.num_processes, values.process_id)
+    assert joining.distributed_arguments({}, values.coordinator_address, values.num_processes, values.process_id)
 
 
 def test_hosts_of_a_slice_have_all_of_its_chips():

@@ -19,7 +19,8 @@ import transformers
 
 from mara_jax import hf
 from mara_jax.hf import tokenizer  # noqa: F401 - imported on demand elsewhere
-from mara_jax.parallel import hosts, mesh
+from mara_jax.parallel import hosts, joining, watch
+from mara_jax.parallel.meeting import Place
 from mara_jax.train import metrics
 
 assert transformers.PreTrainedTokenizerFast  # imported on demand, too
@@ -28,7 +29,7 @@ assert transformers.PreTrainedTokenizerFast  # imported on demand, too
 def process(asked: dict, sizes: list[int] | None, out: pathlib.Path, address: str | None, number: int, index: int):
     """In a fork: one of `number` processes of a job."""
     if number > 1:
-        mesh.join_processes(address, number, index)
+        joining.join(Place(address, number, index), timeout=0)
     log = metrics.Log(out / "metrics.jsonl", 0, keeps=hosts.is_process_zero())
     found = layouts_program.train(
         layouts_program.run_of(asked),
@@ -54,7 +55,7 @@ def forked(index: int, out: pathlib.Path, *rest) -> int:
         process(*rest, index)
     except BaseException:
         traceback.print_exc()
-        hosts.exit_at_once(1)
+        watch.end_at_once(1)
     sys.exit(0)
 
 

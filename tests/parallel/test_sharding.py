@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mara_jax import config
-from mara_jax.parallel import mesh, sharding
+from mara_jax.parallel import joining, mesh, sharding
 from mara_jax.policies import parameters, transformer
 
 ARCH = transformer.Architecture(
@@ -248,7 +248,7 @@ def test_processes_are_found_or_named(environment, given, expected):
     if isinstance(expected, tuple):
         names = ("coordinator_address", "num_processes", "process_id")
         expected = dict(zip(names, expected, strict=True)) | {"cluster_detection_method": "deactivate"}
-    assert mesh.distributed_arguments(environment, *given) == expected
+    assert joining.distributed_arguments(environment, *given) == expected
 
 
 @pytest.mark.parametrize(
@@ -263,4 +263,4 @@ def test_processes_are_found_or_named(environment, given, expected):
 )
 def test_flags_of_processes_that_cannot_be(environment, given, told):
     with pytest.raises(ValueError, match=told):
-        mesh.distributed_arguments(environment, *given)
+        joining.distributed_arguments(environment, *given)

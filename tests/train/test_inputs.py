@@ -207,3 +207,23 @@ def test_files_of_the_saved_reference_count_and_the_base_no_longer_does(tmp_path
     (workdir / "reference" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"differs in reference/model.safetensors"):
         inputs.check(workdir, inputs.of_files(CFG, str(workdir / "reference"), inputs.REFERENCE))
+
+
+@pytest.mark.parametrize(("other", "refused"), [("alike", None), ("another", 2)])
+def test_processes_that_read_other_files_are_refused(tmp_path, monkeypatch, other, refused):
+    """Three processes, of which the third may have another file under the same name."""
+    file = tmp_path / "own.txt"
+    file.write_text("alike")
+    monkeypatch.setattr(inputs.hosts, "several_processes", lambda: True)
+
+    def gathered(own: inputs.Inputs) -> list[inputs.Inputs]:
+        file.write_text(other)
+        return [own, own, inputs.of_task(CFG, Many(file=str(file)))]
+
+    monkeypatch.setattr(inputs.hosts, "gather_json", gathered)
+    monkeypatch.setattr(inputs.hosts, "raise_as_one", lambda error: (_ for _ in ()).throw(error))
+    if refused is None:
+        inputs.refuse_other_files(CFG, Many(file=str(file)))
+        return
+    with pytest.raises(ValueError, match=rf"process {refused} reads another task file/.*own.txt than process 0"):
+        inputs.refuse_other_files(CFG, Many(file=str(file)))
