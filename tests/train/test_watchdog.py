@@ -1,14 +1,10 @@
 """A run that makes no progress says where it is: at once in the thread, and from outside, of processes that hang."""
 
 import json
-import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
-
-import pytest
 
 from mara_jax.train import watchdog, workdir
 
@@ -111,75 +107,3 @@ def test_a_process_ends_where_it_is_asked_to(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == watchdog.STALLED == 70
     assert done.stderr.startswith(LINE) and done.stderr.count("\n") == 1
-
-
-REWARD = """
-import os, pathlib, time
-
-def reward(prompts, completions, step, **_):
-    once = pathlib.Path(__file__).with_name("once")
-    if step == 2 and os.environ.get("HANGS") and not once.exists():
-        once.touch()
-        time.sleep(float(os.environ["HANGS"]))
-    return [float(len(text)) for text in completions]
-"""
-
-
-def flags(folder: pathlib.Path) -> list[str]:
-    """A run of three steps whose reward function hangs in the second, where HANGS says for how many seconds."""
-    (folder / "reward.py").write_text(REWARD)
-    rows = [{"prompt": f"{number} and", "completion": f"{number + 1}"} for number in range(4)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        "--config=configs/prompts.py:nano", f"--workdir={folder / 'run'}",
-        f"--config.task.prompts={folder / 'prompts.jsonl'}", f"--config.task.reward={folder / 'reward.py'}:reward",
-        "--config.task.answer=", "--config.evaluation.every=0", "--config.evaluation.prompts=",
-        "--config.policy.layers=1", "--config.policy.embed=32", "--config.warmup.steps=2", "--config.warmup.batch=2",
-        "--config.rollout.group_size=4", "--config.rollout.prompts_per_step=2", "--config.reference.samples=4",
-        "--config.rollout.length_buckets=0", "--config.rollout.max_new_tokens=8", "--config.checkpoint.every=1",
-        "--config.steps=3", "--config.algorithm.method=vanilla", "--config.watchdog=60",
-    ]  # fmt: skip
-
-
-def started(hangs: str, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mara_jax.main", *words], cwd=ROOT, env=os.environ | {"HANGS": hangs},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    """Status and stderr of each."""
-    try:
-        said = [process.communicate(timeout=1800)[1] for process in processes]
-        return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-@pytest.mark.slow
-def test_a_reward_function_that_hangs_is_named_and_the_run_goes_on_after_it_was_ended(tmp_path):
-    words = [*flags(tmp_path), "--config.watchdog_ends=true"]
-    ((status, said),) = ended([started("600", *words)])
-    assert status == watchdog.STALLED, said
-    assert "the run is in the scoring of step 2" in said.splitlines()[-1]
-    assert "reward.py" in (tmp_path / "run" / "stalled" / "process_0_stacks.txt").read_text()
-    ((status, said),) = ended([started("600", *words)])
-    assert status == 0, said
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-
-
-@pytest.mark.slow
-def test_the_process_whose_reward_function_hangs_is_named_by_another(tmp_path):
-    """Process 1, for 240 seconds; then both go on to the end."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"--coordinator_address=localhost:{probe.getsockname()[1]}"
-    words = [*flags(tmp_path), address, "--num_processes=2"]
-    both = ended([started("240" * number, *words, f"--process_id={number}") for number in (0, 1)])
-    assert [status for status, _ in both] == [0, 0], both
-    lines = [line for line in both[0][1].splitlines() if line.startswith(LINE)]
-    assert lines and "process 1 of 2 has been longest where it is, in the scoring of step 2" in lines[-1], both
-    assert "process 0 waits in the gathering of the scores of all processes" in lines[-1]
-    assert not [line for line in both[1][1].splitlines() if line.startswith(LINE)]
