@@ -13,8 +13,8 @@ started again, the script skips what is done and goes on with what is not. `--jo
   pmo      the area under the curve of the ten best, mol_opt's settings, beside molecules drawn from the prior alone
 
 Prints one JSON object a method and oracle: means and standard deviations over seeds; `p_*`: one-sided Welch tests that
-a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against oracle calls, with the range
-over seeds.
+a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against oracle calls, with the
+range over seeds.
 """
 
 import argparse
@@ -102,7 +102,8 @@ def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: flo
     if experiment == "molexp":
         task = oracle.removeprefix("molexp:")
         reached = metrics.molexp_similarities(task, list(series))
-        out |= {"score": float(np.prod(list(reached.values()))), "targets": sum(s >= threshold for s in reached.values())}
+        targets = sum(similarity >= threshold for similarity in reached.values())
+        out |= {"score": float(np.prod(list(reached.values()))), "targets": targets}
     if experiment == "pmo":
         out["auc_top10"] = metrics.top_auc(series)
     return out
@@ -130,7 +131,8 @@ def draw(folders: dict[str, dict[str, list[pathlib.Path]]], threshold: float, bu
     """Hits and circles against oracle calls, a row an oracle, the mean and the range over seeds."""
     with plot_style.style():
         figure = matplotlib.figure.Figure(figsize=(9, 3.2 * len(folders)), layout="constrained")
-        for (oracle, methods), axes in zip(folders.items(), figure.subplots(len(folders), 2, squeeze=False), strict=True):
+        panels = figure.subplots(len(folders), 2, squeeze=False)
+        for (oracle, methods), axes in zip(folders.items(), panels, strict=True):
             at = np.linspace(budget / CURVE_CALLS, budget, CURVE_CALLS)
             for number, (method, workdirs) in enumerate(methods.items()):
                 curves = np.array([found_by(series_of(workdir), threshold, at) for workdir in workdirs])

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from mara_jax import cli
+from mara_jax.parallel import roll
+from mara_jax.train import watchdog
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in ROOT.glob("launch/*") if path.read_text().startswith("#!/bin/bash"))
@@ -63,7 +65,7 @@ def test_statuses_are_those_of_the_command(script):
 def test_the_page_lists_every_status():
     page = (ROOT / "docs" / "clusters.md").read_text()
     listed = [int(status) for status in re.findall(r"^\| (\d+) \|", page.split("## SLURM")[0], re.MULTILINE)]
-    assert listed == [0, cli.REFUSED, cli.STOPPED, cli.INTERRUPTED, 1]
+    assert listed == [0, cli.REFUSED, roll.LOST, watchdog.STALLED, cli.STOPPED, cli.INTERRUPTED, 1]
 
 
 # ---- SLURM ----------------------------------------------------------------------------------------------------------
