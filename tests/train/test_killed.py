@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from small_run import evaluations, rows
@@ -22,9 +23,9 @@ WITHOUT_ROOM = "mara_jax: no space left to write"
 class Runs:
     """Runs of the command in forks of one process."""
 
-    def __init__(self, kind: str, environment: dict[str, str]) -> None:
+    def __init__(self, kind: str, environment: dict[str, str], flags: Sequence[str] = RUN) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), kind, *RUN],
+            [sys.executable, str(PROGRAM), kind, *flags],
             cwd=ROOT, env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
