@@ -95,15 +95,16 @@ def _later_than_watch() -> Iterator[None]:
     it raises in C++ where nothing catches, and so calls the terminate handler, which waits. Where jaxlib can
     convert it some day, the callback itself waits.
     """
-    original = distributed._jax.get_distributed_runtime_client  # pyright: ignore[reportAttributeAccessIssue]
+    jaxlib: Any = vars(distributed)["_jax"]  # private, as the argument is
+    original = jaxlib.get_distributed_runtime_client
     with contextlib.suppress(OSError, AttributeError):  # another C++ library: then it ends as jax has it
         _wait_before_terminating()
         patched = functools.partial(original, missed_heartbeat_callback=_lost_connection)
-        distributed._jax.get_distributed_runtime_client = patched  # pyright: ignore[reportAttributeAccessIssue]
+        jaxlib.get_distributed_runtime_client = patched
     try:
         yield
     finally:
-        distributed._jax.get_distributed_runtime_client = original  # pyright: ignore[reportAttributeAccessIssue]
+        jaxlib.get_distributed_runtime_client = original
 
 
 def _lost_connection(*_: Any) -> None:
@@ -148,7 +149,7 @@ def distributed_arguments(
         # The number of tasks in the step, not in the job: a batch script itself is a step of one.
         slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         # jax sets it where it sees TPU chips and libtpu.
-        tpu = "tpu" in (jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
+        tpu = "tpu" in (jax.config.jax_platforms or "")
         return {} if slurm or tpu else None
     missing = [name for name, value in arguments.items() if value is None]
     if missing:

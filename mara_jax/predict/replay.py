@@ -172,9 +172,9 @@ def _optimum(stored: Stored, settings: Settings, prompt: int, known: _Known, res
     with np.errstate(invalid="ignore", divide="ignore"):
         share_ra = mass_ra / mass_ra.sum(axis=1, keepdims=True)
     bits_r = np.array([diversity.entropy_bits(mass_a) for mass_a in mass_ra])
-    numbers = {"reward": optimum.reward, "good": optimum.good, "none": none_r, "entropy_bits": bits_r}
+    of_resample = {"reward": optimum.reward, "good": optimum.good, "none": none_r, "entropy_bits": bits_r}
     number_r = np.where(mass_ra.sum(axis=1) > 0, 2.0**bits_r, 0.0)
-    return numbers | {"number": number_r, "share": share_ra}, optimum.effective_samples
+    return of_resample | {"number": number_r, "share": share_ra}, optimum.effective_samples
 
 
 def _of_prompt(prompt: int, numbers: dict, effective: float, known: _Known) -> dict[str, Any]:

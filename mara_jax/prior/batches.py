@@ -59,7 +59,7 @@ class TrainingSet:
         lengths = [length for at, length in enumerate(lengths) if at not in held_out]
         if settings.randomised:
             sample = _generator(settings.seed, _MEASURE).choice(len(self.train), _MEASURED)
-            written = [tokens(text) for text in molecules.randomised([self.train[at] for at in sample], sample)]
+            written = [tokens(text) for text in molecules.randomised([self.train[at] for at in sample], sample.tolist())]
             lengths += [len(parts) for parts in written]
             known.update(part for parts in written for part in parts)
         self.tokenizer = smiles_tokenizer.of_tokens(known)

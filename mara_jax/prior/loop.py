@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from mara_jax import hf
@@ -85,7 +86,7 @@ class Progress:
                 "step": update.step,
                 "loss/train": loss,
                 "tokens/trained": self.tokens + update.tokens,
-                "learning_rate": float(self.rate(update.step - 1)),
+                "learning_rate": float(np.asarray(self.rate(update.step - 1))),
                 "time/step_s": seconds,
             }
         )
