@@ -29,7 +29,7 @@ def sequence_scores(arch: Architecture, params: Any, tokens_bt: jax.Array, lengt
     kernel_d1 = sharding.gather_kernel(parameters.at(params, parameters.SCORE), ("embed", None))
     # Not a matmul, which accelerators would round to fewer bits than float32 has.
     wide = parameters.wide(arch.compute_dtype)
-    return jnp.sum(last_bd.astype(wide) * kernel_d1[:, 0].astype(wide), axis=-1)
+    return jnp.sum(last_bd.astype(wide) * kernel_d1[:, 0].astype(wide), axis=-1)  # pyright: ignore[reportIndexIssue]
 
 
 compiled_scores = functools.partial(jax.jit, static_argnums=0)(sequence_scores)

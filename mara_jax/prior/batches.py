@@ -58,8 +58,8 @@ class TrainingSet:
         self.width = settings.longest + 1 if settings.randomised else max(lengths) + 1
         lengths = [length for at, length in enumerate(lengths) if at not in held_out]
         if settings.randomised:
-            sample = _generator(settings.seed, _MEASURE).choice(len(self.train), _MEASURED)
-            written = [tokens(text) for text in molecules.randomised([self.train[at] for at in sample], sample.tolist())]
+            sample = _generator(settings.seed, _MEASURE).choice(len(self.train), _MEASURED).tolist()
+            written = [tokens(text) for text in molecules.randomised([self.train[at] for at in sample], sample)]
             lengths += [len(parts) for parts in written]
             known.update(part for parts in written for part in parts)
         self.tokenizer = smiles_tokenizer.of_tokens(known)

@@ -62,9 +62,9 @@ def optimiser(settings: Settings) -> optax.GradientTransformation:
 
 def nll(arch: Architecture, params: Any, batch: Batch, bos_id: int) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of a batch's molecules, EOS included: its sum (nats), and how many tokens it is of."""
-    tokens_pgt, lengths_pg, packing = batch
+    tokens_pgt, lengths_pg = jnp.asarray(batch.tokens), jnp.asarray(batch.lengths)
     prompt_ps, length_p = jnp.full((1, 1), bos_id, jnp.int32), jnp.ones(1, jnp.int32)
-    logp_pgt = logprobs.completion_logps(arch, params, prompt_ps, length_p, tokens_pgt, packing)
+    logp_pgt = logprobs.completion_logps(arch, params, prompt_ps, length_p, tokens_pgt, batch.packing)
     return -jnp.sum(logp_pgt * logprobs.mask(lengths_pg, tokens_pgt.shape[-1])), jnp.sum(lengths_pg)
 
 

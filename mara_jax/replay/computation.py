@@ -81,9 +81,9 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[Replayed]:
     rows = {row["step"]: row for row in metrics.read_rows(workdir / "metrics.jsonl", metrics.OF_A_STEP)}
     if not rows:
         raise ValueError(f"{workdir / 'metrics.jsonl'} has no step yet: wait for the first")
-    step = max(rows) if step is None else step
-    first = max((saved for saved in checkpoint.saved_steps(workdir) if saved < step), default=0)
-    missing = [number for number in range(first + 1, step + 1) if number not in rows]
+    last = max(rows) if step is None else step
+    first = max((saved for saved in checkpoint.saved_steps(workdir) if saved < last), default=0)
+    missing = [number for number in range(first + 1, last + 1) if number not in rows]
     if missing:
         raise ValueError(f"{workdir} has no step {missing[0]}: --step is one of {min(rows)} to {max(rows)}")
     if not run.rollout.save:
@@ -91,7 +91,7 @@ def replay(workdir: pathlib.Path, step: int | None = None) -> list[Replayed]:
     with sharding.use(preflight.layout_of(run)):
         setup, state = _before(run, checked(tasks.make(run)), workdir, first)
         replayed = []
-        for done in range(first, step):
+        for done in range(first, last):
             start = f"checkpoint {first}" if done == first and first else "the step before" if done else "the reference"
             state, one = _step(setup, state, done, workdir, rows[done + 1])
             replayed.append(one._replace(start=start))

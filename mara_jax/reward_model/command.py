@@ -74,7 +74,7 @@ def train(argv: list[str]) -> int:
         steps=values.steps,
         seed=values.seed,
         batch=values.batch,
-        policy=config.Policy(**{name: values[name].value for name in names}),
+        policy=config.Policy(**{name: values[name].value for name in names}),  # pyright: ignore[reportArgumentType]
         optimiser=config.Optimiser(learning_rate=rate, warmup_steps=values.warmup_steps, max_grad_norm=1.0),
         checkpoint=config.Checkpoint(every=values.every),
         mesh=config.Mesh(fsdp=values.fsdp, tensor=values.tensor),

@@ -195,7 +195,7 @@ def encode(model: reward_model.RewardModel, pairs: Sequence[Pair]) -> Encoded:
 def pairs_of_step(seed: int, count: int, batch: int, done: int) -> list[int]:
     """Which of `count` pairs the step after `done` steps uses: a function of (seed, step)."""
     order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
-    return [int(order[done * batch + i]) for i in range(batch)]
+    return [int(order[done * batch + i]) for i in range(batch)]  # pyright: ignore[reportArgumentType]
 
 
 def train(ready: Prepared, state: State, checkpoints: Checkpoints, log: metrics.Log, display: metrics.Display) -> State:

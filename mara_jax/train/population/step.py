@@ -129,7 +129,7 @@ def _scored_batch(
         prompt_ids=jnp.asarray(np.stack(ids_k).astype(np.int32)),
         ref_hidden=ref_hidden,
         packing=packing,
-        **samples,
+        **samples,  # pyright: ignore[reportArgumentType]
     )
 
 
