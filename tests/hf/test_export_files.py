@@ -7,6 +7,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+from small_tokenizers import BOS, END, EOS, MARKS, byte_level, pieces
 
 from mara_jax import hf
 from mara_jax.hf import export_check, export_files
@@ -14,7 +15,6 @@ from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import encoding, transformer
 from mara_jax.policies.parameters import RopeScaling
 from mara_jax.policies.policy import Policy
-from tests.small_tokenizers import BOS, END, EOS, MARKS, byte_level, pieces
 
 ARCH = transformer.Architecture("qwen3", 320, 16, 1, heads=2, kv_heads=1, head_dim=8, mlp=16)
 TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end_of_turn>\n{% endfor %}"

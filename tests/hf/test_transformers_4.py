@@ -10,14 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+import reader_program
+from small_tokenizers import BOS, END, EOS, byte_level, pieces
 
 from mara_jax import hf
 from mara_jax.hf import tokenizer as tokenizers
 from mara_jax.policies import transformer
 from mara_jax.policies.parameters import RopeScaling
 from mara_jax.policies.policy import Policy
-from tests.hf import reader_program
-from tests.small_tokenizers import BOS, END, EOS, byte_level, pieces
 
 pytestmark = pytest.mark.slow
 # Of the time of 4.57; torch, numpy and safetensors are those in use.

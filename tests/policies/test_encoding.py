@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+import small_tokenizers
+from small_tokenizers import BOS, END, EOS, byte_level, pieces, word_parts
 
 from mara_jax.policies import encoding
-from tests import small_tokenizers
-from tests.small_tokenizers import BOS, END, EOS, byte_level, pieces, word_parts
 
 KINDS = {
     "bytes": byte_level,

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pyarrow
 import pytest
+from enumerated_rollouts import settings, stored
 from pyarrow import parquet
 
 from mara_jax import config
@@ -14,7 +15,6 @@ from mara_jax.predict import replay, stored_rollouts
 from mara_jax.tasks import onetwo, prompts
 from mara_jax.train import reference_samples, rollouts
 from mara_jax.train import workdir as workdirs
-from tests.enumerated_rollouts import settings, stored
 
 # ---- what a run stores ----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pytest
+from enumerated_rollouts import GROUP, POLICIES, REF, REWARD, settings, stored
 from pyarrow import parquet
 from rich.console import Console
 
@@ -17,7 +18,6 @@ from mara_jax.core import augment, targets
 from mara_jax.predict import batches, replay, replay_drawing, stored_rollouts
 from mara_jax.predict.prediction import Settings
 from mara_jax.train import rollouts
-from tests.enumerated_rollouts import GROUP, POLICIES, REF, REWARD, settings, stored
 
 # ---- signals --------------------------------------------------------------------------------------------------------
 

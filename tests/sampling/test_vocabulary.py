@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import tiny
 
 from mara_jax import sampling
 from mara_jax.policies import vocabulary
 from mara_jax.sampling import head, logprobs
-from tests.sampling.tiny_policy import tiny
 
 V, WITHOUT = 40, ((5, 9), (30, 40))
 KNOWN = np.flatnonzero(vocabulary.known(WITHOUT, V))

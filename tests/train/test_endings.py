@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from small_tokenizers import END, MARKS, byte_level
+from tiny_policy import tiny
+
 from mara_jax.policies import encoding
 from mara_jax.train import prompts, warmup
-from tests.sampling.tiny_policy import tiny
-from tests.small_tokenizers import END, MARKS, byte_level
 
 TURNS = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + 'CLOSE\n' }}{% endfor %}"
 EOS_ID, END_ID = MARKS.index("</s>"), MARKS.index(END)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from test_inputs import Many, begun, policy
 
 from mara_jax import config, main
 from mara_jax.config import Checkpoint, Evaluation, LanguageRun, checks
@@ -13,7 +14,6 @@ from mara_jax.tasks import digits, onetwo, prompts
 from mara_jax.train import checkpoint, evaluation_report, held_out, inputs
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.state import State
-from tests.train.test_inputs import Many, begun, policy
 
 MATCHING = "mara_jax.tasks.rewards.matching"
 EVERY = Evaluation(every=5)
