@@ -27,13 +27,19 @@ def final_table(workdir: str | os.PathLike) -> NumberTable:
 
 
 def show_modes(workdir: str | os.PathLike, console: Console) -> None:
-    """Prints the table of a run's good answers and draws their figure; nothing where it wrote no ledger of them.
+    """Prints the table of a run's good answers and draws their figure; nothing where it wrote no ledger of them, a line
+    where nothing is known of their mass before training.
 
     Raises:
       ValueError: the ledger cannot be read.
     """
     prompts = mode_report.read(Path(workdir))
     if not prompts:
+        return
+    answers = mode_report.answers_of(prompts)
+    if all(one.fields["reference"] is None and one.fields["optimum"] is None for one in answers):
+        # Nothing to compare with, as where the reference policy is not measured.
+        console.print(mode_report.line(prompts))
         return
     console.print(mode_report.table(prompts))
     figure = mode_report.figure(Path(workdir), prompts)

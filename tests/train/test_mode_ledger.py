@@ -263,6 +263,16 @@ def test_healthy_answers_set_off_no_alarm(tmp_path):
     assert lost_after(95, 160, [0.2] * 5 + [0.0] * 5) == 5
 
 
+def test_without_a_mass_to_compare_with_there_is_no_table(tmp_path):
+    ledger = opened(tmp_path / mode_ledger.FILE, known={})
+    ledger.update(row(1, a=6, b=2))
+    console = Console(file=io.StringIO(), width=200)
+    summary.show_modes(tmp_path, console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    words = "2 of 1 prompts, 0 lost (no mass at the optimum is known, without which none counts as lost)"
+    assert text == f"good answers: {words}\n"
+
+
 def test_the_table_shows_what_is_furthest_below_the_optimum(tmp_path):
     path = tmp_path / mode_ledger.FILE
     ledger = opened(path, known=REFERENCE | {1: samples(a=3, b=1)})
