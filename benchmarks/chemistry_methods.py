@@ -4,7 +4,7 @@
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=tables --seeds=5
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=pmo --weights=runs/zinc/model --seeds=2
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=molexp --only_table
-  python benchmarks/chemistry_methods.py --out=runs/fast --experiment=molexp --flag=--config.seed=7
+  python benchmarks/chemistry_methods.py --out=runs/fast --experiment=molexp --flag=--config.task.randomised=4
 
 Each run is a `python -m mara_jax.main --config=configs/chemistry.py:VARIANT` in a folder EXPERIMENT/ORACLE/METHOD/SEED;
 started again, the script skips what is done and goes on with what is not. `--jobs=2` (one a core) at once.
@@ -169,7 +169,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=10_000)
     parser.add_argument("--threshold", type=float, help="of a hit; by default that of the config")
     parser.add_argument("--weights", help="of the prior, by default the package's")
-    parser.add_argument("--flag", action="append", default=[], help="of every run, as --config.seed=1; several times")
+    parser.add_argument(
+        "--flag", action="append", default=[], help="of every run, as --config.task.randomised=4; may be repeated"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on a core of its own")
     parser.add_argument("--only_table", action="store_true", help="of the runs that are done")
     args = parser.parse_args()
