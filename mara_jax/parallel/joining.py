@@ -149,7 +149,7 @@ def distributed_arguments(
         # The number of tasks in the step, not in the job: a batch script itself is a step of one.
         slurm = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
         # jax sets it where it sees TPU chips and libtpu.
-        tpu = "tpu" in (jax.config.jax_platforms or "")
+        tpu = "tpu" in (jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
         return {} if slurm or tpu else None
     missing = [name for name, value in arguments.items() if value is None]
     if missing:

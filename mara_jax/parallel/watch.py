@@ -136,7 +136,7 @@ class Watch(threading.Thread):
             if "arrived" in message:
                 self.roll.arrived(peer, message["arrived"], now)
             elif "ended" in message:
-                self.roll.ended(peer, *message["ended"], now)
+                self.roll.ended(peer, *message["ended"], now)  # pyright: ignore[reportCallIssue]
             elif "lost" in message:
                 self.roll.judged(Loss(*message["lost"]), now)
             elif "left" in message:
