@@ -7,7 +7,9 @@
   python benchmarks/chemistry_methods.py --out=runs/fast --experiment=molexp --flag=--config.task.randomised=4
 
 Each run is a `python -m mara_jax.main --config=configs/chemistry.py:VARIANT` in a folder EXPERIMENT/ORACLE/METHOD/SEED;
-started again, the script skips what is done and goes on with what is not. `--jobs=2` (one a core) at once.
+started again, the script goes on with runs that are not done. What a finished one has found is a line of OUT/runs.jsonl
+(`--runs=FILE`; benchmarks/measured/chemistry_runs.jsonl holds those of this project): a run that has a line is not made
+again, on no machine. `--jobs=2` (one a core) at once.
 
   molexp   the product score and the targets reached (similarity of at least .5, or --threshold), yield, circles
   tables   the paper's columns for REINVENT and MARA on `synth` and `amide`: yield, calls to 100 hits, IntDiv, circles
@@ -83,8 +85,8 @@ def series_of(workdir: pathlib.Path) -> dict[str, float]:
         return {row["smiles"]: float(row["score"]) for row in csv.DictReader(file)}
 
 
-def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: float) -> dict[str, float]:
-    """What one run has found."""
+def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: float, budget: int) -> dict[str, Any]:
+    """What one run has found; `curve`: calls, and the hits and circles until then."""
     series = series_of(workdir)
     hits = [smiles for smiles, score in series.items() if score >= threshold]
     calls = metrics.calls_to_hits(series, threshold)
@@ -92,13 +94,14 @@ def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: flo
     out = {
         "calls": len(series),
         "yield": len(hits),
-        "calls_to_100": calls.get(100, np.nan),
+        "calls_to_100": calls.get(100),
         "intdiv": metrics.internal_diversity(hits),
         "circles": metrics.circles(sorted(hits, key=lambda smiles: -series[smiles])),
         "scaffolds": metrics.scaffolds(hits),
         "steps": len(rows),
         "valid": float(np.mean([row["valid/fraction"] for row in rows[-10:]])),
         "minutes": sum(row["time/step_s"] for row in rows) / 60,
+        "curve": found_by(series, threshold, np.linspace(budget / CURVE_CALLS, budget, CURVE_CALLS)),
     }
     if experiment == "molexp":
         task = oracle.removeprefix("molexp:")
@@ -110,13 +113,18 @@ def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: flo
     return out
 
 
-def summary(runs: dict[str, list[dict[str, float]]], baseline: str = "reinvent") -> dict[str, dict[str, Any]]:
+def recorded(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a file of runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], baseline: str = "reinvent") -> dict[str, dict[str, Any]]:
     """By method, means and standard deviations over seeds, and tests against the baseline."""
     rows: dict[str, dict[str, Any]] = {}
     for method, found in runs.items():
         row: dict[str, Any] = {"seeds": len(found)}
-        for name in found[0]:
-            values = np.array([one[name] for one in found], float)
+        for name in [key for key in found[0] if key != "curve"]:
+            values = np.array([np.nan if one[name] is None else one[name] for one in found], float)
             spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
             row[name] = [round(float(values.mean()), 3), round(spread, 3)]
         for name in ("score", "yield", "circles", "auc_top10"):
@@ -128,19 +136,18 @@ def summary(runs: dict[str, list[dict[str, float]]], baseline: str = "reinvent")
     return rows
 
 
-def draw(folders: dict[str, dict[str, list[pathlib.Path]]], threshold: float, budget: int, path: pathlib.Path) -> None:
+def draw(found: dict[str, dict[str, list[dict[str, Any]]]], path: pathlib.Path) -> None:
     """Hits and circles against oracle calls, a row an oracle, the mean and the range over seeds."""
     with plot_style.style():
-        figure = matplotlib.figure.Figure(figsize=(9, 3.2 * len(folders)), layout="constrained")
-        panels = figure.subplots(len(folders), 2, squeeze=False)
-        for (oracle, methods), axes in zip(folders.items(), panels, strict=True):
-            at = np.linspace(budget / CURVE_CALLS, budget, CURVE_CALLS)
-            for number, (method, workdirs) in enumerate(methods.items()):
-                curves = np.array([found_by(series_of(workdir), threshold, at) for workdir in workdirs])
-                for ax, values in zip(axes, np.moveaxis(curves, 2, 0), strict=True):
+        figure = matplotlib.figure.Figure(figsize=(9, 3.2 * len(found)), layout="constrained")
+        panels = figure.subplots(len(found), 2, squeeze=False)
+        for (oracle, methods), axes in zip(found.items(), panels, strict=True):
+            for number, (method, runs) in enumerate(methods.items()):
+                calls, *curves = np.moveaxis(np.array([one["curve"] for one in runs], float), 2, 0)
+                for ax, values in zip(axes, curves, strict=True):
                     colour = f"C{number}"
-                    ax.plot(at, values.mean(0), color=colour, label=method)
-                    ax.fill_between(at, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+                    ax.plot(calls[0], values.mean(0), color=colour, label=method)
+                    ax.fill_between(calls[0], values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             for ax, name in zip(axes, ("hits", "circles of hits"), strict=True):
                 ax.set_xlabel("oracle calls")
                 ax.set_ylabel(name)
@@ -150,12 +157,12 @@ def draw(folders: dict[str, dict[str, list[pathlib.Path]]], threshold: float, bu
         plot_style.save(figure, path)
 
 
-def found_by(series: dict[str, float], threshold: float, calls: np.ndarray) -> list[tuple[int, int]]:
-    """Hits and circles among the first so many calls."""
+def found_by(series: dict[str, float], threshold: float, calls: np.ndarray) -> list[tuple[int, int, int]]:
+    """Calls, and the hits and circles among the first so many."""
     smiles, out = list(series), []
-    for count in calls.astype(int):
+    for count in calls.astype(int).tolist():
         hits = [one for one in smiles[:count] if series[one] >= threshold]
-        out.append((len(hits), metrics.circles(hits)))
+        out.append((count, len(hits), metrics.circles(hits)))
     return out
 
 
@@ -163,6 +170,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--experiment", choices=EXPERIMENTS, required=True)
+    parser.add_argument(
+        "--runs", type=pathlib.Path, help="file of what finished runs have found, by default OUT/runs.jsonl"
+    )
     parser.add_argument("--oracles", help="some of the experiment's, by commas")
     parser.add_argument("--methods", help="some of the experiment's, by commas")
     parser.add_argument("--seeds", type=int, default=3)
@@ -179,44 +189,48 @@ def main() -> None:
     oracles = args.oracles.split(",") if args.oracles else oracles
     methods = args.methods.split(",") if args.methods else list(METHODS[args.experiment])
     threshold = args.threshold or {"molexp": 0.5, "tables": 0.85, "pmo": 0.8}[args.experiment]
+    path = args.runs or args.out / "runs.jsonl"
+    settings = {"experiment": args.experiment, "budget": args.budget, "threshold": threshold, "flags": args.flag}
 
-    def folder(oracle: str, method: str, seed: int) -> pathlib.Path:
-        return args.out / args.experiment / oracle.replace(":", "_") / method / str(seed)
+    def run_of(oracle: str, method: str, seed: int) -> dict[str, Any]:
+        return settings | {"oracle": oracle, "method": method, "seed": seed}
+
+    def found(oracle: str, method: str, seed: int) -> dict[str, Any] | None:
+        wanted = run_of(oracle, method, seed)
+        return next((one["found"] for one in recorded(path) if one["run"] == wanted), None)
 
     every = [(oracle, method, seed) for seed in range(args.seeds) for oracle in oracles for method in methods]
     if not args.only_table:
-        cores = [str(core) for core in sorted(os.sched_getaffinity(0))][: args.jobs]
-        free = list(cores)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = [str(core) for core in sorted(os.sched_getaffinity(0))][: args.jobs]
 
-        def one(oracle: str, method: str, seed: int) -> str:
-            core = free.pop()
+        def make(oracle: str, method: str, seed: int) -> None:
+            workdir = args.out / args.experiment / oracle.replace(":", "_") / method / str(seed)
             flags = (f"--config.task.oracle={oracle}", f"--config.seed={seed}", f"--config.task.budget={args.budget}")
             weights = (f"--config.policy.weights={args.weights}",) if args.weights else ()
-            said = train(
-                folder(oracle, method, seed),
-                variant,
-                (*flags, *weights, *METHODS[args.experiment][method], *args.flag),
-                core,
-            )
+            core = free.pop()
+            said = train(workdir, variant, (*flags, *weights, *METHODS[args.experiment][method], *args.flag), core)
             free.append(core)
+            if not said:
+                line = {
+                    "run": run_of(oracle, method, seed),
+                    "found": measured(args.experiment, oracle, workdir, threshold, args.budget),
+                }
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             print(f"{oracle} {method} {seed}: {said or 'done'}", file=sys.stderr, flush=True)
-            return said
 
-        with concurrent.futures.ThreadPoolExecutor(len(cores)) as pool:
-            list(pool.map(lambda job: one(*job), every))
-    drawn: dict[str, dict[str, list[pathlib.Path]]] = {}
+        with concurrent.futures.ThreadPoolExecutor(len(free)) as pool:
+            list(pool.map(lambda job: make(*job), [job for job in every if found(*job) is None]))
+    drawn: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for oracle in oracles:
-        by_method = {
-            method: [w for w in (folder(oracle, method, seed) for seed in range(args.seeds)) if finished(w)]
-            for method in methods
-        }
-        drawn[oracle] = {method: workdirs for method, workdirs in by_method.items() if workdirs}
-        runs = {m: [measured(args.experiment, oracle, w, threshold) for w in ws] for m, ws in drawn[oracle].items()}
-        for method, row in summary(runs).items():
+        by_method = {m: list(filter(None, (found(oracle, m, seed) for seed in range(args.seeds)))) for m in methods}
+        drawn[oracle] = {method: runs for method, runs in by_method.items() if runs}
+        for method, row in summary(drawn[oracle]).items():
             print(json.dumps({"oracle": oracle, "method": method} | row))
     if any(drawn.values()):
-        kept = {oracle: methods for oracle, methods in drawn.items() if methods}
-        draw(kept, threshold, args.budget, args.out / args.experiment / "found.png")
+        (args.out / args.experiment).mkdir(parents=True, exist_ok=True)
+        draw({oracle: runs for oracle, runs in drawn.items() if runs}, args.out / args.experiment / "found.png")
 
 
 if __name__ == "__main__":
