@@ -3,8 +3,9 @@
 Question: for equally many oracle calls, does MARA find more good molecules, and more different ones? Published, with
 docking: yield up by a third on ALL-AMIDE, diversity as before.
 
-  ""       drug-like and easy to make (the score `synth`, without docking); 10,000 calls; batch, learning rate, sigma
-           (1 / beta) and scaffold filter as the paper's authors use them.
+  ""       drug-like, easy to make and like a ligand of dopamine's D2 receptor (the score `synth`: likeness stands for
+           docking); 10,000 calls; batch, learning rate, sigma (1 / beta) and scaffold filter as the paper's authors
+           use them.
   amide    the same with an amide bond that a coupling makes.
   molexp   MolExp: two to four distant targets, of which every one should be reached (task.oracle=molexp:AP, A2A, BACE1,
            EGFR); no scaffold filter.

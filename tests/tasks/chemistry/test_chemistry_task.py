@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from rdkit import DataStructs
 
 from mara_jax.tasks import checked, make
 from mara_jax.tasks.base import TaskError
-from mara_jax.tasks.chemistry import molexp, oracles, task
-from mara_jax.tasks.chemistry.designs import DESIGNS
+from mara_jax.tasks.chemistry import molecules, molexp, oracles, task
+from mara_jax.tasks.chemistry.designs import DESIGNS, LIGANDS
+from mara_jax.tasks.chemistry.modifiers import ReverseSigmoid
 
 BENZENE, TOLUENE, PHENOL, ETHANOL = "c1ccccc1", "Cc1ccccc1", "Oc1ccccc1", "CCO"
 
@@ -149,6 +151,19 @@ def test_designs_ask_for_few_donors_and_an_amide():
     assert [score > 0 for score in DESIGNS["synth"]([amide, glycerol, lactam])] == [True, False, True]
     assert [score > 0 for score in DESIGNS["amide"]([amide, glycerol, lactam])] == [True, False, False]
     assert DESIGNS["synth"]([paracetamol]) == [0]  # lighter than 200
+
+
+def test_designs_ask_for_likeness_to_a_ligand():
+    """By hand: a weighted geometric mean, in which likeness has four parts of nine, and is full from .6 on."""
+    smiles = [LIGANDS["haloperidol"], "O=C(c1ccc(F)cc1)C1CCN(Cc2ccccc2)CC1"]
+    for text, score in zip(smiles, DESIGNS["synth"](smiles), strict=True):
+        one = molecules.parse(text)
+        assert one is not None
+        counts = [molecules.parse(other).fingerprint("fcfp4") for other in LIGANDS.values()]
+        likeness = max(DataStructs.TanimotoSimilarity(one.fingerprint("fcfp4"), count) for count in counts)
+        qed, easy = one.property("qed"), ReverseSigmoid(2.0, 5.0)(one.property("sa"))
+        assert score == pytest.approx((min(likeness / 0.6, 1) ** 4 * qed**2 * easy) ** (1 / 9), abs=1e-12)
+    assert 0.2 < likeness < 0.6
 
 
 def test_make_finds_the_task_of_a_run():
