@@ -6,8 +6,10 @@
 
 Trains the reward model, makes one reference policy, trains every method from it (RLOO and MARA over answers by --seeds
 seeds, the others by one), and measures each policy on the held-out prompts. The same command goes on where it was
-stopped. What follows `--config.` goes to every run. Prints one JSON object a method, then the table: means over the
-prompts, of a prompt's mean over the seeds, and the standard error of a bootstrap over the prompts.
+stopped. What is measured is a line of FOLDER/runs.jsonl (`--runs=FILE`; benchmarks/measured/creative_runs.jsonl holds
+those of this project), and is not made again; another machine trains the reward model and the reference policy again,
+by the same seeds. What follows `--config.` goes to every run. Prints one JSON object a method, then the table: means
+over the prompts, of a prompt's mean over the seeds, and the standard error of a bootstrap over the prompts.
 """
 
 import argparse
@@ -31,6 +33,7 @@ METHODS = {
     "MARA, forward KL": ["--config.algorithm.anchor=string", "--config.algorithm.kl=forward"],
     "MARA over answers": [],
 }
+BASE = "base"
 REPEATED = ("RLOO", "MARA over answers")  # by several seeds
 COLUMNS = {
     "reward": "reward, in distribution",
@@ -65,23 +68,27 @@ def reward_model(folder: pathlib.Path, variant: str, flags: Sequence[str]) -> pa
     return model
 
 
-def trained(folder: pathlib.Path, variant: str, model: pathlib.Path, seeds: int, fields: Sequence[str]) -> None:
-    """The reference policy, then every run from it: folder/base, folder/NAME-SEED."""
-    config = [f"--config={CONFIG}:{variant}", f"--config.task.reward_model={model}", *fields]
+def reference_policy(folder: pathlib.Path, config: Sequence[str]) -> pathlib.Path:
+    """The directory of the policy that every run starts from."""
     base = folder / "base"
     if not (base / "model").exists():
         run("main", *config, f"--workdir={base}", *METHODS["RLOO"], "--config.steps=1", "--config.evaluation.every=0")
-    start = [f"--config.policy.weights={base / 'reference'}", "--config.warmup.steps=0"]
-    for name, seed in runs(seeds):
-        workdir = folder / folder_of(name, seed)
-        if not (workdir / "model").exists():
-            run("main", *config, *start, f"--workdir={workdir}", *METHODS[name], f"--config.seed={seed}")
+    return base / "reference"
+
+
+def trained(folder: pathlib.Path, name: str, seed: int, config: Sequence[str]) -> pathlib.Path:
+    """The directory of a policy, trained, or trained further, where it is not there."""
+    workdir = folder / folder_of(name, seed)
+    if not (workdir / "model").exists():
+        start = [f"--config.policy.weights={reference_policy(folder, config)}", "--config.warmup.steps=0"]
+        run("main", *config, *start, f"--workdir={workdir}", *METHODS[name], f"--config.seed={seed}")
+    return workdir / "model"
 
 
 def runs(seeds: int) -> list[tuple[str, int]]:
-    """Method and seed of each run: first one of each method, then the other seeds."""
-    others = [(name, seed) for seed in range(1, seeds) for name in REPEATED]
-    return [(name, 0) for name in METHODS] + others
+    """Method and seed of each run: one of each method, those of several seeds before the others, then other seeds."""
+    first = [*REPEATED, *(name for name in METHODS if name not in REPEATED)]
+    return [(name, 0) for name in first] + [(name, seed) for seed in range(1, seeds) for name in REPEATED]
 
 
 def folder_of(name: str, seed: int) -> str:
@@ -89,29 +96,46 @@ def folder_of(name: str, seed: int) -> str:
     return f"{name.replace(',', '').replace(' ', '_')}-{seed}"
 
 
-def measured(folder: pathlib.Path, model: pathlib.Path, seeds: int, flags: Sequence[str]) -> None:
-    """evaluation.json of the reference policy and of every run, in folder/evaluations."""
-    sources = {"base": folder / "base" / "reference"}
-    sources |= {folder_of(*one): folder / folder_of(*one) / "model" for one in runs(seeds)}
-    for name, weights in sources.items():
-        out = folder / "evaluations" / name
-        if not (out / "evaluation.json").exists():
-            run(
-                "evaluate", "run", f"--weights={weights}", f"--prompts={PROMPTS / 'creative_heldout.jsonl'}",
-                f"--reward_model={model}", "--reward=mara_jax.tasks.rewards.grammar:grammar", "--threshold=0",
-                "--embedder=installed", "--samples=10", "--max_new_tokens=48", f"--out={out}", *flags,
-            )  # fmt: skip
+def measured(out: pathlib.Path, weights: pathlib.Path, model: pathlib.Path, flags: Sequence[str]) -> list[dict]:
+    """The measures of a policy, of every prompt."""
+    if not (out / "evaluation.json").exists():
+        run(
+            "evaluate", "run", f"--weights={weights}", f"--prompts={PROMPTS / 'creative_heldout.jsonl'}",
+            f"--reward_model={model}", "--reward=mara_jax.tasks.rewards.grammar:grammar", "--threshold=0",
+            "--embedder=installed", "--samples=10", "--max_new_tokens=48", f"--out={out}", *flags,
+        )  # fmt: skip
+    prompts = json.loads((out / "evaluation.json").read_text())["prompts"]
+    return [{name: prompt[name] for name in COLUMNS} for prompt in prompts]
 
 
-def rows_of(folder: pathlib.Path, seeds: int) -> list[dict[str, Any]]:
+def recorded(path: pathlib.Path, variant: str) -> dict[tuple[str, int], list[dict]]:
+    """Measures of the runs of a file, by method and seed; of the reference policy as BASE."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(row["method"], row["seed"]): row["prompts"] for row in rows if row["variant"] == variant}
+
+
+def make(arguments: argparse.Namespace, path: pathlib.Path, fields: Sequence[str]) -> None:
+    """Trains and measures what the file of runs does not have, and adds it."""
+    folder, flags = arguments.folder, arguments.evaluate.split()
+    done = recorded(path, arguments.variant)
+    wanted = [one for one in [(BASE, 0), *runs(arguments.seeds)] if one not in done]
+    if not wanted:
+        return
+    model = reward_model(folder, arguments.variant, arguments.reward_model.split())
+    config = [f"--config={CONFIG}:{arguments.variant}", f"--config.task.reward_model={model}", *fields]
+    for name, seed in wanted:
+        weights = reference_policy(folder, config) if name == BASE else trained(folder, name, seed, config)
+        prompts = measured(folder / "evaluations" / folder_of(name, seed), weights, model, flags)
+        row = {"variant": arguments.variant, "method": name, "seed": seed, "prompts": prompts}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def rows_of(found: dict[tuple[str, int], list[dict]]) -> list[dict[str, Any]]:
     """A row for the reference policy and for each method that has been measured so far."""
-    rows = []
-    for name, numbers in [("base", [None]), *((name, range(seeds if name in REPEATED else 1)) for name in METHODS)]:
-        paths = [folder / "evaluations" / (name if n is None else folder_of(name, n)) for n in numbers]
-        evaluations = [json.loads((path / "evaluation.json").read_text()) for path in paths if path.exists()]
-        if evaluations:
-            rows.append(row_of(name, [one["prompts"] for one in evaluations]))
-    return rows
+    by_method = {name: [found[one] for one in sorted(found) if one[0] == name] for name in (BASE, *METHODS)}
+    return [row_of(name, prompts) for name, prompts in by_method.items() if prompts]
 
 
 def row_of(name: str, prompts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
@@ -143,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--variant", choices=list(REWARD_MODELS), default="smol")
+    parser.add_argument("--runs", type=pathlib.Path, help="file of what is measured, by default FOLDER/runs.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print what there is, and train nothing")
     parser.add_argument("--reward_model", default="", help="more flags of the reward_model command, between spaces")
@@ -151,11 +176,10 @@ def main() -> None:
     unknown = [field for field in fields if not field.startswith("--config.")]
     if unknown:
         parser.error(f"unknown flag {unknown[0]}: fields of the runs begin with --config.")
+    path = arguments.runs or arguments.folder / "runs.jsonl"
     if not arguments.table:
-        model = reward_model(arguments.folder, arguments.variant, arguments.reward_model.split())
-        trained(arguments.folder, arguments.variant, model, arguments.seeds, fields)
-        measured(arguments.folder, model, arguments.seeds, arguments.evaluate.split())
-    rows = rows_of(arguments.folder, arguments.seeds)
+        make(arguments, path, fields)
+    rows = rows_of(recorded(path, arguments.variant))
     for row in rows:
         print(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}), flush=True)
     print(table(rows))

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -164,12 +163,12 @@ def test_the_script_has_the_methods_of_the_page(script):
 
 def test_the_table_by_hand(script, tmp_path):
     """Two seeds of RLOO on two prompts: seeds first, then prompts; what is not measured yet has no row."""
-    for seed, values in ((0, (1.0, 3.0)), (1, (3.0, 5.0))):
-        folder = tmp_path / "evaluations" / f"RLOO-{seed}"
-        folder.mkdir(parents=True)
-        rows = [{measure: value for measure in script.COLUMNS} for value in values]
-        (folder / "evaluation.json").write_text(json.dumps({"prompts": rows}))
-    (row,) = script.rows_of(tmp_path, seeds=2)
+    path = tmp_path / "runs.jsonl"
+    for seed, values, variant in ((0, (1.0, 3.0), "nano"), (1, (3.0, 5.0), "nano"), (2, (9.0, 9.0), "smol")):
+        prompts = [{measure: value for measure in script.COLUMNS} for value in values]
+        with path.open("a") as file:
+            print(json.dumps({"variant": variant, "method": "RLOO", "seed": seed, "prompts": prompts}), file=file)
+    (row,) = script.rows_of(script.recorded(path, "nano"))
     assert (row["method"], row["seeds"], row["prompts"], row["reward"]) == ("RLOO", 2, 2, 3.0)
     assert row["reward/sem"] == pytest.approx(np.std([2, 4]) / np.sqrt(2), rel=0.03)
     header, _, line = script.table([row]).splitlines()
@@ -177,29 +176,31 @@ def test_the_table_by_hand(script, tmp_path):
     assert line.startswith(f"| RLOO | 2 | 3.000 ± {row['reward/sem']:.3f} |")
 
 
-def test_what_is_there_is_not_made_again(script, tmp_path, monkeypatch):
-    """The first pass makes a reward model, a base, seven runs and eight evaluations; a second pass, after one run and
-    one evaluation have gone, makes those two."""
+def test_what_is_recorded_is_not_made_again(script, tmp_path, monkeypatch):
+    """The first pass makes a reward model, a base, seven runs and eight evaluations; a second pass nothing; a third,
+    elsewhere with a record that lacks a run, a reward model, a base and that run."""
     asked = []
 
     def made(command, *flags):
         (where,) = [flag.split("=")[1] for flag in flags if flag.startswith(("--workdir=", "--out="))]
-        asked.append(pathlib.Path(where).relative_to(tmp_path).as_posix())
+        asked.append(pathlib.Path(where).name if command == "main" else command)
         folder = pathlib.Path(where) if command == "evaluate" else pathlib.Path(where) / "model"
         folder.mkdir(parents=True)
-        (folder / "evaluation.json").touch()
+        (folder / "evaluation.json").write_text(json.dumps({"prompts": [dict.fromkeys(script.COLUMNS, 1.0)]}))
 
     monkeypatch.setattr(script, "run", made)
 
-    def whole():
-        model = script.reward_model(tmp_path, "nano", [])
-        script.trained(tmp_path, "nano", model, 1, [])
-        script.measured(tmp_path, model, 1, [])
+    def whole(folder):
+        asked.clear()
+        main = f"creative.py --folder={folder} --variant=nano --seeds=1 --runs={tmp_path}/runs.jsonl"
+        monkeypatch.setattr("sys.argv", main.split())
+        script.main()
 
-    whole()
-    assert asked[:3] == ["reward", "base", "RLOO-0"] and len(asked) == 1 + 1 + 7 + 8
-    shutil.rmtree(tmp_path / "GRPO-0")
-    shutil.rmtree(tmp_path / "evaluations" / "base")
-    asked.clear()
-    whole()
-    assert asked == ["GRPO-0", "evaluations/base"]
+    whole(tmp_path / "here")
+    assert asked[:5] == ["reward_model", "base", "evaluate", "RLOO-0", "evaluate"] and len(asked) == 1 + 1 + 7 + 8
+    whole(tmp_path / "here")
+    assert not asked
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs.jsonl").write_text("".join(line for line in lines if "GRPO" not in line))
+    whole(tmp_path / "there")
+    assert asked == ["reward_model", "base", "GRPO-0", "evaluate"]
