@@ -5,10 +5,10 @@ line read is a number N and the name of a run directory: a fork of this process 
 before the N-th time that it opens a file below the directory to write, renames, makes or removes one. The answer, a
 line too, is the exit status, what was about to be done, and what the run wrote to stderr. N = 0 lets it run to its end.
 
-KIND "moment": a line is null, or a phase of PHASES with a number N and seconds; the run directory; and more flags. This
-process kills the fork by SIGKILL so many seconds after the N-th time that it comes into that phase. The answer is the
-exit status, the phase in which the run was when it ended, what it wrote to stderr, and all times that it came into a
-phase, each with the seconds to the next.
+KIND "moment": a line is null, or a phase of run_phases with a number N and seconds; the run directory; and more flags.
+This process kills the fork by SIGKILL so many seconds after the N-th time that it comes into that phase. The answer is
+the exit status, the phase in which the run was when it ended, what it wrote to stderr, and all times that it came into
+a phase, each with the seconds to the next.
 """
 
 import errno
@@ -22,6 +22,8 @@ import signal
 import sys
 import tempfile
 import time
+
+from run_phases import OTHER, PHASES, START, WHOLE
 
 sys.path[0] = os.getcwd()
 
@@ -37,40 +39,6 @@ from mara_jax import main  # noqa: E402
 
 assert transformers.PreTrainedTokenizerFast and matplotlib.pyplot and mara_jax.train.loop  # imported on demand
 SIGNALS = {"kill": signal.SIGKILL, "ask": signal.SIGTERM}
-START, OTHER = "start-up", "between phases"
-WHOLE = ("warm-up", "measurement")  # phases whose parts do not count as phases
-PHASES = {  # what a run is in while it calls one of these: the innermost counts; START before its first step
-    START: ["train.startup:loaded", "train.startup:fresh", "train.population.training:begun"],
-    "warm-up": ["train.reference:warm_up"],
-    "measurement": ["train.startup:measure", "train.startup:samples_under", "train.population.training:_measure"],
-    "sampling": [
-        "train.loop:start_rollout",
-        "sampling.rollout:collect",
-        "train.population.step:start_rollouts",
-        "train.population.step:collect",
-    ],
-    "scoring": ["train.loop:scored_batches", "train.population.step:scored_batches"],
-    "update": [
-        "train.loop:compile_update",
-        "train.loop:update_unless_ended",
-        "train.step_log:fetch",
-        "train.population.step:update",
-        "toy.training:grid",
-        "toy.study:run",
-    ],
-    "rows": ["train.step_log:StepLog.write"],
-    "evaluation": ["train.held_out:Evaluations.measure"],
-    "checkpoint": ["train.checkpoint:Checkpoints.save", "train.host_state:save"],
-    "resuming": ["train.checkpoint:Checkpoints.restore", "train.outputs:opened"],
-    "export": ["train.trained:write_end", "hf:export"],
-    "report": [
-        "train.summary:final_figure",
-        "train.summary:final_table",
-        "train.population.report:show_end",
-        "toy.run_figure:save_figure",
-        "toy.phase_diagram:diagram",
-    ],
-}
 WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.truncate")
 
 

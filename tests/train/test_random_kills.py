@@ -7,13 +7,17 @@ import random
 
 import numpy as np
 import pytest
+import run_phases
 import small_prior
+import small_run
 import test_killed
 from small_run import evaluations, rows
 
 from mara_jax.train import rollouts
 
 SECONDS = 2.0  # a kill is no later than that after a phase has begun, or the next phases would get it
+EVERY = run_phases.LASTING  # of a language model with a warm-up and evaluations
+KILLED: dict[str, collections.Counter[str]] = {}  # of each kind of run that has been tested here: kills by phase
 
 
 class Runs(test_killed.Runs):
@@ -23,6 +27,7 @@ class Runs(test_killed.Runs):
         super().__init__("moment", environment, [])
         self.flags, self.random = flags, random.Random(0)
         self.killed: collections.Counter[str] = collections.Counter()  # kills by the phase that they came in
+        self.last = ""  # the phase of the last of them
         self.seen: list[tuple[str, float]] = []  # phases of the run that nothing has happened to, with their seconds
 
     def run_until(self, workdir: pathlib.Path, moment: tuple[str, int, float] | None = None) -> int:
@@ -33,26 +38,31 @@ class Runs(test_killed.Runs):
         assert said == "" and status in (0, -9), (moment, status, said)
         if status:
             self.killed[where] += 1
+            self.last = where
         if moment is None:
             self.seen = self.seen or [tuple(one) for one in seen]
         return status
 
-    def moment(self, phase: str) -> tuple[str, int, float]:
-        """A random moment within a phase."""
+    def moment(self, phase: str, tries: int) -> tuple[str, int, float]:
+        """A random moment within a phase, ever nearer to its beginning: nothing is compiled in it any more."""
         lasted = [seconds for name, seconds in self.seen if name == phase]
         number = self.random.randint(1, min(4, len(lasted)))
-        return phase, number, self.random.uniform(0.0, min(SECONDS, lasted[number - 1]))
+        return phase, number, self.random.uniform(0.0, min(SECONDS, lasted[number - 1])) * 0.7**tries
 
     def killed_in_turn(self, workdir: pathlib.Path, phases: list[str]) -> list[str]:
-        """Kills a run once in each of these phases, and starts it again each time, until it has ended.
+        """Kills a run until it has been killed in each of these phases, and starts it again each time.
 
-        Returns those of the phases that it had no kill in, since it has ended before.
+        Returns those of the phases that it had no kill in, since it has ended before; else it has ended by then.
         """
-        left = list(phases)
+        left, tries = list(phases), 0
         while left:
-            if not self.run_until(workdir, self.moment(left[0])):
+            if not self.run_until(workdir, self.moment(left[0], tries)):
                 return left
-            left.pop(0)
+            tries += 1
+            assert tries < 20, f"no kill comes in {left[0]}"
+            if self.last in left:
+                left.remove(self.last)
+                tries = 0
             if (workdir / "finished.json").exists():  # killed as it exits
                 return left
         assert self.run_until(workdir) == 0
@@ -65,7 +75,14 @@ def weights(path: pathlib.Path) -> dict[str, bytes]:
 
 def kept(workdir: pathlib.Path) -> dict:
     """What a run of a language model has left, without clocks."""
-    texts = ("reference_samples.jsonl", "modes.jsonl", "answer_classes.jsonl", "molecules.csv", "reference.json")
+    texts = (
+        "reference_samples.jsonl",
+        "modes.jsonl",
+        "answer_classes.jsonl",
+        "molecules.csv",
+        "reference.json",
+        "population.json",
+    )
     seen = {name: (workdir / name).read_text() for name in texts if (workdir / name).exists()}
     seen |= {"weights": weights(workdir), "rows": rows(workdir) if (workdir / "metrics.jsonl").exists() else []}
     if (workdir / "rollouts").exists():
@@ -88,8 +105,10 @@ def assert_same(workdir: pathlib.Path, whole: pathlib.Path) -> None:
     assert not {name for name in names if "-tmp" in name or name.startswith(".") or "part" in name or name == "lock"}
 
 
-def print_table(title: str, killed: collections.Counter[str]) -> None:
-    print(f"\n{title}: {killed.total()} kills survived: {json.dumps(dict(killed))}")
+def assert_trained(workdir: pathlib.Path) -> None:
+    """A run whose updates change nothing would prove little."""
+    assert all(row["grad/norm"] > 0 for row in rows(workdir))
+    assert any(row["groups/equal_rewards"] < 1 for row in rows(workdir))
 
 
 @pytest.fixture
@@ -124,33 +143,81 @@ def molecule_flags(folder: pathlib.Path) -> list[str]:
         --config.task.budget=60 --config.rollout.replay=2""".split()
 
 
-LOOP = ["sampling", "scoring", "update", "checkpoint"]
+def nano_flags(folder: pathlib.Path) -> list[str]:
+    """A warm-up, all measured before the first step, evaluations, the best checkpoint, an adapter."""
+    del folder
+    each = ["--config.evaluation.every=1", "--config.checkpoint.every=1"]
+    return [*small_run.SMALL, "--config.lora.rank=2", "--config.steps=4", *each]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags_of", "phases"),
-    [
-        (molecule_flags, ["start-up", *LOOP, "resuming", "update", "export", "report"]),
-    ],
-    ids=["molecules"],
-)
-def test_every_kind_of_run_of_a_language_model_survives_kills(started, tmp_path, capsys, request, flags_of, phases):
-    runs = started(flags_of(tmp_path))
-    assert runs.run_until(tmp_path / "whole") == 0
-    members = [path.name for path in (tmp_path / "whole" / "members").glob("*")]
+GRADED = """
+def graded(completions):
+    return [sum(letter in "aeiou" for letter in text) / (1 + len(text)) for text in completions]
+"""
+
+
+def prompt_flags(folder: pathlib.Path) -> list[str]:
+    """A user's own prompts and reward, classes of answers, and a threshold that moves; samples drawn on first use."""
+    (folder / "own.py").write_text(GRADED)
+    for name, places in (("own", range(9)), ("held_out", range(9, 12))):
+        texts = [f"{colour} house, {place}" for colour in ("red", "blue") for place in places]
+        lines = [json.dumps({"prompt": f"Describe house {place}.", "completion": texts}) for place in places]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return f"""--config=configs/prompts.py:nano --config.task.prompts={folder}/own.jsonl
+        --config.task.reward={folder}/own.py:graded --config.task.answer= --config.task.truncated=score
+        --config.evaluation.prompts={folder}/held_out.jsonl --config.evaluation.every=2 --config.evaluation.samples=4
+        --config.task.equivalence=rouge1 --config.reference.drawn=on_first_use --config.reference.samples=4
+        --config.algorithm.threshold=.1 --config.algorithm.threshold_percentile=50
+        --config.algorithm.threshold_window=2 --config.policy.layers=1 --config.policy.embed=64
+        --config.warmup.batch=8 --config.warmup.steps=40 --config.warmup.learning_rate=1e-2
+        --config.rollout.prompts_per_step=4 --config.rollout.group_size=4 --config.rollout.max_new_tokens=12
+        --config.rollout.length_buckets=1 --config.checkpoint.every=2 --config.steps=6""".split()
+
+
+def population_flags(folder: pathlib.Path) -> list[str]:
+    """Two waves of two members, with adapters."""
+    axes = ["--config.population.methods=vanilla,mara", "--config.population.seeds=2"]
+    each = ["--config.evaluation.every=2", "--config.checkpoint.every=2"]
+    return [*nano_flags(folder), *axes, *each]
+
+
+KINDS = {
+    "nano": (nano_flags, EVERY),
+    "prompts": (prompt_flags, EVERY),
+    "population": (population_flags, EVERY),
+    "molecules": (molecule_flags, ["start-up", "sampling", "scoring", "update", "checkpoint", "resuming", "update"]),
+}
+
+
+def survives(runs: Runs, folder: pathlib.Path, phases: list[str]) -> None:
+    """Runs that are killed in each of these phases end as one that nothing has happened to."""
+    whole = folder / "whole"
+    assert runs.run_until(whole) == 0
+    members = [path.name for path in (whole / "members").glob("*")]
+    assert_trained(whole / "members" / members[0] if members else whole)
     left, number = phases, 0
     while left:
         number += 1
-        workdir = tmp_path / f"run{number}"
-        before, left = left, runs.killed_in_turn(workdir, left)
-        left = left if len(left) < len(before) else left[1:]
-        assert_same(workdir, tmp_path / "whole")
+        assert number < 20, f"runs end before a kill comes in {left}"
+        workdir = folder / f"run{number}"
+        left = runs.killed_in_turn(workdir, left)
+        assert_same(workdir, whole)
         for member in members:
-            assert_same(workdir / "members" / member, tmp_path / "whole" / "members" / member)
-    assert runs.killed.total() >= len(phases) - 2
-    with capsys.disabled():
-        print_table(request.node.callspec.id, runs.killed)
+            assert_same(workdir / "members" / member, whole / "members" / member)
+
+
+def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(started, tmp_path):
+    """The short form of the next: a kill while the oracle is asked, one while the state is saved, one in an update."""
+    survives(started(molecule_flags(tmp_path)), tmp_path, ["scoring", "checkpoint", "update"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_of_a_language_model_survives_kills(started, tmp_path, kind):
+    flags_of, phases = KINDS[kind]
+    runs = started(flags_of(tmp_path))
+    survives(runs, tmp_path, phases)
+    KILLED[kind] = runs.killed
 
 
 TOYS = {
@@ -173,11 +240,24 @@ def kept_of_toy(workdir: pathlib.Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
-def test_toys_that_are_killed_begin_again_and_end_alike(started, tmp_path, capsys, kind):
+def test_toys_that_are_killed_begin_again_and_end_alike(started, tmp_path, kind):
     runs = started(TOYS[kind])
     assert runs.run_until(tmp_path / "whole") == 0
     assert runs.killed_in_turn(tmp_path / "run", ["start-up", "update", "update", "report"]) == []
     assert kept_of_toy(tmp_path / "run") == kept_of_toy(tmp_path / "whole")
     assert len(kept_of_toy(tmp_path / "run")) > 2
+    KILLED[kind] = runs.killed
+
+
+@pytest.mark.slow
+def test_every_phase_has_had_its_kills(capsys):
+    """Of the tests above, together: at least three kills in each phase, thirty in all."""
+    if KILLED.keys() != {*KINDS, *TOYS}:
+        pytest.skip("not all kinds of runs have been tested")
+    rows = [[phase, *(killed[phase] for killed in KILLED.values())] for phase in [*run_phases.PHASES, run_phases.OTHER]]
     with capsys.disabled():
-        print_table(kind, runs.killed)
+        print("\n" + " | ".join(["killed in", *KILLED, "all"]))
+        for phase, *counts in rows:
+            print(" | ".join([phase, *map(str, counts), str(sum(counts))]))
+    assert all(sum(counts) >= 3 for phase, *counts in rows if phase in EVERY)
+    assert sum(killed.total() for killed in KILLED.values()) >= 30
