@@ -206,9 +206,10 @@ def survives(runs: Runs, folder: pathlib.Path, phases: list[str]) -> None:
             assert_same(workdir / "members" / member, whole / "members" / member)
 
 
-def test_a_run_that_is_killed_three_times_ends_as_one_that_was_not(started, tmp_path):
-    """The short form of the next: a kill while the oracle is asked, one while the state is saved, one in an update."""
-    survives(started(molecule_flags(tmp_path)), tmp_path, ["scoring", "checkpoint", "update"])
+def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(started, tmp_path):
+    """The short form of the next: a kill while the state or the oracle's cache is saved, one in an update."""
+    flags = [*molecule_flags(tmp_path), "--config.rollout.replay=0"]  # replay would compile a second update
+    survives(started(flags), tmp_path, ["checkpoint", "update"])
 
 
 @pytest.mark.slow
