@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 import mara_jax
@@ -109,11 +109,18 @@ def run(command: Command | None, function: Callable[[list[str]], int], argv: lis
             print(help_text(command, argv) if command else list_commands())
             status = 0
         else:
+            _quieten_libraries()
             status = function(argv)
         sys.stdout.flush()
         return status
     except (ValueError, OSError, KeyboardInterrupt, Stopped) as error:
         return report(command, error)
+
+
+def _quieten_libraries() -> None:
+    """What libraries log is in the errors that they raise; what ends the process in C++ is logged all the same."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read as jaxlib is imported
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every read and write, and with its traceback each error
 
 
 def report(command: Command | None, error: BaseException) -> int:

@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import sys
 import traceback
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from mara_jax import cli, config
@@ -90,10 +89,7 @@ def train(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     """Imports wait until the config is known to be good."""
     values = parse(argv)
-    # Read as jaxlib is imported. Errors in C++ are raised, too; what ends the process in C++ is logged all the same.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     run, workdir = run_of(values), pathlib.Path(values.workdir)
-    logging.set_verbosity(logging.FATAL)  # Orbax logs every write, and with its traceback each error that it raises
     if isinstance(run, config.ToyRun):
         names = (*PROCESS_FLAGS, "process_timeout")
         if any(values[name].present for name in names):

@@ -1,9 +1,8 @@
 """The export command: the policy of a checkpoint as a directory that transformers, or peft, loads."""
 
-import os
 import pathlib
 
-from absl import flags, logging
+from absl import flags
 
 from mara_jax import cli, config
 from mara_jax.cli import Flag
@@ -39,8 +38,6 @@ def export(argv: list[str]) -> int:
       ValueError, OSError: one line.
     """
     values = parse(argv)
-    logging.set_verbosity(logging.FATAL)  # Orbax logs every read
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     workdir = pathlib.Path(values.workdir)
     from mara_jax.train import checkpoint, trained
     from mara_jax.train import workdir as workdirs

@@ -5,12 +5,11 @@ With --rollouts: what the completions that a run has stored say about other sett
 
 import contextlib
 import math
-import os
 import pathlib
 import sys
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from rich.console import Console
 
 from mara_jax import cli, config
@@ -72,8 +71,6 @@ def predict(argv: list[str]) -> int:
     from mara_jax.predict import drawing, replay_drawing
 
     report = drawing if values.rollouts is None else replay_drawing
-    logging.set_verbosity(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Only the prediction goes to stdout; what loading and drawing print goes to stderr.
     with contextlib.redirect_stdout(sys.stderr):
         record = replayed(values) if values.rollouts is not None else predicted(values)

@@ -1,11 +1,10 @@
 """The prior command: a chemical language model trained on SMILES."""
 
 import dataclasses
-import os
 import pathlib
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from mara_jax import cli
 from mara_jax.cli import Flag
@@ -61,8 +60,6 @@ def train(argv: list[str]) -> int:
     """
     values = parse(argv)
     settings, workdir = settings_of(values), pathlib.Path(values.workdir)
-    logging.set_verbosity(logging.FATAL)  # Orbax logs every write
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mara_jax.prior import loop
     from mara_jax.train import disk, lock
     from mara_jax.train import workdir as run_directory

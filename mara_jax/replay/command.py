@@ -1,9 +1,8 @@
 """The replay command: whether a step of a run, computed again from what it stored, gives the numbers that it wrote."""
 
-import os
 import pathlib
 
-from absl import flags, logging
+from absl import flags
 
 from mara_jax import cli
 from mara_jax.cli import Flag
@@ -40,8 +39,6 @@ def replay(argv: list[str]) -> int:
       ValueError, OSError: one line.
     """
     values = parse(argv)
-    logging.set_verbosity(logging.FATAL)  # Orbax logs every read
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mara_jax.replay import computation, drawing
 
     replayed = computation.replay(pathlib.Path(values.workdir), values.step)

@@ -1,10 +1,9 @@
 """The reward_model command: a reward model trained from pairs of completions."""
 
-import os
 import pathlib
 import sys
 
-from absl import flags, logging
+from absl import flags
 from rich.console import Console
 
 from mara_jax import cli
@@ -59,8 +58,6 @@ def train(argv: list[str]) -> int:
       ValueError, OSError: one line.
     """
     values = parse(argv)
-    logging.set_verbosity(logging.FATAL)  # Orbax logs every write
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from mara_jax import config
     from mara_jax.reward_model import training
     from mara_jax.train import preflight
