@@ -346,7 +346,7 @@ class LanguageRun:
         "compilation. 0: none",
         limits.NOT_NEGATIVE,
     )
-    watchdog_ends: bool = setting(False, "then the process ends, too, with status 70")
+    watchdog_ends: bool = setting(False, "then the run ends, too, with status 70")
     tracker: str = setting("", "where metrics go beside WORKDIR; its package is an extra, mara_jax[NAME]", TRACKERS)
     algorithm: Algorithm = field(default_factory=Algorithm)
     policy: Policy = field(default_factory=Policy)

@@ -53,6 +53,7 @@ class Roll:
         self.known = {process: _Known(name, now) for process, name in names.items()}
         self.counted = self.window = now  # until when waiting is counted; when this window of time began
         self.verdict: tuple[float, Loss] | None = None  # what a process has said, and when
+        self.hanging: dict[int, tuple[int, str]] = {}  # processes that say so themselves: status and words
 
     def heard(self, process: int, now: float) -> None:
         """A process has said anything at all."""
@@ -76,6 +77,10 @@ class Roll:
         """A process has said that it ends by itself, and why."""
         self.judged(Loss(process, status, f"{self.known[process].name} has ended with status {status}: {words}"), now)
 
+    def hangs(self, process: int, status: int, words: str) -> None:
+        """A process says that it makes no progress, and with which status all are to end."""
+        self.hanging.setdefault(process, (status, words))
+
     def judged(self, loss: Loss, now: float) -> None:
         """A process has said that the run has lost one; the first who says so counts."""
         self.verdict = self.verdict or (now, loss)
@@ -96,7 +101,18 @@ class Roll:
                 words = fault(one, now)
                 if words:
                     return Loss(process, LOST, f"{one.name} {words}")
-        return None
+        return self._hanging(now) if self.hanging else None
+
+    def _hanging(self, now: float) -> Loss:
+        """The process that the others wait for; the first that has said that it hangs where none has gone further."""
+        first, (status, words) = next(iter(self.hanging.items()))
+        late = next((process for process, one in self.known.items() if one.behind_since is not None), first)
+        since = self.known[late].behind_since
+        if late in self.hanging:
+            words = self.hanging[late][1]
+        elif since is not None:
+            words = f"the others have waited {now - since:.0f} s for it"
+        return Loss(late, status, f"{self.known[late].name} hangs: {words}")
 
     def _dead(self, one: _Known, _: float) -> str:
         reason = "its connection closed without a word: killed, out of memory, or its machine is gone"

@@ -82,6 +82,14 @@ class Watch(threading.Thread):
         # If it were closed while there is anything unread, a connection would lose what was sent last.
         self.parted.wait(INTERVAL)
 
+    def hang(self, status: int, words: str) -> None:
+        """This process makes no progress: process 0 ends all, and names the one that the others wait for."""
+        if self.process:
+            self.peers[0].send(hangs=[status, words])
+        else:
+            with self.lock:
+                self.roll.hangs(0, status, words)
+
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -137,6 +145,8 @@ class Watch(threading.Thread):
                 self.roll.arrived(peer, message["arrived"], now)
             elif "ended" in message:
                 self.roll.ended(peer, *message["ended"], now)  # pyright: ignore[reportCallIssue]
+            elif "hangs" in message:
+                self.roll.hangs(peer, *message["hangs"])
             elif "lost" in message:
                 self.roll.judged(Loss(*message["lost"]), now)
             elif "left" in message:
@@ -210,6 +220,18 @@ def fail(status: int, words: str) -> NoReturn:
     if _watch is not None:
         _watch.fail(status, words)
     end_at_once(status)
+
+
+def hang(status: int, words: str) -> bool:
+    """Whether somebody watches, and ends this process and all others soon, since this one makes no progress.
+
+    Args:
+      status: with which all end.
+      words: where this process is; all say where the one is that the others wait for.
+    """
+    if _watch is not None:
+        _watch.hang(status, words)
+    return _watch is not None
 
 
 def end_at_once(status: int) -> NoReturn:

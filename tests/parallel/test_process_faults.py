@@ -17,7 +17,7 @@ import hand_made_policy
 import pytest
 
 from mara_jax.parallel.roll import LOST
-from mara_jax.train import checkpoint, rollouts
+from mara_jax.train import checkpoint, rollouts, watchdog
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
@@ -232,6 +232,18 @@ def test_one_that_is_slow_is_told_of_and_the_run_goes_on(pair, flags, whole, tmp
     assert one.finish() == [0, 0] and one.last_words(0) == one.last_words(1) == []
     note(f"slow (asleep for {seconds:g} s)", told - began, one.statuses(), line)
     assert kept(tmp_path / "run")["rows"] == whole["rows"]
+
+
+def test_one_that_hangs_is_named_and_both_are_ended(pair, flags, tmp_path):
+    slept, seconds = tmp_path / "slept", 40
+    hangs = ["--config.watchdog_ends=true", f"--config.watchdog={seconds}"]
+    one = pair(tmp_path / "run", [*flags, *hangs], environment={"SLEEPS": "3600", "SLEPT": str(slept)})
+    assert one.finish() == [watchdog.STALLED] * 2, (one.lines(0), one.lines(1))
+    ended, began = time.time(), float(slept.read_text())
+    (line,) = one.last_words(0)
+    assert one.last_words(1) == [line] and line.startswith(f"mara_jax: {name_of(one, 1)} hangs: ")
+    assert seconds - 1 < ended - began < seconds + 15
+    note(f"hanging, ended by its watchdog ({seconds} s)", ended - began, one.statuses(), line)
 
 
 def test_one_that_may_write_no_large_file_ends_both_and_the_last_checkpoint_stays(pair, flags, whole, tmp_path):

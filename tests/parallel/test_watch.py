@@ -90,6 +90,18 @@ def test_one_that_the_others_wait_for_is_named_after_the_timeout_and_given_up_af
     assert GIVEN_UP == 30 and loss and loss[:2] == (1, LOST) and "too slow" in loss.words
 
 
+def test_of_processes_that_make_no_progress_the_one_that_the_others_wait_for_is_named():
+    one = roll()
+    one.arrived(0, 1, 1.0), one.arrived(2, 1, 2.0)
+    all_heard(one, 9.0)
+    one.hangs(2, 70, "no progress: process 2 is in the update")
+    assert one.loss(9.0) == Loss(1, 70, "process 1 hangs: the others have waited 8 s for it")
+    one.hangs(1, 70, "no progress: process 1 is in the scoring")
+    assert one.loss(9.0) == Loss(1, 70, "process 1 hangs: no progress: process 1 is in the scoring")
+    one.arrived(1, 1, 9.0)  # all are in one computation
+    assert one.loss(9.0) == Loss(2, 70, "process 2 hangs: no progress: process 2 is in the update")
+
+
 def test_one_that_arrives_is_not_waited_for_any_more():
     one = roll()
     one.arrived(0, 1, 1.0), one.arrived(2, 1, 1.0)

@@ -1,11 +1,11 @@
 """A run that makes no progress says where it is: at once in the thread, and from outside, of processes that hang."""
 
-import json
 import pathlib
 import subprocess
 import sys
 import time
 
+from mara_jax.parallel import watch
 from mara_jax.train import watchdog, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,45 +53,16 @@ def test_a_process_that_was_stopped_is_not_told_of_when_it_goes_on(tmp_path, cap
     assert capsys.readouterr().err == ""
 
 
-def place(folder: pathlib.Path, process: int, phase: str, since: float, written: float = 0.0) -> None:
-    folder.mkdir(exist_ok=True)
-    told = {"phase": phase, "since": time.time() - since, "written": time.time() - written}
-    (folder / f"process_{process}.json").write_text(json.dumps(told))
-
-
-def said(tmp_path: pathlib.Path, capsys, process: int, count: int) -> str:
-    """What a process of several says that hangs in the update of step 7, since a second."""
-    watchdog.entered("update of step 7")
-    watch = watchdog._Watch(10.0, False, tmp_path / "stalled", process, count)
-    watch.look = 0.01
-    watch._report(1.0)
-    return capsys.readouterr().err
-
-
-def test_the_process_that_all_wait_for_is_named(tmp_path, capsys):
-    """It is the one that has been longest where it is: the others have gone on until they needed it."""
-    folder = tmp_path / "stalled"
-    place(folder, 1, "scoring of step 7", since=3.0)
-    place(folder, 2, "update of step 7", since=0.5)
-    words = (
-        "process 1 of 3 has been longest where it is, in the scoring of step 7; process 0 waits in the update of step 7"
-    )
-    assert words in said(tmp_path, capsys, 0, 3)
-    place(folder, 1, "update of step 7", since=3.0)
-    assert "all 3 processes are in the update of step 7" in said(tmp_path, capsys, 0, 3)
-    # One of them speaks, also where it is not process 0.
-    assert said(tmp_path, capsys, 2, 3) == ""
-    (folder / "process_0.json").unlink()
-    assert "process 0 of 2 says nothing" in said(tmp_path, capsys, 1, 2)
-
-
-def test_a_process_that_says_nothing_is_named(tmp_path, capsys):
-    """And what an earlier hang has left counts for nothing."""
-    place(tmp_path / "stalled", 2, "scoring of step 7", since=90, written=90)
-    place(tmp_path / "stalled", 1, "update of step 7", since=0.9)
-    told = said(tmp_path, capsys, 0, 3)
-    assert "process 2 of 3 says nothing" in told and "process 0 waits in the update of step 7" in told
-    assert told.count("\n") == 1
+def test_each_of_several_processes_says_where_it_is_and_all_end_by_the_watch(tmp_path, capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(watch, "hang", lambda *words: told.append(words) or True)
+    watchdog.entered("scoring of step 7")
+    watchdog._Watchdog(10.0, False, tmp_path / "stalled", 2, 4)._report(12.0)
+    words = f"no progress for 12 s: process 2 of 4 is in the scoring of step 7 (what its threads do: {tmp_path}"
+    assert capsys.readouterr().err.startswith(f"mara_jax: {words}") and told == []
+    watchdog._Watchdog(10.0, True, tmp_path / "stalled", 2, 4)._report(12.0)
+    ((status, said),) = told
+    assert status == watchdog.STALLED and said.startswith(words) and capsys.readouterr().err == ""
 
 
 PROGRAM = """
