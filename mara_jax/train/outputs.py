@@ -36,12 +36,21 @@ def opened(
     cfg, keeps = setup.cfg, hosts.is_process_zero()
     file = metrics.Log(workdir / "metrics.jsonl", steps_done, keeps)
     if file.lost:
-        steps = ", ".join(map(str, file.lost[:8])) + (", ..." if len(file.lost) > 8 else "")
+        steps = named(file.lost)
         display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
     completions = rollouts.Rollouts(workdir, setup.task, steps_done, keeps and cfg.rollout.save)
+    if completions.lost:
+        display.note(
+            f"WARNING: {completions.folder} has no whole file of steps {named(completions.lost)}: they are lost"
+        )
     watch = guard.Guard(setup, workdir, file.rows, checkpoints)
     tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, steps_done, display, keeps))
     ledger = mode_ledger.ModeLedger(setup, workdir / mode_ledger.FILE, file.rows, keeps)
     log = StepLog(setup, file, completions, display, watch, tracked, ledger)
     evaluations = Evaluations(setup, workdir, steps_done, checkpoints, display, tracked)
     return Outputs(log, file, evaluations, checkpoints, tracked)
+
+
+def named(steps: list[int]) -> str:
+    """The first of some steps, as a line has them."""
+    return ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")

@@ -11,23 +11,29 @@ from mara_jax.tasks.base import Task
 from mara_jax.train.scoring import GroupScores
 
 FOLDER = "rollouts"
+_END = b"PAR1"  # the last bytes of a Parquet file
 COLUMNS = "step prompt_id prompt sample completion reward answer logp ref_logp finished".split()
 
 
 class Rollouts:
     """Writes the files of a run; those of steps behind the restored one are removed, as the run makes them again.
 
+    Files of other names are left alone.
+
     keeps: whether this process writes.
     """
 
     def __init__(self, workdir: pathlib.Path, task: Task, steps_done: int, keeps: bool) -> None:
         self.folder, self.task, self.keeps = workdir / FOLDER, task, keeps
+        self.lost: list[int] = []  # steps up to the restored one whose file is not there, or was cut short
         if not keeps:
             return
         self.folder.mkdir(exist_ok=True)
-        for path in self.folder.iterdir():
+        for path in [*self.folder.glob("step_*.part"), *_files(self.folder)]:
             if path.suffix == ".part" or _step(path) > steps_done:
                 path.unlink()
+        whole = {_step(path) for path in _files(self.folder) if _is_whole(path)}
+        self.lost = [step for step in range(1, steps_done + 1) if step not in whole]
 
     def write(
         self, step: int, ids: np.ndarray, texts: list[list[str]], scores: GroupScores, arrays: dict[str, np.ndarray]
@@ -73,7 +79,7 @@ def read(workdir: pathlib.Path, first: int = 1, last: int | None = None, columns
     """
     from pyarrow import concat_tables
 
-    files = [path for path in sorted((workdir / FOLDER).glob("step_*.parquet")) if first <= _step(path)]
+    files = [path for path in _files(workdir / FOLDER) if first <= _step(path)]
     files = [path for path in files if last is None or _step(path) <= last]
     if not files:
         raise FileNotFoundError(f"{workdir / FOLDER} holds no rollouts of these steps")
@@ -93,6 +99,19 @@ def _read_step(path: pathlib.Path, columns: Sequence[str] | None) -> Any:
     if missing:
         raise ValueError(f"{path} lacks the column {missing[0]}: a step's file has {', '.join(COLUMNS)}")
     return step
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of steps, in order."""
+    named = sorted(folder.glob("step_*.parquet"))
+    return [path for path in named if path.stem.removeprefix("step_").isdigit() and path.is_file()]
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a Parquet file ends as each one does; what is cut short, or empty after a power failure, does not."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_END)))
+        return file.read() == _END
 
 
 def _step(path: pathlib.Path) -> int:
