@@ -28,6 +28,7 @@ from mara_jax.train.reference import stream
 from mara_jax.train.state import State
 
 MODEL, STATISTICS, WRITTEN = "model", "statistics.json", "molecules.smi"
+ROW = ("step", "loss/train", "tokens/trained", "learning_rate", "time/step_s")  # of metrics.jsonl
 _EVERY = 20  # updates between two lines of progress
 
 
@@ -54,7 +55,10 @@ class Progress:
     """metrics.jsonl, a row an update, and what a person sees of it."""
 
     def __init__(self, this: Run, done: int) -> None:
-        self.this, self.log = this, Log(this.workdir / "metrics.jsonl", done, fields=("step",))
+        self.this, self.log = this, Log(this.workdir / "metrics.jsonl", done, fields=ROW)
+        for warning in self.log.warnings():
+            this.console.print(warning, markup=False)
+        self.tokens = self._tokens_of(done)  # trained on so far
         self.rate = training.learning_rate(this.settings)
         self.resume_clock()
 
@@ -62,10 +66,12 @@ class Progress:
         """The next update's time begins now."""
         self.since = time.perf_counter()
 
-    @property
-    def tokens(self) -> int:
-        """Trained on so far."""
-        return self.log.rows[-1]["tokens/trained"] if self.log.rows else 0
+    def _tokens_of(self, done: int) -> int:
+        """Tokens of the first updates: of the last one's row or, where that is lost, counted once more."""
+        rows = self.log.rows
+        if rows and rows[-1]["step"] == done:
+            return rows[-1]["tokens/trained"]
+        return sum(int(self.this.molecules.batch(number).lengths.sum()) for number in range(done))
 
     def write(self, update: Pending) -> None:
         """Waits for an update's loss, and writes its row.
@@ -81,11 +87,12 @@ class Progress:
             )
         seconds = time.perf_counter() - self.since
         self.resume_clock()
+        self.tokens += update.tokens
         self.log.write(
             {
                 "step": update.step,
                 "loss/train": loss,
-                "tokens/trained": self.tokens + update.tokens,
+                "tokens/trained": self.tokens,
                 "learning_rate": float(np.asarray(self.rate(update.step - 1))),
                 "time/step_s": seconds,
             }

@@ -95,6 +95,8 @@ def run(settings: Settings, workdir: pathlib.Path, console: Console) -> None:
         with metrics.Display(settings.steps, console.file) as display:
             ready, state, checkpoints = prepare(settings, workdir, display)
             log = metrics.Log(workdir / "metrics.jsonl", int(state.step), fields=FIELDS)
+            for warning in log.warnings():
+                display.note(warning)
             try:
                 state = train(ready, state, checkpoints, log, display)
             except BaseException:

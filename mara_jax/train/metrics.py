@@ -65,6 +65,12 @@ class Log:
         self.rows = kept
         self.file = path.open("a")
 
+    def warnings(self) -> list[str]:
+        """A line where rows are lost; nothing else."""
+        if not self.lost:
+            return []
+        return [f"WARNING: {self.path} has lost the rows of steps {first_of(self.lost)}: what reads it lacks them"]
+
     def write(self, row: dict[str, Any]) -> None:
         if self.file is None:
             return
@@ -82,6 +88,11 @@ class Log:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def first_of(steps: Sequence[int]) -> str:
+    """The first of some steps, as a line has them."""
+    return ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")
 
 
 def write_rows(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:

@@ -35,9 +35,8 @@ def opened(
     """The outputs of a run, cut back to what belongs to its first `steps_done` steps."""
     cfg, keeps = setup.cfg, hosts.is_process_zero()
     file = metrics.Log(workdir / "metrics.jsonl", steps_done, keeps)
-    if file.lost:
-        steps = named(file.lost)
-        display.note(f"WARNING: {file.path} has lost the rows of steps {steps}: tables and figure go without them")
+    for warning in file.warnings():
+        display.note(warning)
     completions = rollouts.Rollouts(workdir, setup.task, steps_done, keeps and cfg.rollout.save)
     if completions.lost:
         display.note(
@@ -49,8 +48,3 @@ def opened(
     log = StepLog(setup, file, completions, display, watch, tracked, ledger)
     evaluations = Evaluations(setup, workdir, steps_done, checkpoints, display, tracked)
     return Outputs(log, file, evaluations, checkpoints, tracked)
-
-
-def named(steps: list[int]) -> str:
-    """The first of some steps, as a line has them."""
-    return ", ".join(map(str, steps[:8])) + (", ..." if len(steps) > 8 else "")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -60,6 +61,21 @@ def test_the_model_is_one_of_hugging_face_s(whole):
     theirs = model(torch.tensor([ids])).logits.detach().numpy()
     assert abs(ours - theirs).max() < 1e-4 and ids[0] == policy.tokenizer.bos_token_id
     assert policy.eos_ids == (2,) and policy.architecture.max_positions == 256
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_lost_rows_are_named_and_their_tokens_counted_again(whole, settings, tmp_path, capsys, kept):
+    """The last checkpoint is gone, so that two updates are made again; of four rows before them some are lost."""
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[:kept]))
+    loop.run(settings, workdir)
+    assert rows(workdir, "metrics.jsonl") == rows(whole, "metrics.jsonl")[:kept] + rows(whole, "metrics.jsonl")[4:]
+    lost = ", ".join(map(str, range(kept + 1, 5)))
+    assert f"WARNING: {workdir / 'metrics.jsonl'} has lost the rows of steps {lost}: " in capsys.readouterr().out
+    before, after = (json.loads((run / "statistics.json").read_text()) for run in (whole, workdir))
+    assert after["tokens_trained"] == before["tokens_trained"]
 
 
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(whole, settings, tmp_path, monkeypatch):

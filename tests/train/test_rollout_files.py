@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mara_jax.train import outputs, rollouts
+from mara_jax.train import metrics, rollouts
 
 TASK = SimpleNamespace(prompt=lambda number: f"prompt {number}")
 
@@ -50,5 +50,5 @@ def test_what_is_no_step_is_left_alone(tmp_path, name):
 
 
 def test_many_steps_are_named_by_the_first():
-    assert outputs.named([4]) == "4"
-    assert outputs.named(list(range(1, 10))) == "1, 2, 3, 4, 5, 6, 7, 8, ..."
+    assert metrics.first_of([4]) == "4"
+    assert metrics.first_of(list(range(1, 10))) == "1, 2, 3, 4, 5, 6, 7, 8, ..."
