@@ -43,19 +43,20 @@ EXPERIMENTS = {
     "tables": ("", ["synth", "amide"]),
     "pmo": ("pmo", ["albuterol_similarity", "celecoxib_rediscovery", "isomers_c7h8n2o2"]),
 }
+REPLAY = "--config.rollout.replay=10"  # as the paper's authors have it
 NONE = ("--config.algorithm.transform=none",)
 METHODS: dict[str, dict[str, tuple[str, ...]]] = {
     "molexp": {
         "reinvent": NONE,
-        "filter": (*NONE, "--config.task.bucket_size=10", "--config.task.bucket_score=0.5"),
+        "filter": (*NONE, "--config.task.bucket_size=10", "--config.task.bucket_score=0.4"),
         "mara_strings": ("--config.algorithm.transform=mara_strings",),
         "mara_molecules": ("--config.algorithm.transform=mara_answers", "--config.task.answer=molecule"),
-        "policy_gradient": (*NONE, "--config.algorithm.method=vanilla"),
+        "policy_gradient": (*NONE, "--config.algorithm.method=vanilla", "--config.rollout.replay=0"),
     },
     "tables": {
-        "reinvent": NONE,
-        "mara_strings": (),
-        "mara_strings_.8": ("--config.algorithm.threshold=0.8",),
+        "reinvent": (*NONE, REPLAY),
+        "mara_strings": (REPLAY,),
+        "mara_strings_.8": (REPLAY, "--config.algorithm.threshold=0.8"),
     },
     "pmo": {"reinvent": (), "prior": ("--config.optimiser.learning_rate=1e-12", "--config.rollout.replay=0")},
 }

@@ -8,16 +8,15 @@ docking: yield up by a third on ALL-AMIDE, diversity as before.
            use them.
   amide    the same with an amide bond that a coupling makes.
   molexp   MolExp: two to four distant targets, of which every one should be reached (task.oracle=molexp:AP, A2A, BACE1,
-           EGFR); no scaffold filter.
+           EGFR); ten replayed molecules a step, no scaffold filter; learning rate 5e-4, as at 1e-4 hardly anything is
+           learnt in 2,000 calls.
   pmo      an oracle of PMO in mol_opt's settings of REINVENT: learning rate, sigma, replay and penalty (its prior is
            trained on ZINC-250k: give such weights).
   quick    500 calls of the first: to see a run from end to end.
 
-All start from policy.weights=chemistry-prior, which does not lie in the package yet: name the directory of weights
-that `python -m mara_jax.prior` leaves. Claims and times of these runs are not measured yet.
+All start from policy.weights=chemistry-prior, which comes with the package (docs/chemistry_prior.md).
 
-  python -m mara_jax.main --config=configs/chemistry.py:quick --workdir=runs/molecules \
-      --config.policy.weights=runs/prior/model
+  python -m mara_jax.main --config=configs/chemistry.py:quick --workdir=runs/molecules
   python -m mara_jax.main --config=configs/chemistry.py:molexp --workdir=runs/molexp --config.task.oracle=molexp:EGFR
   python -m mara_jax.main --config=configs/chemistry.py --workdir=runs/scaffolds \
       --config.algorithm.transform=mara_answers --config.task.answer=scaffold
@@ -49,12 +48,18 @@ def amide() -> LanguageRun:
 
 
 def molexp() -> LanguageRun:
-    """Distant targets: similarity to the nearest, from .5 on good."""
+    """Distant targets: similarity to the nearest. Good is the best tenth of the eight steps before.
+
+    A fixed threshold would be idle for most of the budget: 10,000 calls of REINVENT found a best of .45 for AP, which
+    5,000 calls find with ten replayed molecules a step, as the paper's authors have them.
+    """
     run = synth()
     return dataclasses.replace(
         run,
-        algorithm=dataclasses.replace(run.algorithm, threshold=0.5),
+        algorithm=dataclasses.replace(run.algorithm, threshold=0.1, threshold_percentile=90.0),
         task=task.Config(oracle="molexp:AP", budget=10_000, hit=0.5),
+        rollout=dataclasses.replace(run.rollout, replay=10),
+        optimiser=Optimiser(learning_rate=5e-4),
     )
 
 
@@ -71,11 +76,12 @@ def pmo() -> LanguageRun:
 
 
 def quick() -> LanguageRun:
-    """A few steps of the first."""
+    """A few steps of the first; 1 in 20 molecules of the prior scores .8."""
     run = synth()
     return dataclasses.replace(
         run,
-        task=dataclasses.replace(run.task, budget=500),
+        algorithm=dataclasses.replace(run.algorithm, threshold=0.8),
+        task=dataclasses.replace(run.task, budget=500, hit=0.8),
         optimiser=Optimiser(learning_rate=5e-4),
         checkpoint=Checkpoint(every=5, keep=2),
     )

@@ -41,7 +41,6 @@ NOT_RUN = {
     "--model=qwen2.5-3b": "needs a GPU with 63 GiB",
     "benchmarks/step_vs_trl.py": "installs TRL in an environment of its own",
     "benchmarks/rollout_vs_transformers.py": "installs a second transformers in an environment of its own",
-    "configs/chemistry.py": "needs policy.weights=chemistry-prior; tests/train/test_molecules.py runs a tiny one",
     "--config.tracker=trackio": "needs the package trackio; tests/train/test_trackers.py writes to it",
     "make prior": "sets up an environment and trains for two hours; tests/prior trains a small one",
     "prior --workdir=runs/prior": "needs molsets and two hours; tests/prior trains a small one",
@@ -70,6 +69,10 @@ SMALLER = {
     ],
     "main --config=configs/prompts.py": [
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.policy.weights=nano",
+    ],
+    "main --config=configs/chemistry.py": [
+        "--config.steps=2", "--config.rollout.group_size=4", "--config.rollout.max_new_tokens=24",
+        "--config.rollout.length_buckets=1", "--config.task.budget=8", "--config.task.randomised=1",
     ],
     "main --config=configs/creative.py:smol": [
         "--config.steps=2", "--config.policy.weights=nano", "--config.policy.layers=1", "--config.policy.embed=64",

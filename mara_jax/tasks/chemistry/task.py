@@ -168,7 +168,9 @@ class Chemistry(Task):
 
     def ended(self) -> str:
         """Says so where the budget is used up."""
-        return "" if self.calls.remaining else f"the budget of {self.cfg.budget} oracle calls is used up"
+        if self.calls.remaining:
+            return ""
+        return f"the budget of {self.cfg.budget} oracle calls is used up; the step's molecules beyond it have reward 0"
 
     def write_report(self, folder: pathlib.Path) -> str:
         """molecules.csv and a picture of the best, see `report.write`."""

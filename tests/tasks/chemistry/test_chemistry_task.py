@@ -47,7 +47,7 @@ def test_the_run_is_over_with_the_last_call_of_the_budget():
     assert scored(made, [ETHANOL, BENZENE]).reward.min() > 0 and not made.ended()
     score = scored(made, ["OCC", TOLUENE, PHENOL])
     assert score.reward.tolist() == pytest.approx([qed("CCO"), qed(TOLUENE), 0])  # phenol has no score
-    assert made.calls.calls == 3 and made.ended() == "the budget of 3 oracle calls is used up"
+    assert made.calls.calls == 3 and made.ended().startswith("the budget of 3 oracle calls is used up")
 
 
 def test_the_scaffold_filter_takes_the_reward_and_leaves_the_score():
