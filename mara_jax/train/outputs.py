@@ -39,9 +39,8 @@ def opened(
         display.note(warning)
     completions = rollouts.Rollouts(workdir, setup.task, steps_done, keeps and cfg.rollout.save)
     if completions.lost:
-        display.note(
-            f"WARNING: {completions.folder} has no whole file of steps {named(completions.lost)}: they are lost"
-        )
+        steps = metrics.first_of(completions.lost)
+        display.note(f"WARNING: {completions.folder} has no whole file of steps {steps}: what reads it lacks them")
     watch = guard.Guard(setup, workdir, file.rows, checkpoints)
     tracked = hosts.raise_on_all_processes(lambda: Trackers(cfg, workdir, steps_done, display, keeps))
     ledger = mode_ledger.ModeLedger(setup, workdir / mode_ledger.FILE, file.rows, keeps)
