@@ -199,4 +199,5 @@ def _try_language_model(run: config.LanguageRun, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    stop.end_process_after_listening()
     sys.exit(main(sys.argv))

@@ -26,6 +26,7 @@ class Stopped(BaseException):
 class _Requests:
     name = ""  # of the first signal that came
     deferred = False
+    process_ends = False  # with what listens
 
 
 _requests = _Requests()
@@ -39,8 +40,17 @@ def listening() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if _requests.process_ends else handler)
         _requests.name, _requests.deferred = "", False
+
+
+def end_process_after_listening() -> None:
+    """From the end of `listening` on, signals change nothing: all is written, and the exit status is decided.
+
+    For a program, whose interpreter may take seconds to end. A second signal would kill it, and its status would say
+    that instead of how the run has ended.
+    """
+    _requests.process_ends = True
 
 
 @contextlib.contextmanager

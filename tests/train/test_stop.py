@@ -2,6 +2,8 @@
 
 import pathlib
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -48,6 +50,22 @@ def test_a_deferred_signal_is_noted_and_raised_at_the_end_unless_it_was_answered
         send(signal.SIGTERM)
         stop.check_finished(3, 4)
     assert raised.value.in_order
+
+
+@pytest.mark.parametrize("ends, status", [("stop.end_process_after_listening()", 75), ("", -signal.SIGTERM)])
+def test_a_signal_while_the_interpreter_ends_leaves_the_status_as_it_is(ends, status):
+    program = f"""
+import os, signal, sys
+from mara_jax.parallel import stop
+{ends}
+try:
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+except stop.Stopped:
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(75)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == status
 
 
 def test_a_run_that_was_asked_in_another_process_says_so():
