@@ -4,11 +4,16 @@ The handlers belong to the process, so this module keeps what has been asked for
 """
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Python throws away what is raised in finalizers, and in callbacks of its garbage collector, of which jax has one.
+_LOST_IN = ("__del__", "_xla_gc_callback")
+_AGAIN = 0.05  # seconds after which a signal that came there is sent again
 
 
 class Stopped(BaseException):
@@ -34,13 +39,19 @@ _requests = _Requests()
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Inside, a signal raises `Stopped` in the main thread, once; in `deferred` it is only noted."""
+    """Inside, a signal raises `Stopped` in the main thread, once; in `deferred` it is only noted.
+
+    Ctrl-C raises KeyboardInterrupt as ever, but never where it would be lost.
+    """
     before = {number: signal.signal(number, _note) for number in SIGNALS}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or somebody else's
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if _requests.process_ends else handler)
+            ignored = _requests.process_ends and number in SIGNALS
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
         _requests.name, _requests.deferred = "", False
 
 
@@ -84,8 +95,27 @@ def reason() -> str:
     )
 
 
-def _note(number: int, _: Any) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
+    if not _requests.deferred and _sent_again(number, frame):
+        return
     # Only the first is raised: a second one would cut short the clearing away that the first has begun.
     first, _requests.name = not _requests.name, _requests.name or signal.Signals(number).name
     if first and not _requests.deferred:
         raise Stopped(reason())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _sent_again(number, frame):
+        raise KeyboardInterrupt
+
+
+def _sent_again(number: int, frame: FrameType | None) -> bool:
+    """Whether what is raised in this frame would be lost; then the signal comes again."""
+    while frame is not None and frame.f_code.co_name not in _LOST_IN:
+        frame = frame.f_back
+    if frame is None:
+        return False
+    timer = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+    return True

@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +67,25 @@ except stop.Stopped:
     sys.exit(75)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == status
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, stop.Stopped), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_signal_is_not_lost_in_a_finalizer(number, error):
+    """What is raised there, Python throws away."""
+
+    class Finalized:
+        def __del__(self):
+            send(number)
+
+    with pytest.raises(error), stop.listening():
+        finalized = Finalized()
+        del finalized  # nothing is raised here
+        came = time.monotonic()
+        while time.monotonic() < came + 20:
+            time.sleep(0.01)
+    assert not stop.asked()
 
 
 def test_a_run_that_was_asked_in_another_process_says_so():
