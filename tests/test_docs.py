@@ -71,7 +71,7 @@ SMALLER = {
         "--config.steps=2", "--config.warmup.steps=2", "--config.rollout.group_size=2", "--config.policy.weights=nano",
     ],
     "main --config=configs/chemistry.py": [
-        "--config.steps=2", "--config.rollout.group_size=4", "--config.rollout.max_new_tokens=24",
+        "--config.steps=2", "--config.rollout.group_size=20", "--config.rollout.max_new_tokens=24",
         "--config.rollout.length_buckets=1", "--config.task.budget=8", "--config.task.randomised=1",
     ],
     "main --config=configs/creative.py:smol": [
