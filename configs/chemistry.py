@@ -76,7 +76,7 @@ def pmo() -> LanguageRun:
 
 
 def quick() -> LanguageRun:
-    """A few steps of the first; 1 in 20 molecules of the prior scores .8."""
+    """A few steps of the first; of 2,000 molecules of MOSES 1 in 20 scores .8."""
     run = synth()
     return dataclasses.replace(
         run,
