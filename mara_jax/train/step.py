@@ -179,7 +179,7 @@ def _loss_of_stats(
 def _of_own_completions(stats: head.Stats, scored: Scored, batch: Batch) -> dict[str, jax.Array]:
     """Metrics of the completions that the policy itself has drawn; replayed ones stand behind them in each group."""
     assert stats.kl is not None
-    own = batch.reward.shape[1] - batch.replayed
+    own = _own(batch)
     logp_pg = jax.lax.stop_gradient(jnp.sum(scored.logp * scored.mask, axis=-1))[:, :own]
     ref_logp_pg = jax.lax.stop_gradient(scored.ref_logp)[:, :own]
     metrics = {
@@ -191,6 +191,11 @@ def _of_own_completions(stats: head.Stats, scored: Scored, batch: Batch) -> dict
         metrics |= {"reward/mean": jnp.mean(scored.reward[:, :own]), "logp/mean": jnp.mean(logp_pg)}
         metrics |= {"kl/k1": jnp.mean(logp_pg - ref_logp_pg)}
     return metrics
+
+
+def _own(batch: Batch) -> int:
+    """How many of each group's completions, the first ones, the policy itself has drawn."""
+    return batch.reward.shape[1] - batch.replayed
 
 
 class Masses(NamedTuple):
@@ -309,8 +314,9 @@ def _at_moved_threshold(
     if rewards is None:
         return hyper, None, {}
     tau = moving_threshold.threshold(rewards, algorithm.threshold_percentile, hyper.threshold)
-    two = moving_threshold.groups_with_two(batch.reward, tau, batch.counted)
-    rewards = placement.constrain_replicated(moving_threshold.with_batch(rewards, batch.reward, batch.counted))
+    reward_pg = batch.reward[:, : _own(batch)]
+    two = moving_threshold.groups_with_two(reward_pg, tau, batch.counted)
+    rewards = placement.constrain_replicated(moving_threshold.with_batch(rewards, reward_pg, batch.counted))
     return hyper._replace(threshold=tau), rewards, {"mara/threshold": tau, "mara/groups_with_two_good": two}
 
 

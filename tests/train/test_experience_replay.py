@@ -107,6 +107,16 @@ def test_the_loss_is_a_mean_over_all_and_metrics_are_of_the_policys_own():
     assert float(auxiliary.metrics["reward/mean"]) == pytest.approx(0.5)
 
 
+def test_a_moving_threshold_counts_the_policys_own_rewards():
+    """Replayed completions were chosen for their reward: the window of the next threshold has none of them."""
+    reward, window = jnp.asarray([[0.5, 0.1, 1.0]]), jnp.asarray([[0.2, 0.4]])
+    batch = Batch(*[None] * 4, reward, *[None] * 3, replayed=1)
+    algorithm = Algorithm(threshold_percentile=50.0)
+    moved, after, metrics = step._at_moved_threshold(window, batch, Numbers(0.5, 0.0), algorithm)
+    assert float(moved.threshold) == pytest.approx(0.4) and after.tolist() == [reward[0, :2].tolist()]
+    assert float(metrics["mara/groups_with_two_good"]) == 0.0
+
+
 def run_with(algorithm=None, rollout=None, **sections) -> LanguageRun:
     return LanguageRun(
         algorithm=Algorithm(**(algorithm or {})), rollout=Rollout(**(rollout or {})), warmup=Warmup(steps=1),

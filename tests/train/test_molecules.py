@@ -34,7 +34,8 @@ def folder(tmp_path_factory):
 def flags(folder):
     return f"""--config=configs/chemistry.py --config.policy.weights={folder}/prior --config.rollout.group_size=16
         --config.rollout.max_new_tokens=8 --config.rollout.length_buckets=1 --config.algorithm.transform=mara_answers
-        --config.algorithm.threshold=.2 --config.algorithm.beta=.05 --config.optimiser.learning_rate=1e-2
+        --config.algorithm.threshold=.2 --config.algorithm.threshold_percentile=75 --config.algorithm.beta=.05
+        --config.optimiser.learning_rate=1e-2
         --config.task.oracle={folder}/oracle.py:score --config.task.answer=scaffold --config.task.bucket_size=4
         --config.task.bucket_score=.2 --config.task.hit=.5 --config.checkpoint.every=2 --config.steps=6
         --config.rollout.replay=2""".split()
