@@ -2,7 +2,8 @@
 
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=molexp
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=tables --seeds=5
-  python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=pmo --weights=runs/zinc/model --seeds=2
+  python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=pmo --seeds=2 --weights=runs/zinc/model \
+      --screened=zinc250k.smi.gz
   python benchmarks/chemistry_methods.py --out=runs/chemistry --experiment=molexp --only_table
   python benchmarks/chemistry_methods.py --out=runs/fast --experiment=molexp --flag=--config.task.randomised=4
 
@@ -13,7 +14,7 @@ again, on no machine. `--jobs=2` (one a core) at once.
 
   molexp   the product score and the targets reached (similarity of at least .5, or --threshold), yield, circles
   tables   the paper's columns for REINVENT and MARA on `synth` and `amide`: yield, calls to 100 hits, IntDiv, circles
-  pmo      the area under the curve of the ten best, mol_opt's settings, beside molecules drawn from the prior alone
+  pmo      the area under the curve of the ten best, mol_opt's settings, beside random ones of --screened
 
 Prints one JSON object a method and oracle: means and standard deviations over seeds; `p_*`: one-sided Welch tests that
 a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against oracle calls, with the
@@ -23,6 +24,7 @@ range over seeds.
 import argparse
 import concurrent.futures
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -35,7 +37,7 @@ import numpy as np
 from scipy import stats
 
 from mara_jax import plot_style
-from mara_jax.tasks.chemistry import metrics
+from mara_jax.tasks.chemistry import metrics, oracles, smiles_file
 
 CURVE_CALLS = 10  # points of a curve
 EXPERIMENTS = {
@@ -43,6 +45,7 @@ EXPERIMENTS = {
     "tables": ("", ["synth", "amide"]),
     "pmo": ("pmo", ["albuterol_similarity", "celecoxib_rediscovery", "isomers_c7h8n2o2"]),
 }
+SCREENING = "screening"  # the method that learns nothing
 REPLAY = "--config.rollout.replay=10"  # as the paper's authors have it
 NONE = ("--config.algorithm.transform=none",)
 METHODS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -58,7 +61,7 @@ METHODS: dict[str, dict[str, tuple[str, ...]]] = {
         "mara_strings": (REPLAY,),
         "mara_strings_.8": (REPLAY, "--config.algorithm.threshold=0.8"),
     },
-    "pmo": {"reinvent": (), "prior": ("--config.optimiser.learning_rate=1e-12", "--config.rollout.replay=0")},
+    "pmo": {"reinvent": (), SCREENING: ()},
 }
 
 
@@ -86,12 +89,34 @@ def series_of(workdir: pathlib.Path) -> dict[str, float]:
         return {row["smiles"]: float(row["score"]) for row in csv.DictReader(file)}
 
 
-def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: float, budget: int) -> dict[str, Any]:
-    """What one run has found; `curve`: calls, and the hits and circles until then."""
-    series = series_of(workdir)
+@functools.cache
+def molecules_of(source: str) -> list[str]:
+    """A file's SMILES."""
+    return smiles_file.read(source, bad_lines="skip").smiles
+
+
+def screened(oracle: str, source: str, seed: int, budget: int) -> dict[str, float]:
+    """Scores of as many molecules of a file as the budget has calls, in random order, by SMILES."""
+    known = molecules_of(source)
+    chosen = np.random.default_rng(seed).choice(len(known), budget, replace=False)
+    smiles = [known[index] for index in chosen.tolist()]
+    return dict(zip(smiles, oracles.score(oracle, smiles), strict=True))
+
+
+def of_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """What the steps of a run say of it."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "steps": len(rows),
+        "valid": float(np.mean([row["valid/fraction"] for row in rows[-10:]])),
+        "minutes": sum(row["time/step_s"] for row in rows) / 60,
+    }
+
+
+def measured(experiment: str, oracle: str, series: dict[str, float], threshold: float, budget: int) -> dict[str, Any]:
+    """What these calls have found; `curve`: calls, and the hits and circles until then."""
     hits = [smiles for smiles, score in series.items() if score >= threshold]
     calls = metrics.calls_to_hits(series, threshold)
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     out = {
         "calls": len(series),
         "yield": len(hits),
@@ -99,9 +124,6 @@ def measured(experiment: str, oracle: str, workdir: pathlib.Path, threshold: flo
         "intdiv": metrics.internal_diversity(hits),
         "circles": metrics.circles(sorted(hits, key=lambda smiles: -series[smiles])),
         "scaffolds": metrics.scaffolds(hits),
-        "steps": len(rows),
-        "valid": float(np.mean([row["valid/fraction"] for row in rows[-10:]])),
-        "minutes": sum(row["time/step_s"] for row in rows) / 60,
         "curve": found_by(series, threshold, np.linspace(budget / CURVE_CALLS, budget, CURVE_CALLS)),
     }
     if experiment == "molexp":
@@ -183,12 +205,15 @@ def main() -> None:
     parser.add_argument(
         "--flag", action="append", default=[], help="of every run, as --config.task.randomised=4; may be repeated"
     )
+    parser.add_argument("--screened", help="file of SMILES for pmo's random screening")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on a core of its own")
     parser.add_argument("--only_table", action="store_true", help="of the runs that are done")
     args = parser.parse_args()
-    variant, oracles = EXPERIMENTS[args.experiment]
-    oracles = args.oracles.split(",") if args.oracles else oracles
+    variant, names = EXPERIMENTS[args.experiment]
+    names = args.oracles.split(",") if args.oracles else names
     methods = args.methods.split(",") if args.methods else list(METHODS[args.experiment])
+    if SCREENING in methods and not (args.screened or args.only_table):
+        parser.error(f"--screened is missing: the file of molecules of which --methods={SCREENING} takes some")
     threshold = args.threshold or {"molexp": 0.5, "tables": 0.85, "pmo": 0.8}[args.experiment]
     path = args.runs or args.out / "runs.jsonl"
     settings = {"experiment": args.experiment, "budget": args.budget, "threshold": threshold, "flags": args.flag}
@@ -200,12 +225,20 @@ def main() -> None:
         wanted = run_of(oracle, method, seed)
         return next((one["found"] for one in recorded(path) if one["run"] == wanted), None)
 
-    every = [(oracle, method, seed) for seed in range(args.seeds) for oracle in oracles for method in methods]
+    every = [(oracle, method, seed) for seed in range(args.seeds) for oracle in names for method in methods]
     if not args.only_table:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = [str(core) for core in sorted(os.sched_getaffinity(0))][: args.jobs]
 
+        def keep(oracle: str, method: str, seed: int, series: dict[str, float], of_run: dict[str, Any]) -> None:
+            found = measured(args.experiment, oracle, series, threshold, args.budget) | of_run
+            with path.open("a") as file:
+                file.write(json.dumps({"run": run_of(oracle, method, seed), "found": found}) + "\n")
+
         def make(oracle: str, method: str, seed: int) -> None:
+            if method == SCREENING:
+                keep(oracle, method, seed, screened(oracle, args.screened, seed, args.budget), {})
+                return
             workdir = args.out / args.experiment / oracle.replace(":", "_") / method / str(seed)
             flags = (f"--config.task.oracle={oracle}", f"--config.seed={seed}", f"--config.task.budget={args.budget}")
             weights = (f"--config.policy.weights={args.weights}",) if args.weights else ()
@@ -213,18 +246,13 @@ def main() -> None:
             said = train(workdir, variant, (*flags, *weights, *METHODS[args.experiment][method], *args.flag), core)
             free.append(core)
             if not said:
-                line = {
-                    "run": run_of(oracle, method, seed),
-                    "found": measured(args.experiment, oracle, workdir, threshold, args.budget),
-                }
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                keep(oracle, method, seed, series_of(workdir), of_run(workdir))
             print(f"{oracle} {method} {seed}: {said or 'done'}", file=sys.stderr, flush=True)
 
         with concurrent.futures.ThreadPoolExecutor(len(free)) as pool:
             list(pool.map(lambda job: make(*job), [job for job in every if found(*job) is None]))
     drawn: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for oracle in oracles:
+    for oracle in names:
         by_method = {m: list(filter(None, (found(oracle, m, seed) for seed in range(args.seeds)))) for m in methods}
         drawn[oracle] = {method: runs for method, runs in by_method.items() if runs}
         for method, row in summary(drawn[oracle]).items():
