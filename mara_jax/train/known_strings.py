@@ -21,6 +21,7 @@ from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
 
 _DIGEST = 8  # bytes by which a string is recognised
+_WIDTHS = 16  # strings are padded to multiples of so many tokens
 
 
 class Good(NamedTuple):
@@ -130,21 +131,32 @@ def log_masses(
 
 def ref_logp(setup: Setup, completions: rollout.Rollout, row: int, strings: Sequence[tuple[int, ...]]) -> list[float]:
     """[n] log-probs (nats) of whole completions of one prompt of a step under the reference policy."""
-    _, group_size, width = completions.tokens.shape
+    _, group_size, longest = completions.tokens.shape
+    widths = [min(longest, -(-len(one) // _WIDTHS) * _WIDTHS) for one in strings]
+    logp = np.zeros(len(strings))
+    for width in sorted(set(widths)):
+        places = [place for place, own in enumerate(widths) if own == width]
+        for first in range(0, len(places), group_size):
+            part = places[first : first + group_size]
+            logp[part] = _ref_logp(setup, completions, row, [strings[place] for place in part], width)
+    return logp.tolist()
+
+
+def _ref_logp(
+    setup: Setup, completions: rollout.Rollout, row: int, strings: Sequence[tuple[int, ...]], width: int
+) -> np.ndarray:
+    """The same of strings of at most `width` tokens, and no more than a group has.
+
+    Always as many rows as a group: there is one program a width, and a string's number does not depend on the others.
+    """
+    group_size = completions.tokens.shape[1]
+    tokens = np.full((1, group_size, width), setup.policy.pad_id, np.int32)
+    lengths = np.ones((1, group_size), np.int32)
+    for place, one in enumerate(strings):
+        tokens[0, place, : len(one)], lengths[0, place] = one, len(one)
     prompt = completions.prompt_tokens[row : row + 1], completions.prompt_lengths[row : row + 1]
-    logp: list[float] = []
-    for first in range(0, len(strings), group_size):
-        part = strings[first : first + group_size]
-        # Always equally many rows: one program serves all calls, and a row's numbers do not depend on the others.
-        tokens, lengths = (
-            np.full((1, group_size, width), setup.policy.pad_id, np.int32),
-            np.ones((1, group_size), np.int32),
-        )
-        for place, one in enumerate(part):
-            tokens[0, place, : len(one)], lengths[0, place] = one, len(one)
-        of_part = groups.sequence_logp(setup.policy.architecture, setup.ref_params, *prompt, tokens, lengths)
-        logp += np.asarray(of_part)[0, : len(part)].tolist()
-    return logp
+    logp = groups.sequence_logp(setup.policy.architecture, setup.ref_params, *prompt, tokens, lengths)
+    return np.asarray(logp)[0, : len(strings)]
 
 
 def by_index(masses_p: Sequence[Mapping[str, float]], scores: GroupScores, index_pg: np.ndarray) -> np.ndarray:

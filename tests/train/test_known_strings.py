@@ -14,7 +14,7 @@ from mara_jax.config import Algorithm, LanguageRun, Policy, Rollout
 from mara_jax.core import method_rules
 from mara_jax.core.scored import Numbers, Scored
 from mara_jax.tasks.base import Score, Task
-from mara_jax.train import host_state, known_strings, optim, preflight, step
+from mara_jax.train import groups, host_state, known_strings, optim, preflight, step
 from mara_jax.train.known_strings import KnownStrings
 from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
@@ -105,6 +105,25 @@ def test_a_mass_is_the_sum_over_the_different_strings_that_are_known(model):
     )
     want["CN"] = np.logaddexp(want["CN"], logp_of(model, "CFC") + 1 / BETA)
     assert masses == pytest.approx(want | {"F": logp_of(model, "F") + 1 / BETA}, abs=2e-5)
+
+
+def test_a_strings_number_depends_on_no_other_and_is_computed_in_rows_as_long_as_it_needs(model, monkeypatch):
+    """Chains of 30, 1, 39 and 15 carbons with their ends, where a completion has 40 tokens at most, in groups of two."""
+    setup, widths = setup_of(model), []
+    completions = SimpleNamespace(
+        tokens=np.zeros((1, 2, 40), np.int32), prompt_tokens=np.zeros((1, 1), np.int32),
+        prompt_lengths=np.ones(1, np.int32),
+    )  # fmt: skip
+    carbon, end = setup.policy.tokenizer("C").input_ids[0], 0
+    strings = [(*[carbon] * count, end) for count in (30, 1, 39, 15)]
+    compute = groups.sequence_logp
+    monkeypatch.setattr(groups, "sequence_logp", lambda *args: (widths.append(args[-2].shape[-1]), compute(*args))[1])
+    together = known_strings.ref_logp(setup, completions, 0, strings)
+    assert widths == [16, 32, 40]
+    alone = [known_strings.ref_logp(setup, completions, 0, [one])[0] for one in strings]
+    assert together == alone
+    wide = known_strings._ref_logp(setup, completions, 0, strings[:2], 40)
+    np.testing.assert_allclose(together[:2], wide, rtol=1e-6)
 
 
 def test_the_forward_kls_masses_have_no_rewards(model):
