@@ -108,7 +108,7 @@ def test_a_mass_is_the_sum_over_the_different_strings_that_are_known(model):
 
 
 def test_a_strings_number_depends_on_no_other_and_is_computed_in_rows_as_long_as_it_needs(model, monkeypatch):
-    """Chains of 30, 1, 39 and 15 carbons with their ends, where a completion has 40 tokens at most, in groups of two."""
+    """Chains of 30, 1, 39 and 15 carbons with their ends, in groups of two; a completion has 40 tokens at most."""
     setup, widths = setup_of(model), []
     completions = SimpleNamespace(
         tokens=np.zeros((1, 2, 40), np.int32), prompt_tokens=np.zeros((1, 1), np.int32),
