@@ -1,12 +1,11 @@
 """How fast a step's phases are, against what the machine gives a plain matmul and a plain copy in the same process."""
 
-import contextlib
 import functools
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,31 +17,11 @@ from mara_jax.policies import parameters
 from mara_jax.policies.parameters import Architecture
 from mara_jax.sampling import rollout
 from mara_jax.train import loop, memory
+from mara_jax.train.compilations import Compilations
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import BySampler, State
 
 COPY_BYTES = 256 * 2**20
-# The event that JAX emits whenever its backend compiles a program (a hit in the persistent cache included).
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-class Compilations:
-    """Programs compiled since the start, and the seconds it took."""
-
-    def __init__(self) -> None:
-        self.count, self.seconds = 0, 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-
-    def _on_event(self, event: str, duration_secs: float, **kwargs: Any) -> None:
-        if event == _COMPILED:
-            self.count, self.seconds = self.count + 1, self.seconds + duration_secs
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[dict[str, float]]:
-        """A dict that holds, after the block, what was compiled in it: programs, seconds."""
-        before, compiled = (self.count, self.seconds), {}
-        yield compiled
-        compiled |= {"programs": self.count - before[0], "seconds": self.seconds - before[1]}
 
 
 def clock() -> float:

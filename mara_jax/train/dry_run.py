@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from mara_jax.train import (
     trackers,
 )
 from mara_jax.train.capacity import GIB
+from mara_jax.train.compilations import Compilations
 from mara_jax.train.prompts import EncodedPrompts, endings, fitting, ids_of_step, refuse_long
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import State
@@ -36,7 +38,7 @@ from mara_jax.train.tables import NumberTable
 
 SHOWN = 8  # completions
 SAMPLES = 32  # of each of the first step's prompts, for the forecast
-STEPS = 2  # that are made: the first compiles, the last is timed
+MOST_STEPS = 5  # that are made; with completions of other lengths a later one compiles, too
 
 
 def run(cfg: LanguageRun, task: Task) -> None:
@@ -99,20 +101,32 @@ def _show_samples(console: Console, setup: Setup, ids: np.ndarray) -> None:
 
 
 def _show_step(console: Console, setup: Setup) -> None:
-    """Makes STEPS steps, and says what they took."""
+    """Makes steps until one of them compiles nothing, and says what they took."""
     setup, state = startup.fresh(setup)
-    seconds: list[float] = []
-    for done in range(STEPS):
-        started = time.perf_counter()
-        state = _step(setup, state, done)
-        seconds.append(time.perf_counter() - started)
-    total = seconds[-1] * setup.cfg.steps
+    first, later = seconds_of_steps(lambda state, done: _step(setup, state, done), state)
     console.print(
-        f"\nThe first step takes {seconds[0]:.1f} s (it compiles), a later one {seconds[-1]:.1f} s: "
-        f"{setup.cfg.steps} steps about {_duration(total)}, besides warm-up, measurements and "
+        f"\nThe first step takes {first:.1f} s (it compiles), a later one {later:.1f} s: "
+        f"{setup.cfg.steps} steps about {_duration(later * setup.cfg.steps)}, besides warm-up, measurements and "
         "compilations of other lengths."
     )
     console.print(f"Memory at its highest: {_peak() / GIB:.2f} GiB {_where()}.")
+
+
+def seconds_of_steps(step: Callable[[Any, int], Any], state: Any) -> tuple[float, float]:
+    """Seconds of the first step, and of a later one: the first that compiles nothing, else the shortest of MOST_STEPS.
+
+    Args:
+      step: of a state and the number of steps before it; returns the next state.
+    """
+    compilations, seconds = Compilations(), []
+    for done in range(MOST_STEPS):
+        started = time.perf_counter()
+        with compilations.counted() as compiled:
+            state = step(state, done)
+        seconds.append(time.perf_counter() - started)
+        if done and not compiled["programs"]:
+            return seconds[0], seconds[-1]
+    return seconds[0], min(seconds[1:])
 
 
 def _step(setup: Setup, state: State, done: int) -> Any:

@@ -1,13 +1,16 @@
 """`--dry_run`: what it shows is what the run would do, and nothing is written."""
 
 import re
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 from small_run import SMALL, refused
 
 from mara_jax.config import Algorithm, LanguageRun, Rollout
 from mara_jax.tasks import onetwo
-from mara_jax.train import reference
+from mara_jax.train import dry_run, reference
 
 
 @pytest.mark.slow
@@ -28,6 +31,22 @@ def test_a_dry_run_shows_the_prompt_scored_completions_and_the_cost_and_writes_n
 def test_a_dry_run_refuses_what_the_run_would_refuse(main, tmp_path):
     refused(main(*SMALL, f"--workdir={tmp_path / 'run'}", "--dry_run", "--config.algorithm.threshold=1.5"), "threshold")
     refused(main("--config=configs/toy.py", f"--workdir={tmp_path / 'run'}", "--dry_run"), "leave out --dry_run")
+
+
+@pytest.mark.parametrize(("sizes", "steps"), [((2, 3, 3, 4, 4), 3), ((2, 3, 4, 5, 6, 7), 5), ((2, 2), 2)])
+def test_the_step_that_is_quoted_compiles_nothing(monkeypatch, sizes, steps):
+    """Sizes of each step: the first of a size compiles. Where all do, five steps are enough. The last takes 1 s."""
+    program, made, clock = jax.jit(lambda x: x * 1.5 + len(sizes)), [], [0]
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def step(state, done):
+        made.append(state)
+        program(np.zeros(sizes[done])).block_until_ready()
+        clock[0] += 1 if done == steps - 1 else 9
+        return state + 1
+
+    assert dry_run.seconds_of_steps(step, 0) == (9, 1)
+    assert made == list(range(steps))
 
 
 def test_the_objective_says_what_is_left_out():
