@@ -17,6 +17,7 @@ from mara_jax.policies import encoding
 from mara_jax.policies.policy import Policy
 from mara_jax.sampling import rollout
 from mara_jax.train import groups
+from mara_jax.train.replay import Remembered
 from mara_jax.train.scoring import GroupScores
 from mara_jax.train.setup import Setup
 
@@ -105,10 +106,11 @@ def completion_ids(policy: Policy, chat: bool, texts: Sequence[str], width: int)
     ]
 
 
-def good_completions(setup: Setup, completions: rollout.Rollout, scores: GroupScores, row: int) -> list[Good]:
+def good_completions(
+    completions: rollout.Rollout, scores: GroupScores, row: int, threshold: float | np.floating
+) -> list[Good]:
     """The good completions of one prompt of a step."""
     tokens_gt, lengths_g = np.asarray(completions.tokens[row]), np.asarray(completions.lengths[row])
-    threshold = np.float32(setup.cfg.algorithm.threshold)
     good = []
     for sample, (answer, reward) in enumerate(zip(scores.answer[row], scores.reward[row], strict=True)):
         if answer is not None and reward >= threshold:
@@ -117,14 +119,34 @@ def good_completions(setup: Setup, completions: rollout.Rollout, scores: GroupSc
     return good
 
 
+def good_replayed(policy: Policy, replayed: Sequence[Remembered], threshold: float | np.floating) -> list[Good]:
+    """The good ones among completions of earlier steps; where the threshold has fallen, some of them for the first
+    time."""
+    good = [one for one in replayed if one.answer is not None and np.float32(one.reward) >= threshold]
+    texts = encoding.decode_completions(policy.tokenizer, [one.tokens[:-1] for one in good])
+    return [Good(str(one.answer), one.reward, text, tuple(one.tokens)) for one, text in zip(good, texts, strict=True)]
+
+
 def log_masses(
-    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, scores: GroupScores
+    setup: Setup,
+    completions: rollout.Rollout,
+    ids: np.ndarray,
+    scores: GroupScores,
+    threshold: float | np.floating,
+    replayed: Sequence[Sequence[Remembered]] | None = None,
 ) -> list[dict[str, float]]:
-    """The log-masses of the answers of each prompt of a step, good completions of the step included; in nats."""
+    """The log-masses of the answers of each prompt of a step, good completions of the step included; in nats.
+
+    Args:
+      threshold: from which reward on a completion is good in this step; replayed: what the update has besides.
+    """
     store = setup.known_strings
     assert store is not None, "a run whose method reads masses of listed strings has a store of them"
     for row, number in enumerate(ids.tolist()):
-        new = store.missing(setup, number, good_completions(setup, completions, scores, row))
+        good = good_completions(completions, scores, row, threshold)
+        if replayed is not None:
+            good += good_replayed(setup.policy, replayed[row], threshold)
+        new = store.missing(setup, number, good)
         store.add(number, new, ref_logp(setup, completions, row, [one.tokens for one in new]))
     return [store.log_mass.get(number, {}) for number in ids.tolist()]
 

@@ -31,6 +31,7 @@ from mara_jax.train import (
     programs,
     replay,
     startup,
+    step,
     summary,
     trackers,
     trained,
@@ -125,7 +126,8 @@ def train(
             completions, ids = drawn.completions, drawn.ids
             sampled = time.perf_counter()
             watchdog.entered(f"scoring of step {done + 1}")
-            scores, batches = scored_batches(setup, completions, ids, done)
+            threshold = None if setup.known_strings is None else step.threshold_of(cfg.algorithm, state)
+            scores, batches = scored_batches(setup, completions, ids, done, threshold)
             if not counts_scores and hosts.on_any_process(stop.asked()):
                 # The signal may have reached processes that score, too: the step is taken again by whoever resumes.
                 if done > first:
@@ -164,11 +166,14 @@ def train(
 
 
 def scored_batches(
-    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int
+    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, done: int, threshold: np.floating | None = None
 ) -> tuple[GroupScores, BySampler]:
-    """The scores of the policy's completions; these and, where the estimator reads them, the reference's as batches."""
+    """The scores of the policy's completions; these and, where the estimator reads them, the reference's as batches.
+
+    threshold: from which a completion is good, where listed strings have masses; None for the config's.
+    """
     answers = AnswerIndices(len(ids))
-    scores, batch = scored_batch(setup, completions, ids, answers, done)
+    scores, batch = scored_batch(setup, completions, ids, answers, done, threshold)
     if setup.cfg.algorithm.truncate or setup.cfg.guard == "skip":
         batch = batch.replace(sampler_logp=completions.logp)  # pyright: ignore[reportAttributeAccessIssue]
     if setup.task.leaves_out_truncated:
@@ -180,7 +185,12 @@ def scored_batches(
 
 
 def scored_batch(
-    setup: Setup, completions: rollout.Rollout, ids: np.ndarray, answers: AnswerIndices, done: int
+    setup: Setup,
+    completions: rollout.Rollout,
+    ids: np.ndarray,
+    answers: AnswerIndices,
+    done: int,
+    threshold: np.floating | None = None,
 ) -> tuple[GroupScores, Batch]:
     """Completions with their scores, and the reference policy's hidden states (on the device, maybe under way).
 
@@ -200,7 +210,8 @@ def scored_batch(
     in_batch = scores if replayed is None else replay.joined_scores(scores, replayed)
     answer_pg = answers.of(in_batch.answer)
     if setup.known_strings is not None:
-        of_prompts = known_strings.log_masses(setup, completions, ids, scores)
+        tau = np.float32(setup.cfg.algorithm.threshold) if threshold is None else threshold
+        of_prompts = known_strings.log_masses(setup, completions, ids, scores, tau, replayed)
         masses = {"log_mass": hosts.shard_prompts(known_strings.by_index(of_prompts, in_batch, answer_pg), group_size)}
     if setup.replay is not None:
         setup.replay.add(ids, completions, scores)

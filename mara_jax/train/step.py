@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mara_jax import config
@@ -318,6 +319,14 @@ def _at_moved_threshold(
     two = moving_threshold.groups_with_two(reward_pg, tau, batch.counted)
     rewards = placement.constrain_replicated(moving_threshold.with_batch(rewards, reward_pg, batch.counted))
     return hyper._replace(threshold=tau), rewards, {"mara/threshold": tau, "mara/groups_with_two_good": two}
+
+
+def threshold_of(algorithm: config.Algorithm, state: State) -> np.floating:
+    """The reward from which a completion of the next update is good."""
+    if state.rewards is None:
+        return np.float32(algorithm.threshold)
+    tau = moving_threshold.threshold(state.rewards, algorithm.threshold_percentile, algorithm.threshold)
+    return np.float32(tau)
 
 
 def _put(log_z_n: jax.Array, prompt_ids: jax.Array, learned_p: jax.Array) -> jax.Array:

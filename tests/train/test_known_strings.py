@@ -16,11 +16,12 @@ from mara_jax.core.scored import Numbers, Scored
 from mara_jax.tasks.base import Score, Task
 from mara_jax.train import groups, host_state, known_strings, optim, preflight, step
 from mara_jax.train.known_strings import KnownStrings
+from mara_jax.train.replay import Remembered
 from mara_jax.train.scoring import AnswerIndices, GroupScores
 from mara_jax.train.setup import Setup
 from mara_jax.train.state import BySampler
 
-BETA, WIDTH = 0.25, 6
+BETA, WIDTH, GOOD = 0.25, 6, np.float32(0.5)
 RUN = LanguageRun(
     algorithm=Algorithm(method="reinvent", transform="mara_answers", beta=BETA, threshold=0.5),
     policy=Policy(chat=False),
@@ -93,7 +94,7 @@ def test_a_mass_is_the_sum_over_the_different_strings_that_are_known(model):
     policy = setup.policy
     completions = rollout_of(policy, ["CN", "CN", "CCO", "OO"])
     scores = scores_of([1.0, 1.0, 0.75, 0.4], ["CN", "CN", "CCO", "OO"])
-    (masses,) = known_strings.log_masses(setup, completions, np.array([0]), scores)
+    (masses,) = known_strings.log_masses(setup, completions, np.array([0]), scores, GOOD)
     want = {
         "CN": np.logaddexp(logp_of(model, "CN"), logp_of(model, "NC")) + 1 / BETA,
         "CCO": np.logaddexp(logp_of(model, "CCO"), logp_of(model, "OCC")) + 0.75 / BETA,
@@ -101,10 +102,25 @@ def test_a_mass_is_the_sum_over_the_different_strings_that_are_known(model):
     assert masses == pytest.approx(want, abs=2e-5)  # "OO" is not good; seven carbons and brackets cannot be drawn
     completions = rollout_of(policy, ["NC", "CFC", "F", "F"])
     (masses,) = known_strings.log_masses(
-        setup, completions, np.array([0]), scores_of([1.0] * 4, ["CN", "CN", "F", "F"])
+        setup, completions, np.array([0]), scores_of([1.0] * 4, ["CN", "CN", "F", "F"]), GOOD
     )
     want["CN"] = np.logaddexp(want["CN"], logp_of(model, "CFC") + 1 / BETA)
     assert masses == pytest.approx(want | {"F": logp_of(model, "F") + 1 / BETA}, abs=2e-5)
+
+
+def test_only_what_is_good_in_a_step_adds_to_masses_replayed_completions_too(model):
+    """The threshold moves from 1 to .7: the second step draws one of the first again and replays the other."""
+    setup = setup_of(model)
+    ethanol, fluorine = rollout_of(setup.policy, ["CCO", "F"]), rollout_of(setup.policy, ["F", "F"])
+    scores = scores_of([0.75, 0.875], ["CCO", "F"])
+    assert known_strings.log_masses(setup, ethanol, np.array([0]), scores, np.float32(1)) == [{}]
+    tokens = tuple(ethanol.tokens[0, 0, :4].tolist())
+    replayed = [[Remembered(tokens, 0.75, "CCO"), Remembered((1, 0), 0.5, "O"), Remembered((1, 0), 1.0, None)]]
+    scores = scores_of([0.875, 0.875], ["F", "F"])
+    (masses,) = known_strings.log_masses(setup, fluorine, np.array([0]), scores, np.float32(0.7), replayed)
+    both = np.logaddexp(logp_of(model, "CCO"), logp_of(model, "OCC"))
+    want = {"F": logp_of(model, "F") + 0.875 / BETA, "CCO": both + 0.75 / BETA}
+    assert masses == pytest.approx(want, abs=2e-5)
 
 
 def test_a_strings_number_depends_on_no_other_and_is_computed_in_rows_as_long_as_it_needs(model, monkeypatch):
@@ -128,7 +144,9 @@ def test_a_strings_number_depends_on_no_other_and_is_computed_in_rows_as_long_as
 
 def test_the_forward_kls_masses_have_no_rewards(model):
     setup = setup_of(model, dataclasses.replace(RUN, algorithm=dataclasses.replace(RUN.algorithm, kl="forward")))
-    masses = known_strings.log_masses(setup, rollout_of(setup.policy, ["F"]), np.array([0]), scores_of([1.0], ["F"]))
+    masses = known_strings.log_masses(
+        setup, rollout_of(setup.policy, ["F"]), np.array([0]), scores_of([1.0], ["F"]), GOOD
+    )
     assert masses == [pytest.approx({"F": logp_of(model, "F")}, abs=2e-5)]
 
 
@@ -150,7 +168,7 @@ def test_the_updates_bonus_is_beta_times_the_gap_to_the_largest_mass_of_the_grou
 def test_what_is_kept_comes_back_with_its_checkpoint(model, tmp_path):
     setup, other = setup_of(model), setup_of(model)
     completions, scores = rollout_of(setup.policy, ["CN", "F"]), scores_of([1.0, 1.0], ["CN", "F"])
-    known_strings.log_masses(setup, completions, np.array([0]), scores)
+    known_strings.log_masses(setup, completions, np.array([0]), scores, GOOD)
     host_state.save(setup, tmp_path, 2, [])
     host_state.save(setup, tmp_path, 4, [2])
     host_state.save(setup, tmp_path, 6, [4])
@@ -162,7 +180,7 @@ def test_what_is_kept_comes_back_with_its_checkpoint(model, tmp_path):
     assert (other.task.asked, other.known_strings.log_mass) == (2, setup.known_strings.log_mass)
     assert other.known_strings.state() == setup.known_strings.state()
     # What was counted is not counted again.
-    known_strings.log_masses(other, completions, np.array([0]), scores)
+    known_strings.log_masses(other, completions, np.array([0]), scores, GOOD)
     assert other.known_strings.log_mass == setup.known_strings.log_mass and other.task.asked == 2
 
 
