@@ -182,7 +182,8 @@ def _ref_logp(
 
 
 def by_index(masses_p: Sequence[Mapping[str, float]], scores: GroupScores, index_pg: np.ndarray) -> np.ndarray:
-    """[p, g] log-masses of answers by their index in the batch, -inf where there is no answer, or no good string of it.
+    """[p, g] log-masses of answers by their index in the batch, -inf where there is no answer, or none of its strings
+    was ever good.
 
     Args:
       masses_p: of each prompt's answers; index_pg: the answers' indices, below g, -1 for none.

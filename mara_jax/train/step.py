@@ -13,6 +13,7 @@ import optax
 from mara_jax import config
 from mara_jax.core import augment, method_rules, moving_threshold
 from mara_jax.core.scored import Algorithm, Scored
+from mara_jax.core.targets import Scalar
 from mara_jax.policies import lora, transformer
 from mara_jax.sampling import head, logprobs
 from mara_jax.train import finite, placement
@@ -210,9 +211,18 @@ def _masses(batches: BySampler, hyper: Hyperparameters, algorithm: config.Algori
     """None, None where the method reads none."""
     batch = batches.policy
     if batch.ref_reward is None or batch.ref_answer is None:
-        return Masses(batch.log_mass, None)
+        return Masses(None if batch.log_mass is None else _of_good_answers(batch, hyper.threshold), None)
     groups = 1 if batches.reference is None else 2
     return answer_masses(batch.ref_reward, batch.ref_answer, groups * batch.reward.shape[1], hyper, algorithm)
+
+
+def _of_good_answers(batch: Batch, threshold: Scalar) -> jax.Array:
+    """The batch's log-masses, -inf where no completion of the answer is good: it may have been in an earlier batch."""
+    assert batch.log_mass is not None
+    count = batch.log_mass.shape[-1]
+    good_pg = jnp.where((batch.reward >= threshold) & (batch.answer >= 0), batch.answer, count)
+    known_pa = jax.vmap(lambda good_g: jnp.zeros(count, bool).at[good_g].set(True, mode="drop"))(good_pg)
+    return jnp.where(known_pa, batch.log_mass, -jnp.inf)
 
 
 def answer_masses(

@@ -150,19 +150,34 @@ def test_the_forward_kls_masses_have_no_rewards(model):
     assert masses == [pytest.approx({"F": logp_of(model, "F")}, abs=2e-5)]
 
 
+def rewards_after(scores: GroupScores, masses: dict[str, float], threshold: float) -> np.ndarray:
+    """[1, g] rewards of a group after MARA over answers with these log-masses."""
+    index = AnswerIndices(1).of(scores.answer)
+    log_mass = known_strings.by_index([masses], scores, index)
+    reward, answer, zero = jnp.asarray(scores.reward), jnp.asarray(index), jnp.zeros((*index.shape, 1))
+    batch = SimpleNamespace(
+        ref_reward=None, ref_answer=None, log_mass=jnp.asarray(log_mass), reward=reward, answer=answer
+    )
+    numbers, algorithm = Numbers(BETA, threshold), method_rules.resolved(RUN.algorithm)
+    known = step._masses(BySampler(batch), numbers, algorithm)
+    scored = Scored(zero, zero + 1, zero[..., 0], reward, answer, known.log_mass)
+    return np.asarray(method_rules.transformed(algorithm, scored, None, numbers)[0].reward)
+
+
 def test_the_updates_bonus_is_beta_times_the_gap_to_the_largest_mass_of_the_group():
     """By hand: masses -1 and -3, an answer that is not good, and a completion without one."""
     scores = scores_of([1.0, 1.0, 0.2, 0.0], ["a", "b", "c", None])
-    index = AnswerIndices(1).of(scores.answer)
-    log_mass = known_strings.by_index([{"a": -1.0, "b": -3.0, "elsewhere": 9.0}], scores, index)
-    np.testing.assert_array_equal(log_mass, [[-1, -3, -np.inf, -np.inf]])
-    batch = SimpleNamespace(ref_reward=None, ref_answer=None, log_mass=jnp.asarray(log_mass))
-    numbers, algorithm = Numbers(BETA, 0.5), method_rules.resolved(RUN.algorithm)
-    masses = step._masses(BySampler(batch), numbers, algorithm)
-    zero = jnp.zeros((1, 4, 1))
-    scored = Scored(zero, zero + 1, zero[..., 0], jnp.asarray(scores.reward), jnp.asarray(index), masses.log_mass)
-    after, _ = method_rules.transformed(algorithm, scored, None, numbers)
-    np.testing.assert_allclose(after.reward, [[1, 1 + BETA * 2, 0.2, 0]], rtol=1e-6)
+    after = rewards_after(scores, {"a": -1.0, "b": -3.0, "elsewhere": 9.0}, 0.5)
+    np.testing.assert_allclose(after, [[1, 1 + BETA * 2, 0.2, 0]], rtol=1e-6)
+
+
+def test_an_answer_that_is_no_longer_good_is_no_anchor():
+    """c was good before (a scaffold filter holds it back by now); d is below the threshold to which the floor moved."""
+    scores = scores_of([1.0, 1.0, 0.0, 0.6, 0.0], ["a", "b", "c", "d", "a"])
+    after = rewards_after(scores, {"a": -1.0, "b": -3.0, "c": 5.0, "d": 7.0}, 0.7)
+    np.testing.assert_allclose(after, [[1, 1 + BETA * 2, 0, 0.6, 0]], rtol=1e-6)
+    held_back = scores_of([0.0, 0.0], ["a", "b"])
+    np.testing.assert_array_equal(rewards_after(held_back, {"a": -1.0, "b": -3.0}, 0.7), [[0, 0]])
 
 
 def test_what_is_kept_comes_back_with_its_checkpoint(model, tmp_path):
