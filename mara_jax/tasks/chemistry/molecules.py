@@ -46,7 +46,8 @@ class Molecule:
     @functools.cached_property
     def scaffold(self) -> str:
         """The canonical SMILES of the Bemis-Murcko scaffold; empty where there is no ring."""
-        return Chem.MolToSmiles(MurckoScaffold.GetScaffoldForMol(self.rdkit))
+        # Of the canonical SMILES: what RDKit leaves at a cut bond depends on how the molecule was written.
+        return Chem.MolToSmiles(MurckoScaffold.GetScaffoldForMol(Chem.MolFromSmiles(self.canonical)))
 
     def fingerprint(self, kind: str) -> Any:
         """A fingerprint; kinds are the keys of FINGERPRINTS."""

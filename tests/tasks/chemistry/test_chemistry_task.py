@@ -42,6 +42,14 @@ def test_answers_may_be_scaffolds():
     assert scored(made, [TOLUENE, PHENOL, ETHANOL, "CC("]).answer == [BENZENE, BENZENE, "no ring", None]
 
 
+def test_a_molecule_has_one_scaffold_in_whichever_way_it_is_written():
+    """RDKit's own keeps, of a mark at a double bond that is no stereocentre, an open valence: [CH]=C1CCCCC1."""
+    made = task.make(task.Config(answer="scaffold", bucket_size=1, bucket_score=0.01))
+    score = scored(made, ["O[C@H]=C1CCCCC1", "C1(=CO)CCCCC1", "NC=C1CCCCC1"])
+    assert score.answer == ["C=C1CCCCC1"] * 3
+    assert made.calls.calls == 2 and score.columns["filtered"].tolist() == [0, 1, 1]
+
+
 def test_the_run_is_over_with_the_last_call_of_the_budget():
     made = task.make(task.Config(budget=3))
     assert scored(made, [ETHANOL, BENZENE]).reward.min() > 0 and not made.ended()
