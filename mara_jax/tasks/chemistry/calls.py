@@ -4,14 +4,14 @@ import io
 import math
 import pickle
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
 
 from mara_jax.tasks.base import TaskError
-from mara_jax.tasks.checked import described
+from mara_jax.tasks.checked import described, is_number
 from mara_jax.tasks.chemistry import molecules
 from mara_jax.tasks.chemistry.program import Program
 from mara_jax.tasks.worker import Worker, WorkerError
@@ -55,8 +55,9 @@ class Processes:
     Args:
       count: how many; with 0 the oracle is called in this process, without any limit.
       seconds: in which a call must end; memory: GiB of each process (on Linux).
-      molecules: that a call gets at most; 1 suits an oracle that takes seconds a molecule, 64 one that takes
-        milliseconds. Where a call of several fails, they are tried one by one, each with the limit of a call.
+      molecules: that a call gets at most, in worker processes or not; 1 suits an oracle that takes seconds a molecule,
+        64 one that takes milliseconds. Where a call of several fails, they are tried one by one, each with the limit of
+        a call.
     """
 
     count: int = 0
@@ -271,6 +272,8 @@ def _numbers(oracle: Oracle, part: Sequence[str]) -> list[float | TaskError]:
     """
     try:
         returned = oracle(list(part))
+        if not isinstance(returned, Iterable):
+            raise TaskError(f"it returned {returned!r:.80} in place of a list of numbers")
         values = list(returned)
     except TaskError:
         raise
@@ -286,7 +289,10 @@ def _number(value: Any) -> float | TaskError:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    return number if math.isfinite(number) else TaskError(f"it returned {value!r:.80}, which is no finite number")
+    if is_number(number):
+        return number
+    width = " of 32 bits" if math.isfinite(number) else ""  # as rewards are
+    return TaskError(f"it returned {value!r:.80}, which is no finite number{width}")
 
 
 class _Pickler(pickle.Pickler):

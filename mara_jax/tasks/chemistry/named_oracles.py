@@ -42,6 +42,17 @@ def _found(name: str) -> functions.Function:
     return _KNOWN[name]
 
 
+def _words(name: str) -> tuple[str, ...]:
+    """The command of a program's name, split as a shell would."""
+    try:
+        words = tuple(shlex.split(name.removeprefix(PROGRAM)))
+    except ValueError as error:
+        raise TaskError(f"task.oracle={name!r:.80}: {str(error).lower()}") from None
+    if not words:
+        raise TaskError(f"task.oracle={name!r:.80} names no program: write {PROGRAM}COMMAND, with its arguments")
+    return words
+
+
 def named(name: str, seconds: float) -> Oracle:
     """The oracle of a name.
 
@@ -59,7 +70,7 @@ def named(name: str, seconds: float) -> Oracle:
     if name.startswith(MOLEXP):
         return molexp.scoring(name.removeprefix(MOLEXP))
     if name.startswith(PROGRAM):
-        return Program(tuple(shlex.split(name.removeprefix(PROGRAM))), seconds)
+        return Program(_words(name), seconds)
     if ":" in name:
         own = OwnFunction(name)
         _found(name)  # what cannot be found is said before anything is drawn

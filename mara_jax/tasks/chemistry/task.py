@@ -51,7 +51,7 @@ class Config(config.Task):
         0, "worker processes that call the oracle; 0: the run's own process, without a limit", limits.FROM_ZERO
     )
     seconds: float = setting(60.0, "in which a program, or a call in a worker process, must end", limits.POSITIVE)
-    molecules: int = setting(1, "that a call gets in a worker process, at most", limits.COUNT)
+    molecules: int = setting(1, "that a call of the oracle gets, at most", limits.COUNT)
     failure: str = setting("stop", "where the oracle fails at a molecule: stop the run, or score it with zero", FAILURE)
     seed: int = setting(0, "of the randomised SMILES", limits.FROM_ZERO)
 

@@ -110,7 +110,8 @@ def test_oracles_by_name(tmp_path):
         ({"oracle": "quality"}, "task.oracle='quality' is unknown"),
         ({"oracle": "molexp:XY"}, "MolExp has no task 'XY'"),
         ({"oracle": "nowhere.py:f"}, "nowhere.py does not exist"),
-        ({"oracle": "program:"}, "give a tuple"),
+        ({"oracle": "program:"}, "task.oracle='program:' names no program: write program:COMMAND"),
+        ({"oracle": "program:awk '{print"}, "task.oracle=.*: no closing quotation"),
     ],
 )
 def test_what_is_no_oracle_is_refused_in_one_line(fields, words):

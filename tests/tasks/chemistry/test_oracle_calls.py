@@ -185,6 +185,20 @@ def test_a_wrong_number_of_values_is_a_failure():
         OracleCalls(lambda smiles: [1, 2])(["C"])
 
 
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        (None, "it returned None in place of a list of numbers"),
+        (0.5, "it returned 0.5 in place of a list of numbers"),
+        ([1e39], r"it returned 1e\+39, which is no finite number of 32 bits"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_a_failure(returned, why):
+    with pytest.raises(OracleError, match=f"^the oracle fails at C: {why}$"):
+        OracleCalls(lambda smiles: returned)(["C"])
+    assert OracleCalls(lambda smiles: returned, failure_value=0.0)(["C"]).values == [0]
+
+
 def test_worker_processes_give_results_in_order(odd):
     with OracleCalls(odd.length, processes=Processes(2)) as calls:
         assert calls(CHAIN).values == list(range(1, 13))
