@@ -67,7 +67,9 @@ def read(source: str, column: str = "", bad_lines: str = "refuse") -> SmilesSet:
             header = (
                 "; if it is a header, delete it or call the file .csv" if (number, _kind(path)) == (1, "smi") else ""
             )
-            raise TaskError(f"{path}, line {number}: {wrong[1]}: correct it, or leave such lines out{header}")
+            raise TaskError(
+                f"{path}, line {number}: {wrong[1]}: correct it, or leave such lines out (bad_lines=skip){header}"
+            )
     if not kept:
         counts = ", ".join(f"{count} lines with {kind}" for kind, count in left_out.items())
         raise TaskError(f"{path} holds no SMILES{f' ({counts})' if counts else ''}: give a file with one a line")
@@ -180,7 +182,7 @@ def _column(path: pathlib.Path, names: list[str], column: str) -> int:
         wanted = names
     if len(wanted) != 1 or wanted[0] not in names:
         which = f"no column {column!r}" if column else f"{len(wanted) or 'no'} columns that may hold SMILES"
-        raise TaskError(f"{path} has {which}: name one of {', '.join(map(repr, names))} as the column")
+        raise TaskError(f"{path} has {which}: choose one of {', '.join(map(repr, names))} with column=NAME")
     if fault(wanted[0]) is None:
         raise TaskError(
             f"{path} begins with {wanted[0]!r:.80}, a SMILES: the first line of a .csv names its columns; add one"
