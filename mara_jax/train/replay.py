@@ -1,7 +1,7 @@
 """Experience replay: the best completions of earlier steps, some of which are added to each update.
 
 They were drawn by older policies, and those with high rewards were chosen: only losses that are a squared gap to
-log ref + R / beta take them (`Objective.replays`). docs/chemistry.md says what that does to the objective.
+log ref + R / beta take them (`Objective.replays`). docs/chemistry_methods.md says what that does to the objective.
 """
 
 from collections.abc import Sequence
