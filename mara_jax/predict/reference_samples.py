@@ -177,6 +177,7 @@ def from_config(run: config.LanguageRun, count: int | None = None, prompt: int =
       ValueError: unusable weights, warm-up settings or prompt index.
     """
     task = tasks.make(run)
+    _refuse_counted_scores(task)
     policy, params = reference.load_base(run, task)
     _prompts(run, policy, task, prompt)  # before the warm-up
     if run.warmup.steps:
@@ -212,12 +213,26 @@ def from_run(
                 reward=saved.reward[:count], answer=saved.answer[:count], ref_logp=saved.ref_logp[:count]
             )
             return samples._replace(equal_strings=task.answers_have_equally_many_strings), run
+    _refuse_counted_scores(task)
     weights = str(workdir / "reference") if run.warmup.steps else inputs.pinned(workdir, run)
     if run.warmup.steps and not (workdir / "reference").is_dir():
         raise FileNotFoundError(f"{weights} does not exist: the run has not finished its warm-up")
     inputs.check(workdir, inputs.of_files(run, weights, inputs.REFERENCE if run.warmup.steps else inputs.WEIGHTS))
     policy, params = reference.load(weights, run.policy)
     return _sample(run, policy, params, task, count, prompt), run
+
+
+def _refuse_counted_scores(task: tasks.Task) -> None:
+    """Refuses to draw samples for a task that counts its scores, or remembers them.
+
+    Raises:
+      ValueError: one line.
+    """
+    if task.keeps_state:
+        raise ValueError(
+            f"the task {task.name!r} keeps a state of its scores: samples of the reference policy would each cost one, "
+            "and be judged by what came before; give --rows=FILE (samples), or --rollouts=WORKDIR (of a run)"
+        )
 
 
 def _sample(

@@ -14,13 +14,15 @@ import numpy as np
 import optax
 import pytest
 
+from mara_jax import config
 from mara_jax.core import augment, forecast, forecast_curves, targets
 from mara_jax.policies import transformer
 from mara_jax.policies.policy import Policy
 from mara_jax.predict import drawing, prediction, reference_samples
 from mara_jax.sampling import logprobs, rollout
 from mara_jax.tasks import onetwo
-from mara_jax.train import warmup
+from mara_jax.tasks.chemistry import task as chemistry
+from mara_jax.train import reference, warmup
 from mara_jax.train.state import State
 
 # A vocabulary of pieces, so that every completion of up to six tokens can be written down: 9,331 that end, of which
@@ -334,3 +336,11 @@ def test_bad_input_is_one_line(predict, tmp_path, flags, words):
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("mara_jax: "), done.stderr
     assert all(word in lines[0] for word in words)
+
+
+def test_no_samples_are_drawn_for_a_task_whose_scores_are_counted(monkeypatch):
+    run = config.LanguageRun(policy=config.Policy(weights="chemistry-prior", chat=False), task=chemistry.Config())
+    monkeypatch.setattr(reference, "load_base", lambda *_: pytest.fail("the policy was loaded"))
+    with pytest.raises(ValueError, match="the task 'chemistry' keeps a state of its scores") as error:
+        reference_samples.from_config(run)
+    assert "\n" not in str(error.value) and "--rollouts=WORKDIR" in str(error.value)
