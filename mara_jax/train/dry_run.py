@@ -104,11 +104,14 @@ def _show_step(console: Console, setup: Setup) -> None:
     """Makes steps until one of them compiles nothing, and says what they took."""
     setup, state = startup.fresh(setup)
     first, later = seconds_of_steps(lambda state, done: _step(setup, state, done), state)
+    steps = f"{setup.cfg.steps} steps" + (", unless the task ends before," if setup.task.keeps_state else "")
     console.print(
         f"\nThe first step takes {first:.1f} s (it compiles), a later one {later:.1f} s: "
-        f"{setup.cfg.steps} steps about {_duration(later * setup.cfg.steps)}, besides warm-up, measurements and "
+        f"{steps} about {_duration(later * setup.cfg.steps)}, besides warm-up, measurements and "
         "compilations of other lengths."
     )
+    if setup.task.keeps_state:
+        console.print("The completions of these steps were scored, and count for nothing: the run begins anew.")
     console.print(f"Memory at its highest: {_peak() / GIB:.2f} GiB {_where()}.")
 
 

@@ -39,7 +39,7 @@ SHOWN = {
     "held_out/accuracy": "held-out right",
     "time/step_s": "s/step",
 }
-
+COUNTS = ("task/oracle_calls", "task/hits")  # of these, whole numbers
 
 OF_A_STEP = ("step", "answers/by_prompt", "samples")  # fields of every row of metrics.jsonl
 
@@ -176,7 +176,7 @@ class Display:
         if self.live:
             self._advance("training", row["step"], self.steps)
             return
-        parts = [f"{name} {_number(row[key])}" for key, name in SHOWN.items() if key in row]
+        parts = [f"{name} {_shown(key, row[key])}" for key, name in SHOWN.items() if key in row]
         self.note(f"step {row['step']}/{self.steps}  " + "  ".join(parts))
         for text, good in texts:
             self.note(f"    {'+' if good else '-'} {text!r}")
@@ -198,9 +198,9 @@ class Display:
             self.live.update(self._panel())
 
     def _panel(self) -> Group:
-        shown = [(name, self.latest[key]) for key, name in SHOWN.items() if key in self.latest]
-        table = NumberTable.with_headers(*(name for name, _ in shown), texts=0)
-        table.add_row(*(Text(_number(value), style="bold") for _, value in shown))
+        shown = {name: _shown(key, self.latest[key]) for key, name in SHOWN.items() if key in self.latest}
+        table = NumberTable.with_headers(*shown, texts=0)
+        table.add_row(*(Text(value, style="bold") for value in shown.values()))
         lines = [
             Text.assemble(
                 ("✓ " if good else "✗ ", "green" if good else "red"),
@@ -211,6 +211,10 @@ class Display:
             for text, good in self.texts
         ]
         return Group(table, *lines, self.progress)
+
+
+def _shown(key: str, value: float) -> str:
+    return f"{value:,.0f}" if key in COUNTS else _number(value)
 
 
 def _number(value: float) -> str:

@@ -63,3 +63,11 @@ def test_every_table_of_the_package_is_one():
     root = pathlib.Path(mara_jax.__file__).parent
     others = [path.relative_to(root) for path in root.rglob("*.py") if "rich.table" in path.read_text()]
     assert [str(path) for path in others] == ["train/tables.py"]
+
+
+def test_a_steps_line_shows_counts_as_whole_numbers():
+    written = io.StringIO()
+    row = {"step": 3, "reward/mean": 1.0, "task/oracle_calls": 1059.0, "task/hits": 2.0, "kl/reverse": 0.25}
+    metrics.Display(9, written).step(row, [("CCO", True)])
+    line = "step 3/9  reward 1.000  oracle calls 1,059  hits 2  KL (nats) 0.250\n    + 'CCO'\n"
+    assert written.getvalue() == line
