@@ -55,8 +55,8 @@ def test_the_panel_of_a_run_shows_whole_numbers(width):
         display.latest = row
         display.console.width = width
         text = "\n".join(printed(display._panel(), width))
-    for value in row.values():
-        assert metrics._number(value) in text
+    for key, value in row.items():
+        assert metrics._shown(key, value) in text
 
 
 def test_every_table_of_the_package_is_one():
