@@ -16,9 +16,9 @@ again, on no machine. `--jobs=2` (one a core) at once.
   tables   the paper's columns for REINVENT and MARA on `synth` and `amide`: yield, calls to 100 hits, IntDiv, circles
   pmo      the area under the curve of the ten best, mol_opt's settings, beside random ones of --screened
 
-Prints one JSON object a method and oracle: means and standard deviations over seeds; `p_*`: one-sided Welch tests that
-a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against oracle calls, with the
-range over seeds.
+Prints one JSON object a method and oracle: means and standard deviations over the seeds that have such a number; `p_*`:
+one-sided Welch tests that a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against
+oracle calls, with the range over seeds.
 """
 
 import argparse
@@ -147,9 +147,9 @@ def summary(runs: dict[str, list[dict[str, Any]]], baseline: str = "reinvent") -
     for method, found in runs.items():
         row: dict[str, Any] = {"seeds": len(found)}
         for name in [key for key in found[0] if key != "curve"]:
-            values = np.array([np.nan if one[name] is None else one[name] for one in found], float)
-            spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-            row[name] = [round(float(values.mean()), 3), round(spread, 3)]
+            values = [one[name] for one in found if one[name] is not None]
+            mean = round(float(np.mean(values)), 3) if values else None
+            row[name] = [mean, round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else None]
         for name in ("score", "yield", "circles", "auc_top10"):
             others = [one[name] for one in runs.get(baseline, []) if name in one]
             if method != baseline and name in found[0] and min(len(found), len(others)) > 1:
@@ -161,14 +161,15 @@ def summary(runs: dict[str, list[dict[str, Any]]], baseline: str = "reinvent") -
 
 def draw(found: dict[str, dict[str, list[dict[str, Any]]]], path: pathlib.Path) -> None:
     """Hits and circles against oracle calls, a row an oracle, the mean and the range over seeds."""
+    names = list(dict.fromkeys(method for methods in found.values() for method in methods))
     with plot_style.style():
         figure = matplotlib.figure.Figure(figsize=(9, 3.2 * len(found)), layout="constrained")
         panels = figure.subplots(len(found), 2, squeeze=False)
         for (oracle, methods), axes in zip(found.items(), panels, strict=True):
-            for number, (method, runs) in enumerate(methods.items()):
+            for method, runs in methods.items():
                 calls, *curves = np.moveaxis(np.array([one["curve"] for one in runs], float), 2, 0)
                 for ax, values in zip(axes, curves, strict=True):
-                    colour = f"C{number}"
+                    colour = f"C{names.index(method)}"
                     ax.plot(calls[0], values.mean(0), color=colour, label=method)
                     ax.fill_between(calls[0], values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             for ax, name in zip(axes, ("hits", "circles of hits"), strict=True):
