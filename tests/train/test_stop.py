@@ -69,10 +69,18 @@ except stop.Stopped:
     assert subprocess.run([sys.executable, "-c", program]).returncode == status
 
 
+@pytest.fixture
+def handles_ctrl_c():
+    """As in a program on a terminal: those that a shell starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, stop.Stopped), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_a_signal_is_not_lost_in_a_finalizer(number, error):
+def test_a_signal_is_not_lost_in_a_finalizer(number, error, handles_ctrl_c):
     """What is raised there, Python throws away."""
 
     class Finalized:
