@@ -25,6 +25,15 @@ TIMEOUT, STEPS = 8, 10  # seconds of silence; steps of the run
 PAUSE = 0.2  # seconds that a call of the reward takes, or the steps would be over before anything happens
 NOTICED: list[str] = []  # a line for each fault: when it was noticed, with which status and words
 
+
+@pytest.fixture(scope="module", autouse=True)
+def table_of_what_was_noticed(request):
+    """Printed behind the last test, for whoever reads how long each fault took."""
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n" + "\n".join(["fault | noticed after | statuses | line", *NOTICED]))
+
+
 REWARD = f"""
 import os, pathlib, time
 
@@ -316,8 +325,3 @@ def test_one_with_other_code_is_named_before_anything_is_compiled(pair, flags, t
         file.write("# another version\n")
     one = pair(tmp_path / "run", flags, code=tmp_path / "code")
     differs(one, "other code", "its files of mara_jax have digest")
-
-
-def test_what_was_noticed_and_when(capsys):
-    with capsys.disabled():
-        print("\n" + "\n".join(["fault | noticed after | statuses | line", *NOTICED]))
