@@ -46,17 +46,19 @@ class TrainingSet:
                 lengths.append(len(parts))
                 known.update(parts)
         self.settings, self.too_long = settings, len(smiles) - len(counted)
-        if len(counted) <= settings.held_out:
-            raise ValueError(
-                f"{len(counted)} molecules of at most longest={settings.longest} tokens are too few to hold out "
-                f"held_out={settings.held_out}: lower that, raise longest, or give more molecules"
-            )
         order = _generator(settings.seed, _HELD_OUT).permutation(len(counted))
-        held_out = set(order[: settings.held_out].tolist())
-        self.held_out = [counted[at] for at in sorted(held_out)]
-        self.train = [text for at, text in enumerate(counted) if at not in held_out]
+        self.held_out = [counted[at] for at in sorted(order[: settings.held_out].tolist())]
+        # A file may hold a molecule twice: what is held out is nowhere trained on.
+        held_out = set(self.held_out)
+        trained = [at for at, text in enumerate(counted) if text not in held_out]
+        self.train = [counted[at] for at in trained]
+        if not trained:
+            raise ValueError(
+                f"of {len(smiles)} molecules {len(counted)} have at most longest={settings.longest} tokens, and "
+                f"held_out={settings.held_out} leaves none for training: lower that, raise longest, or add molecules"
+            )
         self.width = settings.longest + 1 if settings.randomised else max(lengths) + 1
-        lengths = [length for at, length in enumerate(lengths) if at not in held_out]
+        lengths = [lengths[at] for at in trained]
         if settings.randomised:
             sample = _generator(settings.seed, _MEASURE).choice(len(self.train), _MEASURED).tolist()
             written = [tokens(text) for text in molecules.randomised([self.train[at] for at in sample], sample)]

@@ -75,6 +75,14 @@ def test_hardly_a_slot_is_empty():
     assert min(filled) > 0.95 and all((data.batch(step).lengths > 0).all() for step in range(20))
 
 
+def test_a_molecule_that_the_file_holds_twice_is_not_trained_on_where_it_is_held_out():
+    data = TrainingSet(SMILES * 2, SETTINGS)
+    assert len(data.held_out) == 2 and not {*data.train} & {*data.held_out}
+    assert sorted(data.train) == sorted(text for text in SMILES * 2 if text not in data.held_out)
+    with pytest.raises(ValueError, match="of 4 molecules 4 have at most longest=100 tokens"):
+        TrainingSet(["CO"] * 4, SETTINGS)
+
+
 def test_held_out_molecules_are_in_no_batch(data):
     held_out = [text for batch in data.held_out_batches() for text in texts_of(data, batch) if text]
     assert sorted(held_out) == sorted(data.held_out) and len(held_out) == 2
@@ -86,7 +94,7 @@ def test_molecules_that_are_too_long_are_left_out_and_counted():
     data = TrainingSet(SMILES, dataclasses.replace(SETTINGS, longest=6))
     assert sorted(data.train + data.held_out) == sorted("C" * n + "O" for n in range(1, 6)) and data.too_long == 8
     assert data.width == 7
-    with pytest.raises(ValueError, match="1 molecules of at most longest=2 tokens are too few to hold out held_out=2"):
+    with pytest.raises(ValueError, match="of 13 molecules 1 have at most longest=2 tokens, and held_out=2 leaves"):
         TrainingSet(SMILES, dataclasses.replace(SETTINGS, longest=2))
 
 
