@@ -4,7 +4,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -49,6 +48,14 @@ class Comparison:
 
 # heading -> how it is printed
 _COLUMNS = {"valid": ".3f", "bits": ".3f", "KL": ".2f", "slope": "+.3f", "length": ".1f", "TV": ".3f"}
+# heading -> the metric whose last value it is, and how that is printed: of runs that search
+_FOUND = {
+    "calls": ("task/oracle_calls", ",.0f"),
+    "hits": ("task/hits", ",.0f"),
+    "circles": ("task/circles", ",.0f"),
+    "best ten": ("task/top10", ".3f"),
+}
+_FORMS = _COLUMNS | {heading: form for heading, (_, form) in _FOUND.items()}
 _FREE = ("seed", "evaluation", *RESUMABLE)  # fields in which runs that are averaged may differ
 # Fields that change how the numbers are computed, but not the numbers.
 _COMPUTED = {
@@ -61,6 +68,7 @@ _NOTE = (
     f"reference (nats a completion), its slope (a step), length (tokens): last {report.LAST_KL} steps; "
     "TV: total variation of the valid answers' shares to the run's own optimum"
 )
+_NOTE_FOUND = "oracle calls, hits, circles of hits and the mean of the ten best scores: at the last step"
 
 
 def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
@@ -69,7 +77,8 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
     Valid share and entropy are pooled over the last 8 batches; KL and length are means over the last 10 steps
     and the slope is fitted to them; the distance is the total variation of the valid answers' shares. Runs whose
     configs differ in nothing but the seed, in what a resumed run may change or in how the same numbers are computed are
-    averaged, each seed once; so are a run that produced its reference policy and those that start from it.
+    averaged, each seed once; so are a run that produced its reference policy and those that start from it. Of searches
+    calls, hits, circles and the best ten follow. A column in which no run has a number is left out.
 
     Args:
       workdirs: folders of runs.
@@ -84,25 +93,26 @@ def compare(workdirs: list[str] | list[os.PathLike]) -> Comparison:
         raise ValueError("0 runs to compare; name at least one workdir")
     records = [report.read(workdir) for workdir in workdirs]
     named = {_weights(record) for record in records} - {""}
+    numbers = [_figures(record) for record in records]
+    columns = [heading for heading in _FORMS if any(math.isfinite(one[heading]) for one in numbers)]
     rows, groups = [], {}
-    for record in records:
-        numbers, beta = _figures(record), f"{record.config['algorithm']['beta']:g}"
-        rows.append([record.workdir.name, record.method, beta, str(record.config["seed"]), *_texts(numbers)])
+    for record, figures in zip(records, numbers, strict=True):
+        texts = [_text(heading, figures[heading]) for heading in columns]
+        rows.append([record.workdir.name, *_method(record), str(record.config["seed"]), *texts])
         # The same run named twice, or run twice, counts once: each seed is one sample.
-        groups.setdefault(_setting(record, named), {}).setdefault(record.config["seed"], (record, numbers))
+        groups.setdefault(_setting(record, named), {}).setdefault(record.config["seed"], (record, figures))
     for group in groups.values():
         if len(group) > 1:
-            members = [numbers for _, numbers in group.values()]
             record = next(record for record, _ in group.values())
-            method, beta = record.method, f"{record.config['algorithm']['beta']:g}"
-            mean, deviation = np.mean(members, axis=0), np.std(members, axis=0, ddof=1)
-            spread = [
-                f"{middle} ± {report.number_text(width, form.strip('+'))}" if width > 0 else middle
-                for middle, width, form in zip(_texts(mean), deviation, _COLUMNS.values(), strict=True)
-            ]
             seeds = ", ".join(str(seed) for seed in sorted(group)) if len(group) <= 3 else ""
-            rows.append([f"mean of {len(members)}", method, beta, seeds, *spread])
-    return Comparison(["run", "method", "beta", "seed", *_COLUMNS], rows, _NOTE)
+            texts = [_spread(heading, [figures[heading] for _, figures in group.values()]) for heading in columns]
+            rows.append([f"mean of {len(group)}", *_method(record), seeds, *texts])
+    note = f"{_NOTE}; {_NOTE_FOUND}" if set(columns) & set(_FOUND) else _NOTE
+    return Comparison(["run", "method", "beta", "seed", *columns], rows, note)
+
+
+def _method(record: report.Record) -> tuple[str, str]:
+    return record.method, f"{record.config['algorithm']['beta']:g}"
 
 
 def _setting(record: report.Record, named: set[str]) -> str:
@@ -128,8 +138,8 @@ def _weights(record: report.Record) -> str:
     return os.path.realpath(weights) if os.path.exists(weights) else ""
 
 
-def _figures(record: report.Record) -> list[float]:
-    """One run's numbers in the order of `_COLUMNS`."""
+def _figures(record: report.Record) -> dict[str, float]:
+    """One run's numbers by heading; nan for what it does not have."""
     if not record.rows:
         raise ValueError(f"{record.workdir} holds no finished step; train it first")
     kl, length = record.series("kl/reverse")[-report.LAST_KL :], record.series("length/mean")[-report.LAST_KL :]
@@ -141,8 +151,15 @@ def _figures(record: report.Record) -> list[float]:
         valid, bits = reached.valid, reached.entropy_bits
         distance = report.distance_to_optimum(reached, record.own_optimum)
     means = report.mean_of_finite(kl), diversity.slope(kl), report.mean_of_finite(length)
-    return [valid, bits, *means, distance]
+    found = [record.rows[-1].get(key, math.nan) for key, _ in _FOUND.values()]
+    return dict(zip(_FORMS, [valid, bits, *means, distance, *found], strict=True))
 
 
-def _texts(numbers: Any) -> list[str]:
-    return [report.number_text(value, form) for value, form in zip(numbers, _COLUMNS.values(), strict=True)]
+def _text(heading: str, value: float) -> str:
+    return report.number_text(value, _FORMS[heading])
+
+
+def _spread(heading: str, values: list[float]) -> str:
+    """The mean of several runs, and their sample deviation where they differ."""
+    middle, width = _text(heading, float(np.mean(values))), float(np.std(values, ddof=1))
+    return f"{middle} ± {report.number_text(width, _FORMS[heading].strip('+'))}" if width > 0 else middle

@@ -83,7 +83,7 @@ class Record:
         algorithm = self.algorithm
         words = f"MARA over {algorithm.anchor}s" if algorithm.method == "mara" else algorithm.method.replace("_", " ")
         changed = [getattr(algorithm, name) for name in ("transform", "objective")]
-        words += "".join(f" with {name.replace('_', ' ')}" for name in changed if name != "auto")
+        words += "".join(f" with {_words(name)}" for name in changed if name != "auto")
         return words if algorithm.kl == "reverse" else f"{words}, forward KL"
 
     @property
@@ -278,6 +278,11 @@ def mean_of_finite(values: np.ndarray) -> float:
     """The mean of those values that are finite; nan where none is."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else math.nan
+
+
+def _words(name: str) -> str:
+    """A transform or an objective as a reader has it."""
+    return "no transform" if name == "none" else name.replace("mara_", "MARA over ").replace("_", " ")
 
 
 def number_text(value: float, form: str) -> str:

@@ -46,6 +46,23 @@ def test_comparison_of_seeds_and_methods(tmp_path):
     assert "…" not in text and "± 0.354" in text and "+0.050" in text
 
 
+def test_searches_have_what_they_found_until_their_last_step(tmp_path):
+    def search(name, seed, *found):
+        last = dict(zip(("task/oracle_calls", "task/hits", "task/circles", "task/top10"), found, strict=True))
+        return write_run(tmp_path / name, [*ROWS[:-1], ROWS[-1] | last], seed=seed)
+
+    searches = [search("a", 0, 10_000.0, 300.0, 4.0, 0.5), search("b", 1, 9_000.0, 302.0, 4.0, 0.75)]
+    compared = comparison.compare(searches)
+    assert compared.header[-4:] == ["calls", "hits", "circles", "best ten"] and "oracle calls" in compared.note
+    assert [cells[-4:] for cells in compared.rows] == [
+        ["10,000", "300", "4", "0.500"], ["9,000", "302", "4", "0.750"],
+        ["9,500 ± 707", "301 ± 1", "4", "0.625 ± 0.177"],
+    ]  # fmt: skip
+    beside = comparison.compare([searches[0], write_run(tmp_path / "c", ROWS)])
+    assert beside.rows[1][-4:] == ["-", "-", "-", "-"]
+    assert "calls" not in comparison.compare([tmp_path / "c"]).header
+
+
 def change(workdir: Path, **fields) -> Path:
     """Puts fields of the run's config in place."""
     path = workdir / "config.json"
