@@ -152,9 +152,11 @@ def summary(runs: dict[str, list[dict[str, Any]]], baseline: str = "reinvent") -
             row[name] = [mean, round(float(np.std(values, ddof=1)), 3) if len(values) > 1 else None]
         for name in ("score", "yield", "circles", "auc_top10"):
             others = [one[name] for one in runs.get(baseline, []) if name in one]
-            if method != baseline and name in found[0] and min(len(found), len(others)) > 1:
-                test = stats.ttest_ind([one[name] for one in found], others, equal_var=False, alternative="greater")
-                row[f"p_{name}"] = round(float(test.pvalue), 4)
+            own = [one[name] for one in found if name in one]
+            if method == baseline or min(len(own), len(others)) < 2 or not (np.ptp(own) or np.ptp(others)):
+                continue  # no test of samples that do not vary
+            test = stats.ttest_ind(own, others, equal_var=False, alternative="greater")
+            row[f"p_{name}"] = round(float(test.pvalue), 4)
         rows[method] = row
     return rows
 
