@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mara_jax import plot_style
-from mara_jax.train import strict_json
+from mara_jax.train import strict_json, workdir
 from mara_jax.train.tables import NumberTable
 
 NAMES = {"vanilla": "vanilla", "answers": "MARA over answers", "strings": "MARA over strings"}
@@ -166,9 +166,7 @@ def write(record: dict[str, Any], out: Path) -> Path:
         figure = draw(record)
         out.mkdir(parents=True, exist_ok=True)
         path = plot_style.save(figure, out / "prediction.png")
-    part = out / "prediction.part"
-    part.write_text(to_json(record, indent=1) + "\n")
-    part.replace(path.with_suffix(".json"))
+    workdir.replace(path.with_suffix(".json"), to_json(record, indent=1) + "\n")
     return path
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from mara_jax import plot_style
 from mara_jax.predict.drawing import COLOURS, NAMES, SHORT, to_json
+from mara_jax.train import workdir
 from mara_jax.train.tables import NumberTable
 
 MOST_COLUMNS = 3  # answers with a column
@@ -142,9 +143,7 @@ def write(record: dict[str, Any], out: Path) -> Path:
         figure = draw(record)
         out.mkdir(parents=True, exist_ok=True)
         path = plot_style.save(figure, out / "replay.png")
-    part = out / "replay.part"
-    part.write_text(to_json(record, indent=1) + "\n")
-    part.replace(path.with_suffix(".json"))
+    workdir.replace(path.with_suffix(".json"), to_json(record, indent=1) + "\n")
     return path
 
 
