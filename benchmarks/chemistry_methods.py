@@ -18,7 +18,8 @@ again, on no machine. `--jobs=2` (one a core) at once.
 
 Prints one JSON object a method and oracle: means and standard deviations over the seeds that have such a number; `p_*`:
 one-sided Welch tests that a method's number is higher than plain REINVENT's. Draws found.png: hits and circles against
-oracle calls, with the range over seeds.
+oracle calls, with the range over seeds; circles there in the order of the calls, in the table the best hits first (both
+are lower bounds).
 """
 
 import argparse
@@ -171,8 +172,8 @@ def draw(found: dict[str, dict[str, list[dict[str, Any]]]], path: pathlib.Path) 
             for method, runs in methods.items():
                 calls, *curves = np.moveaxis(np.array([one["curve"] for one in runs], float), 2, 0)
                 for ax, values in zip(axes, curves, strict=True):
-                    colour = f"C{names.index(method)}"
-                    ax.plot(calls[0], values.mean(0), color=colour, label=method)
+                    colour, label = f"C{names.index(method)}", method.replace("mara_", "MARA over ").replace("_", " ")
+                    ax.plot(calls[0], values.mean(0), color=colour, label=label)
                     ax.fill_between(calls[0], values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
             for ax, name in zip(axes, ("hits", "circles of hits"), strict=True):
                 ax.set_xlabel("oracle calls")
