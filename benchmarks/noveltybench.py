@@ -7,7 +7,7 @@ Eleven of them have a finite set of answers, which stands here (ANSWERS). Both r
 they are: a completion that names exactly one answer has reward 1, others 0. Then all three policies are measured:
 
   all       all prompts, ten completions of at most 48 tokens: distinct of 10 by ROUGE-1, utility with the grammar model
-            as its scorer (mara_jax.tasks.rewards.grammar, of 0 to 1; the benchmark's own is a reward model of 8B),
+            as its scorer (mara_jax.tasks.rewards.grammar:kept, 0 to 1; the benchmark's own is a reward model of 8B),
             expectation-adjusted distinct n-grams, embedding distance
   finite    the eleven, 64 completions each: the share that names one answer, the effective number of answers, and that
             number at the optimum, predicted from the reference's samples in each run
@@ -130,7 +130,7 @@ def evaluated(folder: pathlib.Path, name: str, weights: str, prompts: dict[str, 
     """The measures of a policy: `all` and `finite`."""
     functions = pathlib.Path(__file__).resolve()
     flags = {
-        "all": ["--reward=mara_jax.tasks.rewards.grammar:grammar", "--embedder=installed", "--samples=10"],
+        "all": ["--reward=mara_jax.tasks.rewards.grammar:kept", "--embedder=installed", "--samples=10"],
         "finite": [f"--reward={functions}:names_one", f"--answer={functions}:answer", "--samples=64"],
     }
     limit, found = {"all": 48, "finite": 32}, {}
