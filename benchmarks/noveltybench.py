@@ -97,11 +97,6 @@ def names_one(completions: Sequence[str], answers: Sequence[Sequence[str]]) -> l
     return [float(which(text, known) is not None) for text, known in zip(completions, answers, strict=True)]
 
 
-def answer(completion: str, answers: Sequence[str]) -> str | None:
-    """`which`, as an answer function."""
-    return which(completion, answers)
-
-
 def run(command: str, *flags: str) -> None:
     """Runs a command of the package; ends with its status where that is not 0."""
     words = [sys.executable, "-m", f"mara_jax.{command}", *flags]
@@ -121,7 +116,7 @@ def trained(folder: pathlib.Path, name: str, finite: pathlib.Path, fields: Seque
     workdir, functions = folder / folder_of(name), pathlib.Path(__file__).resolve()
     if not (workdir / "model").exists():
         task = [f"--config.task.prompts={finite}", f"--config.task.reward={functions}:names_one"]
-        task += [f"--config.task.answer={functions}:answer"]
+        task += [f"--config.task.answer={functions}:which"]
         run("main", *SETTINGS, *task, *RUNS[name], f"--workdir={workdir}", *fields)
     return workdir
 
@@ -131,7 +126,7 @@ def evaluated(folder: pathlib.Path, name: str, weights: str, prompts: dict[str, 
     functions = pathlib.Path(__file__).resolve()
     flags = {
         "all": ["--reward=mara_jax.tasks.rewards.grammar:kept", "--embedder=installed", "--samples=10"],
-        "finite": [f"--reward={functions}:names_one", f"--answer={functions}:answer", "--samples=64"],
+        "finite": [f"--reward={functions}:names_one", f"--answer={functions}:which", "--samples=64"],
     }
     limit, found = {"all": 48, "finite": 32}, {}
     for which_prompts, file in prompts.items():
