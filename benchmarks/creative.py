@@ -81,6 +81,7 @@ def trained(folder: pathlib.Path, name: str, seed: int, config: Sequence[str]) -
     workdir = folder / folder_of(name, seed)
     if not (workdir / "model").exists():
         start = [f"--config.policy.weights={reference_policy(folder, config)}", "--config.warmup.steps=0"]
+        start += ["--config.evaluation.every=0"]  # measured() does it
         run("main", *config, *start, f"--workdir={workdir}", *METHODS[name], f"--config.seed={seed}")
     return workdir / "model"
 
