@@ -19,8 +19,8 @@ from mara_jax.tasks.base import LearnedReward
 from mara_jax.train import placement, shape
 
 TOKENS_AT_ONCE = 1 << 14  # of a call, padding included
-MOST_ROWS = 64  # of a call
-LEAST_WIDTH = 32  # rows are padded to this, or to a power of two times it
+MOST_ROWS = 32  # of a call: among more, lengths differ more, and so need more padding
+LEAST_WIDTH = 32  # rows are padded to this, or to a power of two times it or times one and a half of it
 
 
 class RewardModel(NamedTuple):
@@ -82,7 +82,7 @@ def padded(rows: Sequence[Sequence[int]], count: int, width: int) -> tuple[np.nd
 
 
 def batches(rows: Sequence[Sequence[int]], shards: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Rows of ids in padded batches, the shortest first, of few shapes: powers of two.
+    """Rows of ids in padded batches, the shortest first, of few shapes.
 
     Args:
       shards: the number of rows of a batch is a multiple of it.
@@ -114,8 +114,9 @@ def rows_at_once(left: int, width: Callable[[int], int]) -> int:
 
 
 def padded_width(longest: int) -> int:
-    """The padded length of rows of which the longest has so many tokens: a power of two times LEAST_WIDTH."""
-    return LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
+    """The padded length of rows of which the longest has so many tokens: LEAST_WIDTH times 1, 2, 3, 4, 6, 8, 12, ..."""
+    least = LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
+    return three_quarters if longest <= (three_quarters := least * 3 // 4) >= 2 * LEAST_WIDTH else least
 
 
 def width_of(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> int:

@@ -127,8 +127,8 @@ def test_scores_are_planned_as_they_are_made():
     sizes = abstract.Sizes(2, 32, 100, 10)
     program = abstract.scores_program(SCORING, sizes)
     made = [tokens.shape for _, tokens, _ in reward_model.batches([[number] * 42 for number in range(200)], shards=1)]
-    assert made == [(64, 64)] * 3 + [(8, 64)] and program.calls == 4 and program.batch[0].shape == (64, 64)
-    tokens = 4 * 64 * 64
+    assert made == [(32, 64)] * 6 + [(8, 64)] and program.calls == 7 and program.batch[0].shape == (32, 64)
+    tokens = 7 * 32 * 64
     layers, pairs, rotary = 2 * (KERNELS - 512 * 128) * tokens, 4 * 2 * 4 * 32 * 64 * tokens, tokens * 32**2
     assert program.flops() == layers + pairs + rotary
     with sharding.use(layout(1, 2, 2)):

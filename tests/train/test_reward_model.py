@@ -47,7 +47,9 @@ def test_batches_hold_each_row_once_in_few_shapes():
         shapes.add(tokens_bt.shape)
     assert sorted(seen) == list(range(150)) and len(shapes) <= 6
     widths = [tokens.shape for _, tokens, _ in reward_model.batches([[1] * 9000, [1] * 4], shards=1)]
-    assert widths == [(1, 32), (1, 16384)]  # a long row is a batch by itself
+    assert widths == [(1, 32), (1, 12288)]  # a long row is a batch by itself
+    padded = {longest: reward_model.padded_width(longest) for longest in (1, 32, 33, 64, 65, 96, 97, 129, 192, 193)}
+    assert padded == {1: 32, 32: 32, 33: 64, 64: 64, 65: 96, 96: 96, 97: 128, 129: 192, 192: 192, 193: 256}
 
 
 @pytest.fixture(scope="module")
