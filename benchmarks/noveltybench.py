@@ -9,8 +9,8 @@ they are: a completion that names exactly one answer has reward 1, others 0. The
   all       all prompts, ten completions of at most 48 tokens: distinct of 10 by ROUGE-1, utility with the grammar model
             as its scorer (mara_jax.tasks.rewards.grammar:kept, 0 to 1; the benchmark's own is a reward model of 8B),
             expectation-adjusted distinct n-grams, embedding distance
-  finite    the eleven, 64 completions each: the share that names one answer, the effective number of answers, and that
-            number at the optimum, predicted from the reference's samples in each run
+  finite    the eleven, 64 completions each: the share that names one answer, and the effective number of answers;
+            beside it that number at each run's predicted optimum, and what 64 completions of that optimum show of it
 
 The same command goes on where it was stopped. Prints one JSON object a policy, then one a prompt with finite answers.
 """
@@ -21,6 +21,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,18 +37,22 @@ Half-Blood Prince, Deathly Hallows"""
 SPANISH = """Argentina, Bolivia, Chile, Colombia, Costa Rica, Cuba, Dominican Republic, Ecuador, El Salvador, Equatorial
 Guinea, Guatemala, Honduras, Mexico, Nicaragua, Panama, Paraguay, Peru, Spain, Uruguay, Venezuela"""
 CAPITALS = """Abuja, Accra, Addis Ababa, Algiers, Antananarivo, Asmara, Bamako, Bangui, Banjul, Bissau, Brazzaville,
-Bujumbura, Cairo, Conakry, Dakar, Djibouti, Dodoma, Freetown, Gaborone, Gitega, Harare, Juba, Kampala, Khartoum, Kigali,
-Kinshasa, Libreville, Lilongwe, Lome, Luanda, Lusaka, Malabo, Maputo, Maseru, Mbabane, Mogadishu, Monrovia, Moroni,
-Nairobi, N'Djamena, Niamey, Nouakchott, Ouagadougou, Port Louis, Porto-Novo, Praia, Pretoria, Rabat, Sao Tome, Tripoli,
-Tunis, Victoria, Windhoek, Yamoussoukro"""
-# What else counts as an answer.
+Cairo, Conakry, Dakar, Djibouti, Dodoma, Freetown, Gaborone, Gitega, Harare, Juba, Kampala, Khartoum, Kigali, Kinshasa,
+Libreville, Lilongwe, Lome, Luanda, Lusaka, Malabo, Maputo, Maseru, Mbabane, Mogadishu, Monrovia, Moroni, Nairobi,
+N'Djamena, Niamey, Nouakchott, Ouagadougou, Port Louis, Porto-Novo, Praia, Pretoria, Rabat, Sao Tome, Tripoli, Tunis,
+Victoria, Windhoek, Yamoussoukro, Yaounde"""
+# What else counts as an answer; case, accents, hyphens and the form of an apostrophe never matter.
 SPELLINGS = {
     "Philosopher's Stone": ["Sorcerer's Stone"],
     "Richard Wright": ["Rick Wright"],
-    "Lome": ["Lomé"],
-    "Sao Tome": ["São Tomé"],
+    "Pretoria": ["Cape Town", "Bloemfontein"],  # South Africa has three
     **{f"{rank} of {suit}": [f"{RANKS.index(rank) + 1} of {suit}"] for rank in RANKS[1:10] for suit in SUITS},
 }
+# What names no answer though it has the words of one: a die's sides, the number of an item in a list, a state.
+NO_ANSWER = [r"\b\d+[- ]sided\b", r"^\s*\d+[.)]\s+(?=\S)", r"\bnew mexico\b"]
+# A whole number, not part of another one, of a range, or of a word.
+NUMBER = r"(?<![\w-])(?<!\d[.,:/])(?:{})(?![\w-]|[.,:/]\d)"
+WORDS = r"(?<![\w-])(?:{})(?!\w)"
 
 
 def _list(names: str) -> list[str]:
@@ -68,11 +73,12 @@ ANSWERS: dict[str, list[str]] = {  # by the id of the prompt
     "curated-97": [str(digit) for digit in range(10)],
 }
 BASE = "smollm2-135m-instruct"
+SAMPLES = 64  # of each prompt with finite answers, of the reference and of each policy
 RUNS = {"vanilla": ["--config.algorithm.method=vanilla"], "MARA over answers": []}
 SETTINGS = [
-    "--config=configs/prompts.py", "--config.warmup.steps=0", "--config.evaluation.every=0", "--config.steps=40",
-    "--config.optimiser.decay_steps=40", "--config.rollout.max_new_tokens=32", "--config.reference.samples=64",
-    "--config.task.truncated=score",
+    "--config=configs/prompts.py", "--config.warmup.steps=0", "--config.evaluation.every=0", "--config.steps=30",
+    "--config.optimiser.decay_steps=30", "--config.rollout.max_new_tokens=32", f"--config.reference.samples={SAMPLES}",
+    "--config.task.truncated=score", "--config.rollout.slots=16",
 ]  # fmt: skip
 OF_ALL = {
     "novelty/distinct_10": "distinct of 10",
@@ -84,12 +90,28 @@ OF_FINITE = {"reward": "names one answer", "answers/effective": "effective answe
 
 
 def which(completion: str, answers: Sequence[str]) -> str | None:
-    """The one of a prompt's answers that a completion names, however often; None where it names none or several."""
-    answer_of = {text.casefold(): name for name in answers for text in (name, *SPELLINGS.get(name, ()))}
+    """The one of a prompt's answers that a completion names, however often; None where it names none or several.
+
+    Numbers are digits: one that is spelled out is none, as "one" and "two" have other meanings.
+    """
+    text = re.sub("|".join(NO_ANSWER), " ", plain(completion), flags=re.MULTILINE)
+    answer_of = {key(form): name for name in answers for form in (name, *SPELLINGS.get(name, ()))}
     longest_first = sorted(answer_of, key=len, reverse=True)
-    found = re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", completion.casefold())
-    named = {answer_of[text] for text in found}
+    forms = "|".join(re.escape(form).replace(r"\ ", r"[\s-]+") for form in longest_first)
+    pattern = (NUMBER if all(name.isdecimal() for name in answers) else WORDS).format(forms)
+    named = {answer_of[key(found)] for found in re.findall(pattern, text)}
     return named.pop() if len(named) == 1 else None
+
+
+def plain(text: str) -> str:
+    """A text without case and accents, with straight apostrophes."""
+    letters = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+def key(form: str) -> str:
+    """What different forms of an answer share: words between single spaces."""
+    return " ".join(re.split(r"[\s-]+", plain(form)))
 
 
 def names_one(completions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
@@ -126,7 +148,7 @@ def evaluated(folder: pathlib.Path, name: str, weights: str, prompts: dict[str, 
     functions = pathlib.Path(__file__).resolve()
     flags = {
         "all": ["--reward=mara_jax.tasks.rewards.grammar:kept", "--embedder=installed", "--samples=10"],
-        "finite": [f"--reward={functions}:names_one", f"--answer={functions}:which", "--samples=64"],
+        "finite": [f"--reward={functions}:names_one", f"--answer={functions}:which", f"--samples={SAMPLES}"],
     }
     limit, found = {"all": 48, "finite": 32}, {}
     for which_prompts, file in prompts.items():
@@ -140,13 +162,26 @@ def evaluated(folder: pathlib.Path, name: str, weights: str, prompts: dict[str, 
     return found
 
 
-def optima(workdir: pathlib.Path) -> dict[str, float]:
-    """The effective number of answers at a run's predicted optimum, by prompt."""
+def optima(workdir: pathlib.Path) -> dict[str, list[float]]:
+    """The effective number of answers at a run's predicted optimum, and what SAMPLES completions of it show, by prompt.
+
+    A run knows the answers that the reference's samples or the policy gave. To those that only the policy gave it
+    grants half a sample each, and names no mass of them: they share what the others leave.
+    """
     lines = [json.loads(line) for line in (workdir / "modes.jsonl").read_text().splitlines()]
-    return {
-        line["prompt"]: 2 ** diversity.entropy_bits([mode["optimum"] or 0.0 for mode in line["answers"]])
-        for line in lines
-    }
+    return {line["prompt"]: numbers([mode["optimum"] for mode in line["answers"]]) for line in lines}
+
+
+def numbers(mass_a: Sequence[float | None]) -> list[float]:
+    """The effective number of a distribution, and its mean estimate from SAMPLES draws, which cannot show many."""
+    known = [mass for mass in mass_a if mass is not None]
+    if not known:
+        return [float("nan"), float("nan")]
+    rest = max(0.0, 1 - sum(known)) / max(1, len(mass_a) - len(known))
+    share_a = np.array([rest if mass is None else mass for mass in mass_a])
+    share_a /= share_a.sum()
+    draws = np.random.default_rng(0).multinomial(SAMPLES, share_a, size=2000)
+    return [2 ** diversity.entropy_bits(share_a), float(np.mean([2 ** diversity.entropy_bits(row) for row in draws]))]
 
 
 def write_prompts(source: pathlib.Path, folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -188,7 +223,7 @@ def main() -> None:
             measured = of["finite"]["prompts"][number]
             shown[name] = [round(measured[key], 2) for key in OF_FINITE]
             if name in predicted:
-                shown[f"optimum: {name}"] = round(predicted[name].get(row["prompt"], float("nan")), 2)
+                shown[f"optimum: {name}"] = np.round(predicted[name][row["prompt"]], 2).tolist()
         print(json.dumps(shown))
 
 

@@ -42,9 +42,14 @@ def by_answer(answer: Callable[[str, str], str | None], name: str = "answer") ->
 
 
 def by_rouge(threshold: float = ROUGE_THRESHOLD) -> Equivalence:
-    """Texts whose ROUGE-1 F1 is above a threshold: NoveltyBench's rule "unigram", which needs no model."""
+    """Equal texts, and those whose ROUGE-1 F1 is above a threshold: NoveltyBench's rule "unigram", which needs no model.
+
+    ROUGE-1 reads words of a to z and digits, and is 0 for texts without any, such as empty ones: the benchmark takes
+    equal ones of these as different.
+    """
     return Equivalence(
-        f"ROUGE-1 > {threshold:g}", lambda prompt, first, second: ngrams.rouge_1(first, second) > threshold
+        f"ROUGE-1 > {threshold:g}",
+        lambda prompt, first, second: first == second or ngrams.rouge_1(first, second) > threshold,
     )
 
 

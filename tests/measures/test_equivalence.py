@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mara_jax.measures import equivalence
+from mara_jax.measures import equivalence, ngrams
 from mara_jax.measures.equivalence import Equivalence
 
 NEAR = Equivalence("within 1", lambda prompt, first, second: abs(int(first) - int(second)) <= 1)
@@ -23,6 +23,14 @@ def test_exact_and_answer():
     )
     assert same(rule, "pa", "pb") and not same(rule, "pa", "b") and same(rule, "a", "b")  # neither has one
     assert rule.name == "first letter"
+
+
+@pytest.mark.parametrize("text", ["", "\u6771\u4eac", "!?"])
+def test_equal_texts_without_a_word_of_a_to_z_are_one(text):
+    """ROUGE-1 is 0 for these, so that a policy that says nothing would seem to say ten things."""
+    assert ngrams.rouge_1(text, text) == 0
+    assert same(equivalence.by_rouge(), text, text) and not same(equivalence.by_rouge(), text, "7")
+    assert equivalence.partition("q", [text] * 10, equivalence.by_rouge()).class_g == [0] * 10
 
 
 def test_rouge_is_above_the_threshold_and_not_at_it():
