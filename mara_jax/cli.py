@@ -206,10 +206,32 @@ def _check_value(flag: Flag, value: Any) -> None:
     if value is None:
         return
     for one in value if flag.several else (value,):
+        if flag.kind is float and not math.isfinite(one):
+            raise ValueError(f"--{flag.name}={one} must be a finite number{_as_in(flag)}")
         if flag.choices and one not in flag.choices:
             raise ValueError(f"--{flag.name}={one} is unknown: choose one of {', '.join(flag.choices)}")
         if _bounds(flag) and not flag.least <= one <= flag.most:
             raise ValueError(f"--{flag.name}={one} must be {_bounds(flag)}")
+
+
+def _as_in(flag: Flag) -> str:
+    default = flag.default[0] if flag.several and flag.default else flag.default
+    return "" if default is None else f", as {default:g}"
+
+
+def writable_folder(value: str, flag: str = "out") -> pathlib.Path:
+    """The folder that a flag names, there already or not, before anything is computed for it.
+
+    Raises:
+      ValueError: it or a folder above it is a file, or cannot be written.
+    """
+    folder = pathlib.Path(value)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--{flag}={value}: {there} is a file; choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--{flag}={value}: {there} cannot be written; choose another folder")
+    return folder
 
 
 def _bounds(flag: Flag) -> str:

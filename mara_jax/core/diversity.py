@@ -132,9 +132,14 @@ def pass_at_k(count: int, good: int, k: int) -> float:
     Returns:
       1 - C(n - c, k) / C(n, k).
 
+    Raises:
+      ValueError: k is not between 1 and n, or c not between 0 and n.
+
     Source:
       Chen et al., arXiv 2107.03374, section 2.1.
     """
+    if not (1 <= k <= count and 0 <= good <= count):
+        raise ValueError(f"pass@{k} of {count} samples, {good} of them good: choose k from 1 to {count}")
     return 1 - math.comb(count - good, k) / math.comb(count, k)
 
 

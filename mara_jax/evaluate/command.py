@@ -94,7 +94,7 @@ def evaluate(argv: list[str]) -> int:
         given: dict[str, Any] = {name: values[name].value for name in measuring.Settings._fields}
         given |= {name: given[name] or "" for name in ("reward", "reward_model", "answer", "embedder")}
         settings = measuring.Settings(**given)
-        measuring.run(settings, pathlib.Path(values.out), console)
+        measuring.run(settings, folder_of_evaluation(values.out), console)
         say_where(values.out, console)
         return 0
     from mara_jax.evaluate import comparison
@@ -134,15 +134,30 @@ def compare_evaluations(folders: list[str], out: str | None, markdown: bool, con
     """
     from mara_jax.evaluate import measuring, models
 
+    path = None if out is None else folder_of_evaluation(out)
     runs = [folder for folder in folders if (pathlib.Path(folder) / "metrics.jsonl").is_file()]
     if runs:
         raise ValueError(f"{runs[0]} is a run, others are evaluations: compare runs, or what evaluate run made of them")
     evaluated = models.read(folders)
     models.check_comparable(evaluated)
     measuring.show(evaluated, console, markdown)
-    if out is not None:
-        measuring.write(evaluated, pathlib.Path(out))
-        say_where(out, console)
+    if path is not None:
+        measuring.write(evaluated, path)
+        say_where(str(path), console)
+
+
+def folder_of_evaluation(out: str) -> pathlib.Path:
+    """Where an evaluation is written.
+
+    Raises:
+      ValueError: it cannot be written, or is a run's, whose own evaluation.png has the same name.
+    """
+    folder = cli.writable_folder(out)
+    if (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"--out={out} is a run's, whose figures would be replaced: choose another, as {out}/evaluation"
+        )
+    return folder
 
 
 def say_where(out: str, console: Console) -> None:

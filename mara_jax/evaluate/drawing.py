@@ -25,8 +25,8 @@ def draw(path: pathlib.Path, result: dict[str, Any]) -> pathlib.Path:
     with style():
         figure = Figure(figsize=(11.0, 4.4), dpi=130)
         by_k, prompts = figure.subplots(1, 2)
-        for kind, colour in (("pass", OWN), ("majority", VANILLA)):
-            _curve(by_k, result, kind, colour)
+        for kind, colour, line in (("pass", OWN, "-"), ("majority", VANILLA, "--")):  # dashed, as they may be equal
+            _curve(by_k, result, kind, colour, line)
         by_k.set_xscale("log", base=2)
         by_k.xaxis.set_major_formatter(lambda value, place: f"{value:g}")
         by_k.set_ylim(-0.03, 1.03)
@@ -90,13 +90,12 @@ def _reach(result: dict[str, Any], name: str) -> list[list[float]] | None:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def _curve(ax: Axes, result: dict[str, Any], kind: str, colour: str) -> None:
+def _curve(ax: Axes, result: dict[str, Any], kind: str, colour: str, line: str) -> None:
     """One measure by k, with a band where there are intervals."""
     names = [name for name in result["metrics"] if name.startswith(f"{kind}@")]
     ks = [int(name.split("@")[1]) for name in names]
-    ax.plot(
-        ks, [result["metrics"][name] for name in names], color=colour, marker="o", markersize=3.5, label=f"{kind}@k"
-    )
+    value_k = [result["metrics"][name] for name in names]
+    ax.plot(ks, value_k, line, color=colour, marker="o", markersize=3.5, label=f"{kind}@k")
     if result["intervals"]:
         low, high = zip(*(result["intervals"][name] for name in names), strict=True)
         ax.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)

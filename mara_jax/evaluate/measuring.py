@@ -17,6 +17,7 @@ from mara_jax.evaluate.prompt_measures import Likeness
 from mara_jax.tasks import prompts
 from mara_jax.tasks.base import Task
 from mara_jax.train import evaluation, sampled
+from mara_jax.train import workdir as workdirs
 from mara_jax.train.tables import NumberTable
 
 COMPLETIONS_AT_ONCE = 512
@@ -98,8 +99,8 @@ def _measured(
     measured = evaluation.summary(groups, settings.threshold)
     measured = prompt_measures.extended(measured, groups, settings.threshold, settings.seed, likeness)
     result = {"settings": settings._asdict()} | measured
-    (out / FILE).write_text(evaluation.as_json(result))
     page.write(out / page.FILE, result, groups, drawing.draw(out / drawing.FILE, result))
+    workdirs.replace(out / FILE, evaluation.as_json(result))  # the last: where it is, the others are
     console.print(_table(measured, len(task), settings))
     return Model(name, name, result, groups)
 
@@ -120,8 +121,8 @@ def write(evaluated: Sequence[Model], out: pathlib.Path) -> None:
     """Writes the evaluation.json, .html, .png and .svg of several models."""
     out.mkdir(parents=True, exist_ok=True)
     rows = models.differences(evaluated) if len(evaluated[0].result["prompts"]) > 1 else []
-    (out / FILE).write_text(evaluation.as_json(models.as_result(evaluated, rows)))
     models_page.write(out / page.FILE, evaluated, rows, drawing.pareto(out / drawing.FILE, evaluated))
+    workdirs.replace(out / FILE, evaluation.as_json(models.as_result(evaluated, rows)))
 
 
 def _table(measured: dict[str, Any], count: int, settings: Settings) -> NumberTable:

@@ -58,11 +58,7 @@ def parse(argv: list[str]) -> tuple[list[str], str, pathlib.Path]:
     for name in names:
         if name not in computation.NAMES:
             raise ValueError(f"--only={values.only}: {name!r} is no figure; use some of {','.join(computation.NAMES)}")
-    out = pathlib.Path(values.out)
-    for folder in (out, *out.parents):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--out={values.out}: {folder} is a file; choose a folder")
-    return list(dict.fromkeys(names)), values.mode, out
+    return list(dict.fromkeys(names)), values.mode, cli.writable_folder(values.out)
 
 
 def write_figures(names: list[str], mode: str, out: pathlib.Path) -> bool:

@@ -42,7 +42,7 @@ def by_answer(answer: Callable[[str, str], str | None], name: str = "answer") ->
 
 
 def by_rouge(threshold: float = ROUGE_THRESHOLD) -> Equivalence:
-    """Equal texts, and those whose ROUGE-1 F1 is above a threshold: NoveltyBench's rule "unigram", which needs no model.
+    """Equal texts, and those with a ROUGE-1 F1 above a threshold: NoveltyBench's rule "unigram", which needs no model.
 
     ROUGE-1 reads words of a to z and digits, and is 0 for texts without any, such as empty ones: the benchmark takes
     equal ones of these as different.

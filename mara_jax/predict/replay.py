@@ -17,6 +17,7 @@ LEAST = 100
 # Effective sample size of a prompt from which it may stand in a mean over prompts. The noise of many prompts averages
 # out, but not the bias of weights that are divided by their sum, which is of the order of the spread over this number.
 LEAST_IN_MEAN = 10
+LEAST_OF_LOW = {"entropy_bits": 0.0, "number": 1.0}  # estimates that are too low from few samples: their least value
 COVERED = 0.9  # mean weight below which the report says that the stored completions miss a part of the reference
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the run's beta, where none is given
 
@@ -183,7 +184,7 @@ def _of_prompt(prompt: int, numbers: dict, effective: float, known: _Known) -> d
         "prompt_id": prompt,
         "count": count,
         "answers": list(known.answers),
-        **_intervals(numbers),
+        **intervals(numbers),
         "effective_samples": effective,
         "too_small": _too_small(effective, count),
     }
@@ -202,7 +203,7 @@ def _mean(optima: list[tuple[dict, float]]) -> dict[str, Any]:
     numbers = {name: np.mean([of_prompt[name][:rows] for of_prompt, _ in optima], axis=0) for name in names}
     effective = [one for _, one in optima]
     return {
-        **_intervals(numbers), "effective_samples": sum(effective), "too_small": _mean_too_small(effective),
+        **intervals(numbers), "effective_samples": sum(effective), "too_small": _mean_too_small(effective),
     }  # fmt: skip
 
 
@@ -217,12 +218,21 @@ def _mean_too_small(effective: list[float]) -> str | None:
     )
 
 
-def _intervals(numbers: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Row 0 of each array, and the ends of the 95 % interval of its resamples; None where these say nothing."""
+def intervals(numbers: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Row 0 of each array, and the ends of the 95 % interval of its resamples; None where these say nothing.
+
+    Few samples show too few answers, so that estimates of entropy and number are low, and those of resamples are low by
+    as much again. Their interval is therefore the resamples' one mirrored at the estimate (the basic bootstrap).
+    """
     ends = {}
     for name, rows in numbers.items():
         ends[name] = rows[0].tolist()
-        ends[f"{name}_low"], ends[f"{name}_high"] = (_quantile(rows[1:], at) for at in (0.025, 0.975))
+        low, high = (_quantile(rows[1:], at) for at in (0.025, 0.975))
+        if name in LEAST_OF_LOW and None not in (low, high):
+            value = ends[name]
+            low, high = max(2 * value - high, min(value, LEAST_OF_LOW[name])), 2 * value - low
+            low, high = min(low, value), max(high, value)
+        ends[f"{name}_low"], ends[f"{name}_high"] = low, high
     return ends
 
 

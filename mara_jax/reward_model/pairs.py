@@ -29,10 +29,17 @@ def read(path: str) -> list[Pair]:
       FileNotFoundError, ValueError: one line; the row that is no pair, by its place.
     """
     rows = prompt_file.read(path)
-    return [
+    pairs = [
         Pair(row["prompt"], *(_completion(rows, number, row, name) for name in ("chosen", "rejected")))
         for number, row in enumerate(rows)
     ]
+    for number, pair in enumerate(pairs):
+        if pair.chosen == pair.rejected:
+            raise TaskError(
+                f"{rows.where(number)}: chosen and rejected are both {pair.chosen!r:.60}, so that neither is better: "
+                "delete the row"
+            )
+    return pairs
 
 
 def _completion(rows: prompt_file.PromptFile, number: int, row: Mapping[str, Any], name: str) -> str:

@@ -89,3 +89,9 @@ def test_coverage_by_hand():
     logp = np.log(np.array([[0.2, 0.2, 0.2, 0.2, 0.2], [0.5, 1e-30, 1e-30, 1e-30, 0.5], [0.3, 0.3, 1e-30, 1e-30, 0.4]]))
     np.testing.assert_allclose(diversity.coverage(logp, good), [1, 1 / 4, 1 / 2], rtol=1e-6)
     assert np.isnan(diversity.coverage(logp[0], np.zeros(5, bool)))
+
+
+@pytest.mark.parametrize("count, good, k", [(4, 2, 5), (4, 2, 0), (4, 5, 2), (0, 0, 1)])
+def test_pass_at_k_of_more_than_there_are_is_refused(count, good, k):
+    with pytest.raises(ValueError, match=rf"pass@{k} of {count} samples, {good} of them good"):
+        diversity.pass_at_k(count, good, k)

@@ -220,3 +220,30 @@ def test_the_page_shows_completions_by_answer_and_escapes_them(tmp_path):
 def test_what_cannot_be_measured_is_one_line(command, flags, words):
     done = command("mara_jax.evaluate", "run", *flags)
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("threshold", "out", "words"),
+    [
+        ("nan", "new", "--threshold=nan must be a finite number, as 0.8"),
+        ("inf", "new", "--threshold=inf must be a finite number, as 0.8"),
+        ("0.5", "run", "is a run's, whose figures would be replaced: choose another, as"),
+        ("0.5", "file", "/file is a file; choose a folder"),
+        ("0.5", "file/below", "/file is a file; choose a folder"),
+    ],
+)
+def test_nothing_is_measured_that_could_not_be_written(command, threshold, out, words, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    given = [
+        "--weights=nowhere",
+        "--prompts=y",
+        "--reward=r.py:f",
+        f"--threshold={threshold}",
+        f"--out={tmp_path}/{out}",
+    ]
+    done = command("mara_jax.evaluate", "run", *given)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -168,6 +168,36 @@ def test_means_over_prompts():
     assert entry["mean"]["reward_low"] < entry["mean"]["reward"] < entry["mean"]["reward_high"]
 
 
+@pytest.mark.parametrize("prompts, answers, samples", [(60, 3, 40), (60, 4, 30), (8, 5, 100)])
+def test_intervals_of_bits_and_numbers_hold_the_truth_and_the_estimate(prompts, answers, samples):
+    """Means over prompts with equally likely answers: noise averages out, and the bias of few samples does not."""
+    random, held, runs = np.random.default_rng(0), np.zeros(2), 60
+    for _ in range(runs):
+        share_pa = random.multinomial(samples, [1 / answers] * answers, size=prompts) / samples
+        drawn_rpa = random.multinomial(samples, share_pa, size=(200, prompts)) / samples
+        rows_rpa = np.concatenate([share_pa[None], drawn_rpa])
+        bits_rp = -np.sum(rows_rpa * np.log2(np.maximum(rows_rpa, 1e-9)), axis=-1)
+        numbers = {"entropy_bits": bits_rp.mean(axis=1), "number": (2**bits_rp).mean(axis=1)}
+        ends = replay.intervals(numbers)
+        for place, (name, truth) in enumerate((("entropy_bits", np.log2(answers)), ("number", answers))):
+            assert ends[f"{name}_low"] <= ends[name] <= ends[f"{name}_high"]
+            held[place] += ends[f"{name}_low"] <= truth <= ends[f"{name}_high"]
+    assert (held >= 0.8 * runs).all(), held
+
+
+def test_intervals_of_a_sure_answer_and_of_none():
+    numbers = {
+        "entropy_bits": np.array([0.1, 0.0, 0.9]),
+        "number": np.full(3, 1.0),
+        "reward": np.array([0.5, 0.4, 0.7]),
+    }
+    ends = replay.intervals(numbers)
+    assert ends["entropy_bits_low"] == 0 and ends["entropy_bits_high"] == pytest.approx(0.2 - 0.0225)
+    assert ends["number_low"] == ends["number_high"] == 1
+    assert ends["reward_low"] == pytest.approx(0.4075) and ends["reward_high"] == pytest.approx(0.6925)
+    assert replay.intervals({"number": np.array([2.0])})["number_low"] is None
+
+
 def test_the_sweep_begins_with_the_own_settings():
     own = settings(beta=0.03)
     rollout = stored(config.Algorithm(method="vanilla", beta=0.03))

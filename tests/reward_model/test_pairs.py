@@ -80,6 +80,14 @@ def test_pairs_of_completions_are_others_or_their_own_words(tmp_path):
         assert pair in mixed or pair.rejected in texts
 
 
+def test_a_pair_of_equal_completions_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": "a", "rejected": "a"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"line 2: chosen and rejected are both 'a', so that neither is better"):
+        pairs.read(str(path))
+
+
 def test_prompts_without_texts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has `answers` or a `completion`"):
         pairs.made([written(tmp_path / "a.jsonl", [{"prompt": "q?"}])], seed=0)
