@@ -8,8 +8,11 @@ Trains the reward model, makes one reference policy, trains every method from it
 seeds, the others by one), and measures each policy on the held-out prompts. The same command goes on where it was
 stopped. What is measured is a line of FOLDER/runs.jsonl (`--runs=FILE`; benchmarks/measured/creative_runs.jsonl holds
 those of this project), and is not made again; another machine trains the reward model and the reference policy again,
-by the same seeds. What follows `--config.` goes to every run. Prints one JSON object a method, then the table: means
-over the prompts, of a prompt's mean over the seeds, and the standard error of a bootstrap over the prompts.
+by the same seeds. What follows `--config.` goes to every run. Prints one JSON object a method, then two tables: means
+over the prompts, of a prompt's mean over the seeds, with the standard error of a bootstrap over the prompts; and what
+each method has more than RLOO by the same seeds, with the 95 % interval of a paired bootstrap over the prompts, starred
+where 0 is outside. Neither knows how much another seed would change: `seeds_std` of the objects says it, where there
+are several.
 """
 
 import argparse
@@ -22,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from mara_jax.measures import bootstrap
+
 PROMPTS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "prompts"
 CONFIG = PROMPTS.parent / "creative.py"
 METHODS = {
@@ -33,7 +38,7 @@ METHODS = {
     "MARA, forward KL": ["--config.algorithm.anchor=string", "--config.algorithm.kl=forward"],
     "MARA over answers": [],
 }
-BASE = "base"
+BASE, COMPARED_WITH = "base", "RLOO"
 REPEATED = ("RLOO", "MARA over answers")  # by several seeds
 COLUMNS = {
     "reward": "reward, in distribution",
@@ -151,7 +156,32 @@ def row_of(name: str, prompts: Sequence[Sequence[dict[str, Any]]]) -> dict[str, 
         draws = np.random.default_rng(0).integers(0, len(values_p), (RESAMPLES, len(values_p)))
         row[measure] = float(values_p.mean())
         row[f"{measure}/sem"] = float(values_p[draws].mean(axis=1).std())
+        if len(prompts) > 1:
+            row[f"{measure}/seeds_std"] = float(np.std([_mean(seed, measure) for seed in prompts], ddof=1))
     return row
+
+
+def _mean(prompts: Sequence[dict[str, Any]], measure: str) -> float:
+    return float(np.mean([one[measure] for one in prompts]))
+
+
+def differences(found: dict[tuple[str, int], list[dict]]) -> str:
+    """What each method has more than RLOO by the same seeds, as a markdown table; prompts are compared in pairs."""
+    lines = [["method", "seeds", *COLUMNS.values()], ["---"] * (2 + len(COLUMNS))]
+    for name in (BASE, *METHODS):
+        seeds = [seed for method, seed in sorted(found) if method == name and (COMPARED_WITH, seed) in found]
+        if name == COMPARED_WITH or not seeds:
+            continue
+        cells = []
+        for measure in COLUMNS:
+            own_p, other_p = (
+                np.mean([[one[measure] for one in found[method, seed]] for seed in seeds], axis=0)
+                for method in (name, COMPARED_WITH)
+            )
+            value, low, high, _ = bootstrap.difference(own_p, other_p)
+            cells.append(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]{'*' if low > 0 or high < 0 else ''}")
+        lines.append([name, str(len(seeds)), *cells])
+    return _markdown(lines)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -160,6 +190,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [f"{row[name]:.3f} ± {row[f'{name}/sem']:.3f}" for name in COLUMNS]
         lines.append([row["method"], str(row["seeds"]), *cells])
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -180,10 +214,12 @@ def main() -> None:
     path = arguments.runs or arguments.folder / "runs.jsonl"
     if not arguments.table:
         make(arguments, path, fields)
-    rows = rows_of(recorded(path, arguments.variant))
+    found = recorded(path, arguments.variant)
+    rows = rows_of(found)
     for row in rows:
         print(json.dumps({name: round(x, 4) if isinstance(x, float) else x for name, x in row.items()}), flush=True)
     print(table(rows))
+    print(f"\nmore than {COMPARED_WITH}:\n{differences(found)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mara_jax.evaluate import drawing, models, models_page, page, prompt_measure
 from mara_jax.evaluate.models import FILE, Model
 from mara_jax.evaluate.prompt_measures import Likeness
 from mara_jax.tasks import prompts
-from mara_jax.tasks.base import Task
+from mara_jax.tasks.base import Task, text_of
 from mara_jax.train import evaluation, sampled
 from mara_jax.train import workdir as workdirs
 from mara_jax.train.tables import NumberTable
@@ -61,6 +61,8 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
         failure=settings.failure,
     )
     task = tasks.make(LanguageRun(task=config))
+    if note := repeated(task):
+        print(note, file=sys.stderr)
     if len(several) == 1:
         _measured("", settings, task, likeness, out, console)
         return
@@ -70,6 +72,17 @@ def run(settings: Settings, out: pathlib.Path, console: Console) -> None:
     ]
     show(evaluated, console)
     write(evaluated, out)
+
+
+def repeated(task: Task) -> str:
+    """A line about prompts that stand in the file several times; "" where there are none."""
+    different = len({text_of(task.prompt(number)) for number in range(len(task))})
+    if different == len(task):
+        return ""
+    return (
+        f"WARNING: {len(task) - different} of {len(task)} prompts stand in the file before: they are measured again, "
+        "and intervals, which take prompts as independent, are too narrow"
+    )
 
 
 def _several(weights: str) -> list[str]:

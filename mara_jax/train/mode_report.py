@@ -100,7 +100,7 @@ def figure(workdir: Path, prompts: list[dict[str, Any]]) -> Path | None:
     with style():
         drawn = Figure(figsize=(6.4, 5.0), dpi=150)
         ax = drawn.subplots()
-        for words, lost, colour in (("kept", False, OWN), ("lost", True, LOST)):
+        for words, lost, colour in (("not lost", False, OWN), ("lost", True, LOST)):
             some = [one for one in known if one.fields["lost"] == lost]
             x = [one.fields["optimum"] for one in some]
             y = [max(one.fields["policy"], 0.5 / one.window) for one in some]
@@ -110,7 +110,7 @@ def figure(workdir: Path, prompts: list[dict[str, Any]]) -> Path | None:
         ax.set(xscale="log", yscale="log", xlim=(least, 1.2), ylim=(SHARE * least, 1.2))
         ax.set_xlabel("mass at the run's optimum")
         ax.set_ylabel("mass under the policy (unseen: half a completion)")
-        ax.set_title("a dot for each good answer of each prompt", loc="left", fontsize=11)
+        ax.set_title("a dot for each good answer whose optimum is known", loc="left", fontsize=11)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
         horizontal_grid(ax)
         ax.legend(frameon=False, fontsize=9, labelcolor=QUIET, loc="upper left")

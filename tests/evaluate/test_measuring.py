@@ -8,9 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from mara_jax import tasks
+from mara_jax.config import LanguageRun
 from mara_jax.core import diversity
-from mara_jax.evaluate import drawing, page, prompt_measures
+from mara_jax.evaluate import drawing, measuring, page, prompt_measures
 from mara_jax.measures import equivalence
+from mara_jax.tasks import prompts
 from mara_jax.train import evaluation
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -220,6 +223,14 @@ def test_the_page_shows_completions_by_answer_and_escapes_them(tmp_path):
 def test_what_cannot_be_measured_is_one_line(command, flags, words):
     done = command("mara_jax.evaluate", "run", *flags)
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_prompts_that_stand_twice_are_counted(tmp_path):
+    config = prompts.Config(prompts=f"{tmp_path}/rows.jsonl", reward="mara_jax.tasks.rewards.grammar:grammar")
+    for texts, said in ((["a", "b"], ""), (["a", "b", "a", "a"], "WARNING: 2 of 4 prompts stand in the file before")):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+        line = measuring.repeated(tasks.make(LanguageRun(task=config)))
+        assert line.startswith(said) and bool(line) == bool(said)
 
 
 @pytest.mark.parametrize(

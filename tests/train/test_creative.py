@@ -174,6 +174,20 @@ def test_the_table_by_hand(script, tmp_path):
     header, _, line = script.table([row]).splitlines()
     assert header.startswith("| method | seeds | reward, in distribution |")
     assert line.startswith(f"| RLOO | 2 | 3.000 ± {row['reward/sem']:.3f} |")
+    assert row["reward/seeds_std"] == pytest.approx(np.std([2, 4], ddof=1))
+
+
+def test_differences_by_hand(script):
+    """GRPO against RLOO of its own seed alone, prompt by prompt: 1 more under each; the base, 1 more and 1 less."""
+    prompts = {name: [{measure: value for measure in script.COLUMNS} for value in values] for name, values in {
+        "base": (2.0, 2.0), "RLOO": (1.0, 3.0), "other seed": (9.0, 9.0), "GRPO": (2.0, 4.0),
+    }.items()}  # fmt: skip
+    found = {("RLOO", 0): prompts["RLOO"], ("RLOO", 1): prompts["other seed"], ("GRPO", 0): prompts["GRPO"]}
+    lines = script.differences(found | {("base", 0): prompts["base"]}).splitlines()
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| base", "1", "+0.000 [-1.000, +1.000]"],
+        ["| GRPO", "1", "+1.000 [+1.000, +1.000]*"],
+    ]
 
 
 def test_what_is_recorded_is_not_made_again(script, tmp_path, monkeypatch):
@@ -186,7 +200,7 @@ def test_what_is_recorded_is_not_made_again(script, tmp_path, monkeypatch):
         asked.append(pathlib.Path(where).name if command == "main" else command)
         folder = pathlib.Path(where) if command == "evaluate" else pathlib.Path(where) / "model"
         folder.mkdir(parents=True)
-        (folder / "evaluation.json").write_text(json.dumps({"prompts": [dict.fromkeys(script.COLUMNS, 1.0)]}))
+        (folder / "evaluation.json").write_text(json.dumps({"prompts": [dict.fromkeys(script.COLUMNS, 1.0)] * 2}))
 
     monkeypatch.setattr(script, "run", made)
 

@@ -86,7 +86,15 @@ def test_the_file_by_hand(tmp_path):
     (one,) = written(path)
     assert (one["completions"], one["window"]) == (80, 64)
     assert one["answers"][0]["policy"] == (7 * 4 + 8) / 64 and one["answers"][2]["policy"] == 0
-    assert one["answers"][0]["peak"] == (6 + 5 + 6 * 4) / 64 or one["answers"][0]["peak"] == (7 * 4 + 8) / 64
+    assert one["answers"][0]["peak"] == (7 * 4 + 8) / 64
+
+
+def test_the_window_is_the_fewest_visits_that_make_up_64_completions():
+    one = mode_ledger.PromptModes(None, 0.5)
+    for step, (given, window, share) in enumerate([(24, 24, 1.0), (12, 48, 0.75), (0, 72, 0.5), (0, 72, 12 / 72)]):
+        one.add(step, mode_ledger.Visit(24, {"a": given}))
+        assert (one.in_window, one.share("a")) == (window, share)
+    assert one.modes["a"].peak == 0.5  # of a whole window
 
 
 def test_an_answer_is_lost_once_and_again(tmp_path):
