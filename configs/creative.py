@@ -83,7 +83,7 @@ def smol() -> LanguageRun:
         task=prompts.Config(prompts=TRAIN, reward_model="runs/creative-reward/model", equivalence="rouge1"),
         warmup=Warmup(steps=20, batch=8, learning_rate=5e-5),
         reference=Reference(samples=2 * GROUP),
-        rollout=Rollout(prompts_per_step=4, group_size=GROUP, max_new_tokens=48, slots=20),
+        rollout=Rollout(prompts_per_step=4, group_size=GROUP, max_new_tokens=48),
         optimiser=Optimiser(learning_rate=2e-5, warmup_steps=3, decay_steps=22),
         checkpoint=Checkpoint(every=5, keep=1),
         evaluation=Evaluation(prompts=HELD_OUT, every=25, samples=10),
