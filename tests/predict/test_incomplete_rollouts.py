@@ -140,7 +140,7 @@ def test_resamples_without_an_answer_are_left_out_of_the_intervals_of_shares():
     record = replay.replay(stored(answer=answer), [settings()], resamples=60)
     (prompt,) = record["settings"][0]["prompts"]
     assert prompt["share"] == prompt["share_low"] == prompt["share_high"] == [1.0]
-    assert prompt["number_low"] == 0.0 and prompt["number_high"] == 1.0
+    assert prompt["number_low"] == 1.0 and prompt["number_high"] == 2.0  # their 0, mirrored at the estimate of 1
 
 
 def test_an_interval_is_over_the_resamples_that_have_a_number():
