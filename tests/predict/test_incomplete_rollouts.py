@@ -145,7 +145,7 @@ def test_resamples_without_an_answer_are_left_out_of_the_intervals_of_shares():
 
 def test_an_interval_is_over_the_resamples_that_have_a_number():
     rows = np.array([[0.5, 0.5, np.nan], [0.2, np.nan, np.nan], [0.4, 0.6, np.nan]])
-    ends = replay._intervals({"share": rows, "reward": rows[:, 0], "alone": rows[:1]})
+    ends = replay.intervals({"share": rows, "reward": rows[:, 0], "alone": rows[:1]})
     assert ends["share_low"] == [pytest.approx(0.205), pytest.approx(0.6), None]
     assert ends["reward_high"] == pytest.approx(0.395)
     assert ends["alone_low"] == [None, None, None]

@@ -325,7 +325,7 @@ def test_the_command_writes_what_it_says(tmp_path):
         (["--run=docs"], ["config.json", "does not exist"]),
         (["--config=configs/toy.py", "--beta=0.1"], ["--config.algorithm.beta"]),
         (["--rows=x.csv", "--beta=0"], ["--beta=0.0", "positive"]),
-        (["--rows=x.csv", "--beta=nan"], ["--beta=nan", "positive"]),
+        (["--rows=x.csv", "--beta=nan"], ["--beta=nan", "finite"]),
         (["--rows=x.csv", "--threshold=nan"], ["--threshold=nan", "finite"]),
         (["--rows=x.csv", "--method=both"], ["--method=both", "vanilla"]),
     ],
