@@ -12,7 +12,8 @@ they are: a completion that names exactly one answer has reward 1, others 0. The
   finite    the eleven, 64 completions each: the share that names one answer, and the effective number of answers;
             beside it that number at each run's predicted optimum, and what 64 completions of that optimum show of it
 
-The same command goes on where it was stopped. Prints one JSON object a policy, then one a prompt with finite answers.
+The same command goes on where it was stopped. Prints one JSON object a policy, then one a prompt with finite answers,
+and their means.
 """
 
 import argparse
@@ -216,15 +217,24 @@ def main() -> None:
             title: [of["finite"]["metrics"][key], *of["finite"]["intervals"][key]] for key, title in OF_FINITE.items()
         }
         print(json.dumps({"policy": name} | {title: np.round(values, 3).tolist() for title, values in row.items()}))
-    for number, line in enumerate(prompts["finite"].read_text().splitlines()):
-        row = json.loads(line)
-        shown: dict[str, Any] = {"prompt": row["prompt"], "answers": len(row["answers"])}
-        for name, of in found.items():
-            measured = of["finite"]["prompts"][number]
-            shown[name] = [round(measured[key], 2) for key in OF_FINITE]
-            if name in predicted:
-                shown[f"optimum: {name}"] = np.round(predicted[name][row["prompt"]], 2).tolist()
-        print(json.dumps(shown))
+    lines = prompts["finite"].read_text().splitlines()
+    rows = [of_prompt(json.loads(line), number, found, predicted) for number, line in enumerate(lines)]
+    for row in rows:
+        print(json.dumps(row))
+    known = [row for row in rows if not any(np.isnan(row[f"optimum: {name}"]).any() for name in RUNS)]
+    means = {key: np.round(np.mean([row[key] for row in known], axis=0), 2).tolist() for key in list(rows[0])[2:]}
+    print(json.dumps({"mean of prompts with an optimum": len(known)} | means))
+
+
+def of_prompt(prompt: dict[str, Any], number: int, found: dict[str, Any], predicted: dict[str, Any]) -> dict[str, Any]:
+    """OF_FINITE of one prompt, by each policy, and `numbers` of the optima."""
+    row: dict[str, Any] = {"prompt": prompt["prompt"], "answers": len(prompt["answers"])}
+    for name, of in found.items():
+        measured = of["finite"]["prompts"][number]
+        row[name] = [round(measured[key], 2) for key in OF_FINITE]
+        if name in predicted:
+            row[f"optimum: {name}"] = np.round(predicted[name][prompt["prompt"]], 2).tolist()
+    return row
 
 
 if __name__ == "__main__":
