@@ -80,7 +80,7 @@ def repeated(task: Task) -> str:
     if different == len(task):
         return ""
     return (
-        f"WARNING: {len(task) - different} of {len(task)} prompts stand in the file before: they are measured again, "
+        f"WARNING: {len(task) - different} of {len(task)} prompts repeat an earlier one: they are measured again, "
         "and intervals, which take prompts as independent, are too narrow"
     )
 

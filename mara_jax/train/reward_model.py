@@ -115,8 +115,9 @@ def rows_at_once(left: int, width: Callable[[int], int]) -> int:
 
 def padded_width(longest: int) -> int:
     """The padded length of rows of which the longest has so many tokens: LEAST_WIDTH times 1, 2, 3, 4, 6, 8, 12, ..."""
-    least = LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
-    return three_quarters if longest <= (three_quarters := least * 3 // 4) >= 2 * LEAST_WIDTH else least
+    wide = LEAST_WIDTH << max(0, -(-longest // LEAST_WIDTH) - 1).bit_length()
+    narrower = wide * 3 // 4
+    return narrower if longest <= narrower and wide > 2 * LEAST_WIDTH else wide
 
 
 def width_of(rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> int:

@@ -227,7 +227,7 @@ def test_what_cannot_be_measured_is_one_line(command, flags, words):
 
 def test_prompts_that_stand_twice_are_counted(tmp_path):
     config = prompts.Config(prompts=f"{tmp_path}/rows.jsonl", reward="mara_jax.tasks.rewards.grammar:grammar")
-    for texts, said in ((["a", "b"], ""), (["a", "b", "a", "a"], "WARNING: 2 of 4 prompts stand in the file before")):
+    for texts, said in ((["a", "b"], ""), (["a", "b", "a", "a"], "WARNING: 2 of 4 prompts repeat an earlier one")):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         line = measuring.repeated(tasks.make(LanguageRun(task=config)))
         assert line.startswith(said) and bool(line) == bool(said)
