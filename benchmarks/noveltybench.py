@@ -79,7 +79,7 @@ RUNS = {"vanilla": ["--config.algorithm.method=vanilla"], "MARA over answers": [
 SETTINGS = [
     "--config=configs/prompts.py", "--config.warmup.steps=0", "--config.evaluation.every=0", "--config.steps=30",
     "--config.optimiser.decay_steps=30", "--config.rollout.max_new_tokens=32", f"--config.reference.samples={SAMPLES}",
-    "--config.task.truncated=score", "--config.rollout.slots=16",
+    "--config.task.truncated=score",
 ]  # fmt: skip
 OF_ALL = {
     "novelty/distinct_10": "distinct of 10",
