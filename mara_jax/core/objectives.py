@@ -132,7 +132,7 @@ def forward_kl_samples(
 
     Returns:
         The loss, and metrics: "loss"; "reference/nll", the weighted mean negative log-likelihood of the
-        reference's samples (nats a completion); "weights/effective_samples", out of r.
+        reference's samples (nats a completion); "weights/effective_samples", out of r; "weights/largest_log" (nats).
     """
     logp_pg = sequence_logp(logp_pgt, mask_pgt)
     ref_sample_logp_pr = sequence_logp(ref_sample_logp_prt, ref_sample_mask_prt)
@@ -142,8 +142,13 @@ def forward_kl_samples(
     nll = -jnp.mean(weight_pr * ref_sample_logp_pr)
     reward_loss, metrics = _policy_gradient(logp_pgt, mask_pgt, reward_pg, advantage, off_policy)
     loss = reward_loss + beta * nll
-    effective = importance.effective_samples(jnp.log(weight_pr))
-    return loss, {"loss": loss, "reference/nll": nll, "weights/effective_samples": effective} | metrics
+    log_weight_pr = jnp.log(weight_pr)
+    return loss, metrics | {
+        "loss": loss,
+        "reference/nll": nll,
+        "weights/effective_samples": importance.effective_samples(log_weight_pr),
+        "weights/largest_log": jnp.max(log_weight_pr),
+    }
 
 
 def forward_kl_ratio(

@@ -16,6 +16,7 @@ STEPS = 3  # in a row before a warning; all steps of a shorter run
 MOST = 0.5  # a larger share of groups or completions is most of them
 BEYOND = 0.05  # share of the good completions that may be without a class
 COLLAPSED = 0.9  # share of a group that is one and the same text
+OUTWEIGHS = 10  # times the largest reward: what one sample may be worth in the KL term
 # Nats a token by which rounding lets the sampler's log-probs of what it drew differ from the trainer's, by the dtype of
 # the matmuls; float32 is about 1e-8 in full precision, and 3e-4 where it is computed as TF32.
 ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2}
@@ -69,6 +70,7 @@ class Warnings:
             "lone": _lone(run, row),
             "alone": _alone(run, row.get("answers/alone", 0.0), "good completions"),
             "full": _full(run, row.get("answers/beyond_limit", 0.0)),
+            "weights": _weights(run, row.get("objective/weights/largest_log"), float(np.abs(reward_pg).max())),
         }
 
     def _one_text(self, row: dict[str, Any], ids: np.ndarray, reward_pg: np.ndarray) -> str:
@@ -162,6 +164,26 @@ def _full(run: LanguageRun, share: float) -> str:
     return (
         f"{share:.0%} of the good completions have no class, as their prompts have task.most_classes="
         f"{run.task.most_classes} already, and are not augmented: raise it, or name a coarser task.equivalence"
+    )
+
+
+def _weights(run: LanguageRun, largest_log: float | None, reward: float) -> str:
+    """Of a forward KL whose lifted references leave nothing of the reward.
+
+    largest_log: log of the largest weight of a sample in the KL term (nats); None where there is none, or an update was
+    skipped. reward: the largest absolute reward.
+    """
+    algorithm = run.algorithm
+    if largest_log is None or algorithm.method != "mara":
+        return ""
+    worth = algorithm.beta * math.exp(largest_log) / run.rollout.group_size
+    if not worth > OUTWEIGHS * max(reward, 1.0):
+        return ""
+    other = ", or algorithm.anchor=answer, whose classes are less far apart" if algorithm.anchor == "string" else ""
+    return (
+        f"a single completion has the weight e^{largest_log:.0f} in the forward KL (objective/weights/largest_log), "
+        "which leaves nothing of the rewards: MARA lifts the reference's probability of every good one to that of the "
+        f"likeliest, and over long texts these lie far apart: set algorithm.kl=reverse{other}"
     )
 
 

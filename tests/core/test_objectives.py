@@ -239,6 +239,7 @@ def test_metrics_by_hand():
     loss, metrics = objectives.forward_kl_samples(logp, mask, reward, logp, mask, jnp.array([[1.0, 3.0]]), **shared)
     np.testing.assert_allclose(metrics["reference/nll"], 2 * np.log(4))
     np.testing.assert_allclose(metrics["weights/effective_samples"], 16 / 10)
+    np.testing.assert_allclose(metrics["weights/largest_log"], np.log(3))
     np.testing.assert_allclose(loss, (2 + 0.5 * 2) * np.log(4))
 
 

@@ -89,3 +89,25 @@ def test_nothing_is_said_of_a_run_that_learns_or_has_learned(steps, run, answers
 def test_all_on_one_of_several_answers_is_a_collapse_however_good():
     ((number, line),) = said([FINE] * 3 + [(ALL, 0.0, 1.0)] * 5, RUN, ("1", "2"))
     assert number == 6 and "set algorithm.method=mara, raise algorithm.beta=0.1" in line
+
+
+@pytest.mark.parametrize(
+    ("weight", "algorithm", "words"),
+    [
+        (4e4, Algorithm(kl="forward", anchor="string"), "e^11 in the forward KL"),  # .1 x 4e4 / 4 is over 10 x 1
+        (390, Algorithm(kl="forward", anchor="string"), None),
+        (410, Algorithm(kl="forward", anchor="string"), "algorithm.kl=reverse, or algorithm.anchor=answer"),
+        (410, Algorithm(kl="forward"), "set algorithm.kl=reverse"),
+        (410, Algorithm(kl="forward", method="vanilla", estimator="ratio"), None),  # the cure would be another one
+        (None, Algorithm(kl="forward", anchor="string"), None),  # no update
+    ],
+)
+def test_a_forward_kl_that_leaves_nothing_of_the_rewards_is_told(weight, algorithm, words):
+    watch, lines = Warnings(dataclasses.replace(RUN, algorithm=algorithm), Answers(None)), []
+    for number in (1, 2, 3, 4):
+        row = {"step": number, "completions/truncated": 0.0, "completions/commonest": 0.2}
+        row |= {"objective/weights/largest_log": weight and float(np.log(weight))}
+        lines += watch.of_step(row, np.array([0, 1]), np.array(MIXED))
+    assert len(lines) == (words is not None)
+    assert words is None or words in lines[0]
+    assert not lines or ("anchor=answer" in lines[0]) == (algorithm.anchor == "string")
