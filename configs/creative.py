@@ -98,6 +98,7 @@ def nano() -> LanguageRun:
         policy=Policy(weights="nano"),
         task=dataclasses.replace(run.task, reward_model="runs/creative-reward-nano/model"),
         warmup=Warmup(steps=300, batch=32, learning_rate=3e-3),
+        rollout=dataclasses.replace(run.rollout, max_new_tokens=64),  # its tokens are shorter
         optimiser=dataclasses.replace(run.optimiser, learning_rate=3e-4),
     )
 

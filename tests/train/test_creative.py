@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from mara_jax import config, hf, main
+from mara_jax import config, hf, main, tasks
 from mara_jax.core import method_rules
 from mara_jax.tasks import prompt_file
-from mara_jax.train import reward_model, shape
+from mara_jax.train import reference, reward_model, shape
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "prompts"
@@ -59,6 +59,17 @@ def test_the_papers_models_have_known_shapes():
     assert (policy.embed, policy.layers, policy.compute_dtype) == (2048, 28, "bfloat16")
     assert scoring is not None and (scoring.embed, scoring.layers) == (2560, 36)
     assert scoring.score_head and scoring.scan_layers and scoring.compute_dtype == "bfloat16"
+
+
+def test_every_demonstration_fits_the_completions_of_the_small_model():
+    """Its tokenizer of 512 tokens needs more of them than SmolLM2's."""
+    run = run_of("nano", "task.reward_model=unread")
+    task = tasks.make(run)
+    policy, _ = reference.load_base(run, task)
+    reference.check_demonstrations(run, policy, task)
+    with pytest.raises(ValueError, match="max_new_tokens=48 is too short"):
+        short = dataclasses.replace(run.rollout, max_new_tokens=48)
+        reference.check_demonstrations(dataclasses.replace(run, rollout=short), policy, task)
 
 
 def test_own_prompts_leave_out_ours_even_held_out_ones(tmp_path):
