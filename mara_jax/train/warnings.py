@@ -13,6 +13,7 @@ from mara_jax.train.answer_classes import alone_in_reference
 from mara_jax.train.reference_samples import PromptSamples
 
 STEPS = 3  # in a row before a warning; all steps of a shorter run
+AT_ONCE = ("sampler", "weights")  # one step is enough for these
 MOST = 0.5  # a larger share of groups or completions is most of them
 BEYOND = 0.05  # share of the good completions that may be without a class
 COLLAPSED = 0.9  # share of a group that is one and the same text
@@ -42,7 +43,7 @@ class Warnings:
         lines = []
         for name, text in self._conditions(row, ids, reward_pg).items():
             self.in_a_row[name] = self.in_a_row.get(name, 0) + 1 if text else 0
-            if self.in_a_row[name] >= (1 if name == "sampler" else self.steps) and name not in self.said:
+            if self.in_a_row[name] >= (1 if name in AT_ONCE else self.steps) and name not in self.said:
                 self.said.add(name)
                 lines.append(f"WARNING: {text}")
         return lines
