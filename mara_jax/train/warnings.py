@@ -33,7 +33,7 @@ class Warnings:
         self.first_rewards: set[float] = set()
 
     def of_step(self, row: dict[str, Any], ids: np.ndarray, reward_pg: np.ndarray) -> list[str]:
-        """Lines to show after a step: each warning once, when what it says has held for several steps.
+        """Lines to show after a step: each warning once, when it has held for STEPS steps (AT_ONCE: for one).
 
         Args:
           row: the step's metrics.
