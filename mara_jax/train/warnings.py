@@ -17,7 +17,7 @@ AT_ONCE = ("sampler", "weights")  # one step is enough for these
 MOST = 0.5  # a larger share of groups or completions is most of them
 BEYOND = 0.05  # share of the good completions that may be without a class
 COLLAPSED = 0.9  # share of a group that is one and the same text
-OUTWEIGHS = 10  # times the largest reward: what one sample may be worth in the KL term
+OUTWEIGHS = 10  # times the largest reward, or 1 where that is more: what one sample may be worth in the KL term
 # Nats a token by which rounding lets the sampler's log-probs of what it drew differ from the trainer's, by the dtype of
 # the matmuls; float32 is about 1e-8 in full precision, and 3e-4 where it is computed as TF32.
 ROUNDING = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2e-2}
